@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * The device interface: what the training engine asks of a device.  Its operations are the *fused* units that a fast GPU backend
+ * needs; the CPU backend (kernels/cpu) composes them with the same rounding points and is the specification.
+ *
+ * Conventions
+ *  - Matrices are row-major, contiguous, [rows, cols]; "tokens" T is always the row count of activations.
+ *  - Pointers named here are device pointers (host pointers on the CPU backend).  Hyper-parameters that change per step (learning rate,
+ *    step, skip flag, scales) lie in device memory, so that a captured graph need not be rebuilt.
+ *  - Every operation is enqueued on a stream and returns 0 or a negative errno (-EOPNOTSUPP: this backend has not got it, -EINVAL: shapes).
+ *  - No operation allocates.  Scratch is given by the caller (dev_workspace) or sized at dev_open.
+ *  - Rounding points are part of the contract: stated per operation.  "bf16(x)" rounds to nearest even.
+ *  - In the FP64 build (-DFP8_FP64) an element of DT_F32 is a double everywhere ("real"), and only recipe fp32 is allowed.
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+#ifdef FP8_FP64
+#define real double
+#else
+#define real float
+#endif
+
+enum dtype { DT_F32, DT_BF16, DT_E4M3, DT_E5M2, DT_I32, DT_I64, DT_F64, DT_U8, DT_F16 };
+size_t dtype_size(enum dtype t); /* DT_F32: sizeof(real) */
+const char *dtype_name(enum dtype t);
+
+struct dev_stream;
+struct dev_event;
+
+/* ------------------------------------------------------------------ quantised tensors */
+
+enum qscaling {
+        Q_NONE,     /* not quantised: row is the BF16 or F32 matrix itself (an alias of the source), col unused */
+        Q_1X128,    /* row: one scale per token and 128 columns; col: one per column and 128 tokens (of the transposed matrix) */
+        Q_128X128,  /* one scale a block, the same bytes in both orientations */
+        Q_TENSOR,   /* one scale, computed now (current scaling) */
+        Q_DELAYED,  /* one scale, given in *spec->scale (from the amax history) */
+};
+
+/*
+ * A matrix [rows, cols] quantised for GEMMs that contract over cols (row form) and over rows (col form).
+ * Scales are *dequantisation* scales (1/s).  Layouts as TMA and cuBLASLt take them (NUMERICS, cublasLt.h):
+ *   Q_1X128   row_scale[kb * ld + m], kb = column block, ld = rows rounded up to 4;   col_scale[tb * ldc + n], tb = token block, ldc = cols rounded up to 4
+ *   Q_128X128 row_scale[nb * ld + kb], nb = row block, ld = column blocks rounded up to 4; col_scale: the transposed grid, likewise padded
+ *   Q_TENSOR/Q_DELAYED row_scale[0] = col_scale[0]
+ */
+struct qtensor {
+        enum qscaling scaling;
+        enum dtype dtype; /* DT_E4M3, DT_E5M2; Q_NONE: DT_BF16 or DT_F32 */
+        int64_t rows, cols;
+        void *row;        /* [rows, cols] */
+        real *row_scale;
+        void *col;        /* [cols, rows], physically transposed; NULL when not wanted */
+        real *col_scale;
+};
+
+/* How to quantise one class of tensor. */
+struct quant_spec {
+        enum qscaling scaling;
+        enum dtype dtype;
+        bool pow2;           /* s: mantissa bits masked off */
+        bool want_row, want_col;
+        real *scale;         /* Q_DELAYED: device, the quantisation scale s to use */
+        real *amax;          /* Q_DELAYED, Q_TENSOR: device, atomically maxed with this tensor's amax (NaN-propagating); may be NULL */
+        uint64_t *bad;       /* device: min'ed with `index` when amax is non-finite (sticky, first offender); may be NULL. UINT64_MAX: none */
+        uint64_t index;      /* this tensor's index, see trainer's table of tensors */
+};
+
+/* Bytes of each part of a qtensor with this spec, for arenas: {row, row_scale, col, col_scale}. */
+void dev_qtensor_bytes(const struct quant_spec *s, int64_t rows, int64_t cols, size_t ret[4]);
+
+/* ------------------------------------------------------------------ operands of fused operations */
+
+/* Packed documents: cu[0]=0 < cu[1] < ... < cu[n]=T; attention stays inside [cu[i], cu[i+1]), RoPE positions restart at each. Device memory, int32. */
+struct doc_bounds {
+        const int32_t *cu;
+        const int32_t *pos; /* [T] position inside its document */
+        const int32_t *doc; /* [T] index of its document */
+        int32_t n, tokens;
+};
+
+/* Per-step values in device memory. */
+struct step_params {
+        double lr;           /* of the schedule, before lr_scale of groups */
+        double beta1, beta2, eps;
+        double bias1, bias2; /* 1 - beta^t, t = optimizer steps done, this one included */
+        double grad_scale;   /* gradients are multiplied by it: 1/loss_scale * clip factor */
+        uint64_t skip;       /* not 0: nothing changes, bitwise */
+        uint64_t rng;        /* seed of stochastic rounding in this step */
+};
+
+struct adamw_tensor {
+        real *master;        /* [count] FP32 */
+        const real *grad;    /* [count] FP32, reduced over dp, not yet unscaled */
+        void *m, *v;         /* [count] moments_dtype */
+        void *param;         /* [count] BF16 (or F32) working copy to write, bf16(master); may be NULL */
+        int64_t count;
+        double lr_scale, weight_decay;
+};
+
+/* ------------------------------------------------------------------ the table */
+
+struct dev;
+
+/* Which GEMM promotion is emulated and what the compute dtype of activations is: DT_BF16 for all recipes but fp32 (DT_F32). */
+struct dev_config {
+        const char *kind;       /* "cpu"; later "cuda" */
+        int index;              /* device number on the node */
+        int threads;            /* CPU: BLAS threads, default 1 (part of the numeric fingerprint) */
+        enum dtype act;         /* activations' carrier */
+};
+
+struct dev_ops {
+        size_t size;            /* sizeof(struct dev_ops) of the backend */
+        uint32_t version;       /* DEV_VERSION */
+        const char *kind;
+
+        int (*open)(const struct dev_config *c, struct dev **ret, struct error *e);
+        void (*close)(struct dev *d);
+        /* "cpu/openblas-SkylakeX/t1/..." : part of the numeric fingerprint */
+        const char *(*fingerprint)(struct dev *d);
+
+        int (*alloc)(struct dev *d, size_t bytes, void **ret, struct error *e);      /* 256-byte aligned, zeroed */
+        void (*free)(struct dev *d, void *p);
+        int (*stream_new)(struct dev *d, struct dev_stream **ret);
+        void (*stream_free)(struct dev_stream *s);
+        int (*stream_sync)(struct dev_stream *s);
+        int (*copy_in)(void *dst, const void *src_host, size_t bytes, struct dev_stream *s);
+        int (*copy_out)(void *dst_host, const void *src, size_t bytes, struct dev_stream *s);
+        int (*copy)(void *dst, const void *src, size_t bytes, struct dev_stream *s);
+        int (*zero)(void *dst, size_t bytes, struct dev_stream *s);
+        int (*cast)(void *dst, enum dtype dt, const void *src, enum dtype st, int64_t n, struct dev_stream *s);
+        /* dst += src, both of dtype t, in F32, rounded once */
+        int (*add)(void *dst, const void *src, enum dtype t, int64_t n, struct dev_stream *s);
+        /* dst (F32) *= factor */
+        int (*scale)(real *dst, double factor, int64_t n, struct dev_stream *s);
+        /* Counter-based normal initialisation: element (r, c) of the global tensor `name_hash` depends on (seed, name_hash, r, c) only;
+         * this shard starts at (row0, col0) of a global width global_cols. std 0 with mean: constant. */
+        int (*init_normal)(real *dst, int64_t rows, int64_t cols, int64_t row0, int64_t col0, int64_t global_cols, uint64_t seed, uint64_t name_hash,
+                           double mean, double std, struct dev_stream *s);
+
+        /* ---- quantisation (rules: NUMERICS "Quantise"); x [rows, cols] of dtype xt, out sized by dev_qtensor_bytes */
+        int (*quantize)(const void *x, enum dtype xt, const struct quant_spec *q, struct qtensor *out, struct dev_stream *s);
+        /* col form made from the dequantised row form (cached FP8 activations, needed again transposed) */
+        int (*requantize_col)(struct qtensor *t, const struct quant_spec *q, struct dev_stream *s);
+        /* x = bf16(row * scale) */
+        int (*dequantize)(const struct qtensor *t, void *x, enum dtype xt, struct dev_stream *s);
+
+        /* ---- GEMMs.  FP8: partial sums of 128 along the contraction, promoted to F32 with both scales applied. BF16/F32 (Q_NONE): F32 accumulation. */
+        /* y[M,N] = x[M,K] w[N,K]^T; yt BF16 or F32 */
+        int (*gemm_fprop)(const struct qtensor *x, const struct qtensor *w, void *y, enum dtype yt, struct dev_stream *s);
+        /* dx[M,K] (F32) = beta*dx + dy[M,N] w[N,K]; beta 0 or 1 */
+        int (*gemm_dgrad)(const struct qtensor *dy, const struct qtensor *w, real *dx, int beta, struct dev_stream *s);
+        /* dw[N,K] (F32) += dy[M,N]^T x[M,K] */
+        int (*gemm_wgrad)(const struct qtensor *dy, const struct qtensor *x, real *dw, struct dev_stream *s);
+
+        /* ---- norm.  residual (act) += delta (act, may be NULL) rounded to act; y = act(x * rstd * w); rstd [T] F32 kept for backward */
+        int (*rmsnorm_fwd)(void *residual, const void *delta, const real *w, double eps, void *y, real *rstd, enum dtype act, int64_t T, int64_t H,
+                           struct dev_stream *s);
+        /* the same with y quantised in the same pass (tp = 1, or no sequence parallelism) ; y may be NULL when only q is wanted */
+        int (*rmsnorm_quant_fwd)(void *residual, const void *delta, const real *w, double eps, void *y, real *rstd, enum dtype act, int64_t T, int64_t H,
+                                 const struct quant_spec *q, struct qtensor *out, struct dev_stream *s);
+        /* dresidual (act) = act(dresidual + d rmsnorm(dy)); dw (F32) += ; x is the residual value that went in; dy of dtype dyt */
+        int (*rmsnorm_bwd)(void *dresidual, real *dw, const void *dy, enum dtype dyt, const void *x, const real *w, const real *rstd, enum dtype act,
+                           int64_t T, int64_t H, struct dev_stream *s);
+
+        /* ---- attention.  RoPE rotates halves (Hugging Face Llama), tables in F32; in place on q [T, Hq*D], k [T, Hkv*D] (act). backward: inverse rotation */
+        int (*rope)(void *q, void *k, const struct doc_bounds *docs, double theta, int64_t Hq, int64_t Hkv, int64_t D, bool backward, enum dtype act,
+                    struct dev_stream *s);
+        /* causal within documents; scale 1/sqrt(D); softmax in F32; out (act) [T, Hq*D]; lse [Hq, T] F32 */
+        int (*attention_fwd)(const void *q, const void *k, const void *v, const struct doc_bounds *docs, void *out, real *lse, int64_t Hq, int64_t Hkv,
+                             int64_t D, enum dtype act, void *workspace, struct dev_stream *s);
+        int (*attention_bwd)(const void *q, const void *k, const void *v, const void *out, const real *lse, const void *dout, const struct doc_bounds *docs,
+                             void *dq, void *dk, void *dv, int64_t Hq, int64_t Hkv, int64_t D, enum dtype act, void *workspace, struct dev_stream *s);
+        size_t (*attention_workspace)(int64_t T, int64_t Hq, int64_t Hkv, int64_t D);
+
+        /* ---- SwiGLU.  a = act(silu(g) * u), from g, u [T, I] (act) */
+        int (*swiglu_fwd)(const void *g, const void *u, void *a, enum dtype act, int64_t T, int64_t I, struct dev_stream *s);
+        int (*swiglu_quant_fwd)(const void *g, const void *u, void *a /* may be NULL */, enum dtype act, int64_t T, int64_t I, const struct quant_spec *q,
+                                struct qtensor *out, struct dev_stream *s);
+        /* dg, du (act) from da (dat), quantised in the same pass when qg/qu are given (then dg/du may be NULL) */
+        int (*swiglu_bwd)(const void *g, const void *u, const void *da, enum dtype dat, void *dg, void *du, enum dtype act, int64_t T, int64_t I,
+                          const struct quant_spec *qsg, struct qtensor *qg, const struct quant_spec *qsu, struct qtensor *qu, struct dev_stream *s);
+
+        /* ---- vocabulary-parallel embedding and cross-entropy. This shard holds ids [v0, v0+V). */
+        /* out (act) [T, H] = table row, 0 for ids of other shards */
+        int (*embed_fwd)(const void *table, const int32_t *ids, void *out, enum dtype act, int64_t T, int64_t H, int64_t v0, int64_t V, struct dev_stream *s);
+        /* dtable (F32) += ; deterministic order (by token) */
+        int (*embed_bwd)(real *dtable, const int32_t *ids, const void *dout, enum dtype act, int64_t T, int64_t H, int64_t v0, int64_t V, struct dev_stream *s);
+        /* rowmax[T] of logits (F32 or act) [T, V] */
+        int (*ce_max)(const void *logits, enum dtype lt, real *rowmax, int64_t T, int64_t V, struct dev_stream *s);
+        /* sumexp[T] = sum exp(l - rowmax), target[T] = l[t] of the label if it is in this shard, else 0. Labels < 0 are ignored */
+        int (*ce_sum)(const void *logits, enum dtype lt, const real *rowmax, const int32_t *labels, real *sumexp, real *target, int64_t T, int64_t v0,
+                      int64_t V, struct dev_stream *s);
+        /* loss_sum (F32[1]) += sum over labelled tokens of log(sumexp) + rowmax - target; dlogits (act, may alias logits) = (softmax - onehot) * gscale;
+         * dlogits NULL: evaluation */
+        int (*ce_bwd)(const void *logits, enum dtype lt, const real *rowmax, const real *sumexp, const real *target, const int32_t *labels, double gscale,
+                      real *loss_sum, void *dlogits, enum dtype act, int64_t T, int64_t v0, int64_t V, struct dev_stream *s);
+
+        /* ---- optimizer */
+        /* sumsq (double[1], device) += sum of squares of each tensor x factor[i]; bad min'ed with index[i] of a tensor with a non-finite element. One pass, fixed order. */
+        int (*grad_stats)(int n, const real *const *grads, const int64_t *counts, const double *factors, const uint64_t *indices, double *sumsq,
+                          uint64_t *bad, struct dev_stream *s);
+        /* Decoupled weight decay (Loshchilov & Hutter 2019): master -= lr*lr_scale*(mhat/(sqrt(vhat)+eps) + wd*master) */
+        int (*adamw)(int n, const struct adamw_tensor *t, enum dtype moments, enum dtype param, const struct step_params *p, struct dev_stream *s);
+        /* delayed scaling: roll the amax history [n][len], scale from it; nothing when *skip. amax 0 or non-finite keeps the previous scale */
+        int (*amax_update)(int n, int len, real *history, const real *amax, real *scale, const double *fp8_max, int use_max, int margin, const uint64_t *skip,
+                           struct dev_stream *s);
+};
+
+#define DEV_VERSION 1
+
+/* The backend of that kind, every slot filled (missing ones return -EOPNOTSUPP); NULL: unknown. */
+const struct dev_ops *dev_ops_find(const char *kind);
+extern const struct dev_ops dev_ops_cpu;

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * FP8 formats (OCP 8-bit Floating Point Specification 1.0; Micikevicius et al. 2022, arXiv 2209.05433).
+ * E4M3 (fn): max 448, min normal 2^-6, min subnormal 2^-9, no infinity, NaN = S.1111.111.
+ * E5M2: max 57344, min normal 2^-14, min subnormal 2^-16, infinities and NaNs.
+ * Casts round to nearest even and saturate (infinities too); NaN stays NaN (0x7f; E5M2: 0x7f), sign dropped as NVIDIA's cvt.rn.satfinite does.
+ */
+#include <stdint.h>
+
+#define FP8_E4M3_MAX 448.0f
+#define FP8_E5M2_MAX 57344.0f
+
+uint8_t fp8_e4m3_from_float(float x);
+uint8_t fp8_e5m2_from_float(float x);
+float fp8_e4m3_to_float(uint8_t q);
+float fp8_e5m2_to_float(uint8_t q);
+/* All 256 values, for table look-up. */
+extern const float *const fp8_e4m3_table;
+extern const float *const fp8_e5m2_table;
+/* Round to nearest even; NaN becomes quiet. */
+uint16_t bf16_from_float(float x);
+float bf16_to_float(uint16_t h);

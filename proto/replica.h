@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * Replica memory: one shared-memory segment (memfd) a rank, owned by the spawner, so that a rank's snapshots survive the rank.
+ * Two slots, written in turn: the slot of the older generation is written while the newer stays whole.  A slot's payload is
+ * one shard file image (safetensors, see worker/ckpt/shard.h), so what is kept in memory, sent to a peer or written to disk is the
+ * same bytes with the same digest.
+ *
+ * Why two are enough: a rank completes its snapshot of step N before it takes part in the agreement of step N+1, so when any
+ * rank begins to overwrite N-1 (after the agreement of N+1) every rank holds N.
+ */
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/hash.h"
+
+#define REPLICA_MAGIC 0x46503852u
+#define REPLICA_VERSION 1
+#define REPLICA_SLOTS 2
+#define REPLICA_LAYOUT_SIZE 256
+
+struct replica_slot {
+        _Atomic uint64_t valid;         /* 0 while written; set last */
+        uint64_t step, epoch, job_id, rank, shard_count, bytes;
+        uint64_t digest_hi, digest_lo;  /* XXH3-128 of the payload */
+        char layout[REPLICA_LAYOUT_SIZE];
+        uint64_t offset;                /* of the payload from the start of the segment */
+};
+
+struct replica_header {
+        uint32_t magic, version;
+        uint64_t size;      /* of the segment */
+        uint64_t slot_bytes;/* room a slot has for its payload; 0 until the rank has sized it */
+        struct replica_slot slots[REPLICA_SLOTS];
+};
+
+struct replica; /* a mapping */
+
+/* A new, unsized memfd (header only). */
+int replica_create(int *ret_fd, struct error *e);
+/* By the rank: makes room for payloads of slot_bytes. Fitting slots of an earlier incarnation are kept as they are. */
+int replica_size(int fd, uint64_t slot_bytes, struct error *e);
+/* Maps; everything in the header is checked against the segment's true size. */
+int replica_map(int fd, struct replica **ret, struct error *e);
+struct replica *replica_unmap(struct replica *r);
+const struct replica_header *replica_header(const struct replica *r);
+
+/* The slot to write next (invalidated) and its payload's address; then commit with what was written. */
+int replica_begin(struct replica *r, void **ret_payload, struct error *e);
+void replica_commit(struct replica *r, const struct replica_slot *what, struct digest digest);
+/* A valid slot with this step, its header checked and, with verify, its digest; -ENOENT, -EBADMSG. */
+int replica_find(const struct replica *r, uint64_t step, int verify, const struct replica_slot **ret_slot, const void **ret_payload, struct error *e);

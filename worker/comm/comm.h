@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * Collectives between the ranks of a job.  A *mesh* is everything an epoch has (all ranks, all connections); a *comm* is an
+ * ordered group of its ranks.  Backends: sockets (here; AF_UNIX inside a node, TCP between nodes), NCCL (comes with the CUDA backend).
+ *
+ * Return values: 0; a negative errno with the error's text for what is fatal; or one of the positive conditions below, which
+ * the caller must handle by leaving the epoch (comm_abort, then comm_mesh_free, then a new mesh).  After any of them the
+ * contents of the buffers are undefined, but nothing writes to them any more once the call has returned.
+ *
+ * Reduction order is that of the group index (ring by group index), never of arrival or placement: same inputs, same bits.
+ * All calls block until the local part is done.  `stream` orders them after device work; the socket backend synchronises it.
+ * One thread uses a mesh at a time, except comm_abort, which any thread may call.
+ */
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "kernels/dev.h"
+#include "proto/flight.h"
+
+enum comm_condition { COMM_E_PEER_LOST = 1, COMM_E_TIMEOUT = 2, COMM_E_ABORTED = 3 };
+enum comm_op { COMM_SUM, COMM_MAX, COMM_MIN };
+
+struct comm_listener;
+struct comm_mesh;
+struct comm;
+
+/* Bound once a rank process; its endpoint string ("unix:/dir/r3.i12.sock,tcp:127.0.0.1:40123") goes to the controller. */
+int comm_listener_new(const char *dir, const char *host, const char *name, struct comm_listener **ret, struct error *e);
+const char *comm_listener_endpoint(const struct comm_listener *l);
+struct comm_listener *comm_listener_free(struct comm_listener *l);
+
+struct comm_peer {
+        uint64_t incarnation;
+        const char *endpoint;
+        const char *node; /* equal names: AF_UNIX */
+};
+
+struct comm_mesh_config {
+        uint64_t job, epoch;
+        int rank, n_ranks;
+        const struct comm_peer *peers; /* n_ranks, in rank order */
+        const char *node;              /* own */
+        uint8_t key[32];               /* of the epoch: mutual HMAC-SHA256 challenge in the handshake, which also carries job, epoch, rank, incarnation */
+        int timeout_ms;                /* of every call; restarts on progress */
+        int connect_timeout_ms;        /* for the whole mesh */
+        struct flight *flight;         /* may be NULL; every collective is numbered and noted */
+};
+
+/* An abort handle lives longer than the meshes it aborts; one a rank process. */
+struct comm_abort;
+int comm_abort_new(struct comm_abort **ret, struct error *e);
+struct comm_abort *comm_abort_free(struct comm_abort *a);
+/* Any thread, any time: every call of the mesh bound to it, its building included, returns COMM_E_ABORTED within milliseconds. */
+void comm_abort_raise(struct comm_abort *a);
+void comm_abort_reset(struct comm_abort *a);
+
+/* Meets all peers of the epoch. Connections with a wrong key, epoch, job or incarnation are dropped and counted, never waited for. */
+int comm_mesh_new(struct comm_listener *l, struct comm_abort *a, const struct comm_mesh_config *c, struct comm_mesh **ret, struct error *e);
+struct comm_mesh *comm_mesh_free(struct comm_mesh *m); /* closes everything, which carries the news to the peers */
+/* The peer that the last condition was about (global rank), or -1. */
+int comm_mesh_lost_peer(const struct comm_mesh *m);
+
+/* A group in this order; the caller's rank must be in it. tag: noted in the flight recorder. Group of one: every call is a copy. */
+int comm_new(struct comm_mesh *m, const int *ranks, int n, uint32_t tag, struct comm **ret, struct error *e);
+struct comm *comm_free(struct comm *c);
+int comm_rank(const struct comm *c); /* group index */
+int comm_size(const struct comm *c);
+
+/* In place on buf[count]. dtype: DT_F32 (a double in the FP64 build), DT_BF16 (summed in F32, rounded once at the end), DT_I32, DT_I64, DT_F64. */
+int comm_all_reduce(struct comm *c, void *buf, size_t count, enum dtype t, enum comm_op op, struct dev_stream *stream, struct error *e);
+/* in[count * size] -> out[count]: chunk i of the sum goes to group index i. in and out must not overlap; in may be overwritten (scratch). */
+int comm_reduce_scatter(struct comm *c, void *in, void *out, size_t count, enum dtype t, enum comm_op op, struct dev_stream *stream, struct error *e);
+/* in[bytes] -> out[bytes * size]; in may be the right place inside out. */
+int comm_all_gather(struct comm *c, const void *in, void *out, size_t bytes, struct dev_stream *stream, struct error *e);
+/* Uneven form: member i gives sizes[i] bytes, placed one after another. */
+int comm_all_gather_v(struct comm *c, const void *in, void *out, const size_t *sizes, struct dev_stream *stream, struct error *e);
+int comm_reduce_scatter_v(struct comm *c, void *in, void *out, const size_t *counts, enum dtype t, enum comm_op op, struct dev_stream *stream, struct error *e);
+int comm_broadcast(struct comm *c, void *buf, size_t bytes, int root, struct dev_stream *stream, struct error *e);
+/* Point to point; send may return once the data is buffered or on its way. A pair must not both send large data first: use comm_send_recv. */
+int comm_send(struct comm *c, const void *buf, size_t bytes, int to, struct dev_stream *stream, struct error *e);
+int comm_recv(struct comm *c, void *buf, size_t bytes, int from, struct dev_stream *stream, struct error *e);
+int comm_send_recv(struct comm *c, const void *out, size_t out_bytes, int to, void *in, size_t in_bytes, int from, struct dev_stream *stream, struct error *e);
+int comm_barrier(struct comm *c, struct error *e);

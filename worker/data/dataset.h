@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * Training samples from base/indexed.h's documents: shuffled (seed, pass over the data) and packed into sequences of seq_len + 1 tokens; sample i of the run is a pure function of
+ * (data, seed, seq_len, i), so a position is one number.
+ */
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/hash.h"
+#include "proto/job_spec.h"
+
+struct dataset;
+
+int dataset_open(const struct job_spec *spec, struct dataset **ret, struct error *e);
+struct dataset *dataset_free(struct dataset *d);
+int64_t dataset_tokens(const struct dataset *d, bool validation);
+int64_t dataset_vocab(const struct dataset *d); /* greatest id + 1 */
+/*
+ * Sample `index` (training: any number, wraps into reshuffled passes; validation: modulo their count): ids[seq_len], labels[seq_len] (-1: not counted, i.e. across a document's
+ * end), doc_starts: seq positions at which a document begins, 0 included; at most seq_len.
+ */
+int dataset_sample(struct dataset *d, bool validation, uint64_t index, int32_t *ids, int32_t *labels, int32_t *doc_starts, int *ret_n_docs, struct error *e);

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * The training engine of one rank: model shard, optimizer shard, data, schedule, scalers.  It knows groups and steps, not epochs or recovery: after any
+ * non-zero return of trainer_step its live state is undefined and must be loaded again.
+ */
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/hash.h"
+#include "kernels/dev.h"
+#include "proto/flight.h"
+#include "proto/job_spec.h"
+#include "worker/ckpt/shard.h"
+#include "worker/comm/comm.h"
+
+struct trainer;
+
+struct trainer_config {
+        const struct job_spec *spec;  /* kept by the caller for the trainer's life */
+        const struct dev_ops *ops;
+        struct dev *dev;
+        int rank;                     /* (pp_index * dp + dp_index) * tp + tp_index */
+        struct flight *flight;        /* may be NULL */
+        bool test_hooks_armed;        /* kill_* hooks fire (first incarnation only) */
+};
+
+/* One optimizer step as it is reported. All ranks get step, skipped, grad_norm, loss (averaged over the global batch). */
+struct step_result {
+        uint64_t step;          /* 1-based number of the step now finished (skipped ones count: the data position advances) */
+        float loss;             /* nats per token, mean over the global batch; the value whose 32 bits are compared */
+        double grad_norm, lr, loss_scale;
+        bool skipped;
+        uint64_t skipped_total, consecutive_skips;
+        uint64_t tokens;        /* in all, this step included */
+        double val_loss;        /* NaN unless evaluated in this step */
+        bool has_digest;
+        struct digest state_digest; /* over all ranks' master weights and moments, in rank order */
+        /* first offender of a skipped step, the same on all ranks */
+        int bad_rank;
+        char bad_tensor[SHARD_NAME_MAX]; /* layer and tensor by its global name */
+        double bad_amax;
+        uint64_t memory_bytes;  /* peak of this rank */
+        double ms;
+};
+
+int trainer_new(const struct trainer_config *c, struct trainer **ret, struct error *e); /* allocates everything; opens the data */
+struct trainer *trainer_free(struct trainer *t);
+
+/* Communicators of an epoch; replaces (and frees) those of an earlier one. The mesh stays the caller's and must outlive them. */
+int trainer_attach(struct trainer *t, struct comm_mesh *m, struct error *e);
+void trainer_detach(struct trainer *t);
+
+/* State: fresh from the seed (equal for every layout), or read back through the list + small state below, then synchronised. */
+int trainer_init(struct trainer *t, struct error *e);
+/* What a snapshot consists of. The list is fixed for the trainer's life. */
+void trainer_state(struct trainer *t, const struct shard_tensor **ret_list, size_t *ret_n);
+#define TRAINER_STATE_JSON_MAX 4096
+/* Small state as JSON: step, data position, RNG, loss scaler, skip counters, loss_first, tokens, val_loss, fingerprint. buf of TRAINER_STATE_JSON_MAX. */
+int trainer_state_json(struct trainer *t, char *buf, size_t size, struct error *e);
+int trainer_set_state_json(struct trainer *t, const char *json, struct error *e);
+/* After loading: working weights from master weights (all-gather over dp), quantised forms, cross-rank checks (all at the same step). 0, condition > 0, or negative. */
+int trainer_sync(struct trainer *t, struct error *e);
+
+uint64_t trainer_step_number(const struct trainer *t); /* steps done */
+double trainer_loss_first(const struct trainer *t);
+bool trainer_reports_loss(const struct trainer *t);    /* the rank that writes the metrics: last stage, dp 0, tp 0 */
+int64_t trainer_tokens_per_step(const struct trainer *t);
+const char *trainer_fingerprint(const struct trainer *t);
+/* One step. 0, a positive comm condition, -ECANCELED (lease lost before the commit), or another negative errno. */
+int trainer_step(struct trainer *t, struct step_result *ret, struct error *e);
+/* Rollback past bad batches: the data position of `position` steps, weights as loaded. */
+void trainer_skip_data_to(struct trainer *t, uint64_t step);
