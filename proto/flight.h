@@ -48,16 +48,30 @@ struct flight {
 
 enum flight_phase { FLIGHT_STARTING, FLIGHT_PARKED, FLIGHT_LOADING, FLIGHT_JOINING, FLIGHT_FORWARD, FLIGHT_REDUCE, FLIGHT_AGREE, FLIGHT_UPDATE, FLIGHT_GATHER, FLIGHT_SNAPSHOT, FLIGHT_EVAL, FLIGHT_DONE };
 
-/* A new memfd with an initialised recorder. */
+/* A valid entry, copied. */
+struct flight_record {
+        uint64_t seq;
+        uint32_t op, group;
+        uint64_t bytes, entered_ns, left_ns;
+};
+
+/* A new memfd with an initialised recorder, sealed in size. One for each incarnation of a rank. */
 int flight_create(int *ret_fd, struct error *e);
 /* Maps one; magic, version and size are checked (a longer one of a later minor maker is fine). munmap by flight_unmap. */
 int flight_map(int fd, struct flight **ret, struct error *e);
 struct flight *flight_unmap(struct flight *f);
-/* By the rank's main thread, once. */
+/* By the rank's main thread, once; held until that thread ends. -EBUSY when it is or was held. */
 int flight_hold(struct flight *f, struct error *e);
-/* Blocks until the holder dies (returns 0), or returns -ETIMEDOUT after timeout_ns of CLOCK_REALTIME waiting; -EAGAIN: not held yet. */
+/* Blocks until the holder dies (returns 0, then and on every later call), or returns -ETIMEDOUT after timeout_ns; -EAGAIN: not held yet. */
 int flight_wait_death(struct flight *f, uint64_t timeout_ns);
+/* Numbers of collectives begin at 1 again. Between collectives only. */
+void flight_begin_epoch(struct flight *f, uint64_t epoch);
 uint64_t flight_enter(struct flight *f, enum flight_op op, uint32_t group, uint64_t bytes);
 void flight_leave(struct flight *f, uint64_t seq);
+/* False when this collective is no longer, or not yet, in the ring. The newest is number f->head. */
+bool flight_read(const struct flight *f, uint64_t seq, struct flight_record *ret);
 void flight_set_phase(struct flight *f, enum flight_phase phase);
+/* False past the lease, and while none was given. */
 bool flight_lease_ok(const struct flight *f);
+const char *flight_op_name(uint64_t op);
+const char *flight_phase_name(uint64_t phase);

@@ -26,6 +26,7 @@ struct replica_slot {
         uint64_t digest_hi, digest_lo;  /* XXH3-128 of the payload */
         char layout[REPLICA_LAYOUT_SIZE];
         uint64_t offset;                /* of the payload from the start of the segment */
+        uint64_t check;                 /* XXH3 of step .. offset: a slot that was written over by accident is seen */
 };
 
 struct replica_header {
@@ -39,15 +40,28 @@ struct replica; /* a mapping */
 
 /* A new, unsized memfd (header only). */
 int replica_create(int *ret_fd, struct error *e);
-/* By the rank: makes room for payloads of slot_bytes. Fitting slots of an earlier incarnation are kept as they are. */
+/*
+ * By the rank, before it maps: makes room for payloads of slot_bytes; the memory is taken at once (-ENOMEM, -ENOSPC), so that no later write can fail.
+ * Room that is enough already is left as it is, with what an earlier incarnation put there; growing drops both slots (their layout is another one anyway).
+ */
 int replica_size(int fd, uint64_t slot_bytes, struct error *e);
 /* Maps; everything in the header is checked against the segment's true size. */
 int replica_map(int fd, struct replica **ret, struct error *e);
 struct replica *replica_unmap(struct replica *r);
 const struct replica_header *replica_header(const struct replica *r);
 
-/* The slot to write next (invalidated) and its payload's address; then commit with what was written. */
-int replica_begin(struct replica *r, void **ret_payload, struct error *e);
-void replica_commit(struct replica *r, const struct replica_slot *what, struct digest digest);
-/* A valid slot with this step, its header checked and, with verify, its digest; -ENOENT, -EBADMSG. */
+/*
+ * The slot to write the snapshot of `step` into (invalidated) and its payload's address; then commit with what was written (valid, offset, check and the
+ * digest fields of `what` are not looked at).  Snapshots of this or a later step are left over from before a roll-back: they are dropped, so that the slot that
+ * is written over is never the generation that the job resumed from.
+ */
+int replica_begin(struct replica *r, uint64_t step, void **ret_payload, struct error *e);
+/* -EINVAL without a begin, or when what->bytes does not fit. */
+int replica_commit(struct replica *r, const struct replica_slot *what, struct digest digest);
+/*
+ * A valid slot with this step, its header checked and, with verify, its digest; -ENOENT, -EBADMSG. ret_slot is a copy that lives until the next replica_find on this
+ * mapping; one thread a mapping.
+ */
 int replica_find(const struct replica *r, uint64_t step, int verify, const struct replica_slot **ret_slot, const void **ret_payload, struct error *e);
+/* Steps of the valid slots with a good header, newest first; returns how many. */
+int replica_steps(const struct replica *r, uint64_t ret_steps[REPLICA_SLOTS]);
