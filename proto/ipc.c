@@ -172,7 +172,7 @@ int ipc_send(int fd, const ProtobufCMessage *m, const int *fds, size_t n_fds, st
         _cleanup_close_ int memfd = -1;
         _cleanup_free_ uint8_t *data = NULL;
         int all[WIRE_FDS];
-        size_t len;
+        size_t len = 0;
         int r;
 
         if (n_fds > IPC_MAX_FDS)
