@@ -26,9 +26,11 @@ struct comm_listener;
 struct comm_mesh;
 struct comm;
 
-/* Bound once a rank process; its endpoint string ("unix:/dir/r3.i12.sock,tcp:127.0.0.1:40123") goes to the controller. */
+/* Bound once a rank process and kept over epochs. dir NULL: no AF_UNIX; host NULL: no TCP. Its endpoint string ("unix:/dir/r3.i12.sock,tcp:127.0.0.1:40123") goes to the controller. */
 int comm_listener_new(const char *dir, const char *host, const char *name, struct comm_listener **ret, struct error *e);
 const char *comm_listener_endpoint(const struct comm_listener *l);
+/* Connections dropped since it was bound: another job, epoch, rank, incarnation, version or key. */
+uint64_t comm_listener_refused(const struct comm_listener *l);
 struct comm_listener *comm_listener_free(struct comm_listener *l);
 
 struct comm_peer {
@@ -46,6 +48,7 @@ struct comm_mesh_config {
         int timeout_ms;                /* of every call; restarts on progress */
         int connect_timeout_ms;        /* for the whole mesh */
         struct flight *flight;         /* may be NULL; every collective is numbered and noted */
+        const struct dev_ops *ops;     /* whose streams the calls are given; NULL: buffers are host memory, streams are not looked at */
 };
 
 /* An abort handle lives longer than the meshes it aborts; one a rank process. */
@@ -68,7 +71,8 @@ struct comm *comm_free(struct comm *c);
 int comm_rank(const struct comm *c); /* group index */
 int comm_size(const struct comm *c);
 
-/* In place on buf[count]. dtype: DT_F32 (a double in the FP64 build), DT_BF16 (summed in F32, rounded once at the end), DT_I32, DT_I64, DT_F64. */
+/* In place on buf[count]. dtype: DT_F32 (a double in the FP64 build), DT_BF16 (summed in F32, rounded once at the end), DT_I32, DT_I64, DT_F64, DT_U8.
+ * COMM_MAX and COMM_MIN: a NaN anywhere makes the result NaN (amax must not hide one). Every rank gets the same bits. */
 int comm_all_reduce(struct comm *c, void *buf, size_t count, enum dtype t, enum comm_op op, struct dev_stream *stream, struct error *e);
 /* in[count * size] -> out[count]: chunk i of the sum goes to group index i. in and out must not overlap; in may be overwritten (scratch). */
 int comm_reduce_scatter(struct comm *c, void *in, void *out, size_t count, enum dtype t, enum comm_op op, struct dev_stream *stream, struct error *e);
