@@ -6,7 +6,8 @@
  *
  * Persist before act: during one call of the core, everything given to io->persist forms one transaction; whatever the core sends, replies or
  * hands to the file helper *during the same call* leaves only after that transaction is durable.  When the transaction fails (-ECANCELED: an EXPECT did
- * not hold, we are not the owner of that epoch any more), none of it leaves and controller_persist_failed is called.
+ * not hold, we are not the owner of that epoch any more), none of it leaves and controller_persist_failed is called.  The core then is ahead of its store and does
+ * nothing more: requests are answered UNAVAILABLE.  The I/O layer says why and ends the process; the next start goes on from the store, which is the truth.
  */
 #include <stdbool.h>
 #include <stdint.h>
