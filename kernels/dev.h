@@ -144,14 +144,16 @@ struct dev_ops {
         int (*init_normal)(real *dst, int64_t rows, int64_t cols, int64_t row0, int64_t col0, int64_t global_cols, uint64_t seed, uint64_t name_hash,
                            double mean, double std, struct dev_stream *s);
 
-        /* ---- quantisation (rules: NUMERICS "Quantise"); x [rows, cols] of dtype xt, out sized by dev_qtensor_bytes */
+        /* ---- quantisation (rules: NUMERICS "Quantise"); x [rows, cols] of dtype xt, out sized by dev_qtensor_bytes.  The caller sets out's rows, cols and the four pointers;
+         * scaling and dtype are set here, and for Q_NONE row becomes x itself.  A group with a non-finite amax: dequantisation scale NaN, all its bytes NaN (Q_DELAYED: the
+         * bytes are cvt(x*s), only the scale is NaN).  Padding of the scale grids is left as it was. */
         int (*quantize)(const void *x, enum dtype xt, const struct quant_spec *q, struct qtensor *out, struct dev_stream *s);
-        /* col form made from the dequantised row form (cached FP8 activations, needed again transposed) */
+        /* col form made from the dequantised row form (cached FP8 activations, needed again transposed); Q_1X128: from row * scale in F32, the others: the same bytes */
         int (*requantize_col)(struct qtensor *t, const struct quant_spec *q, struct dev_stream *s);
         /* x = bf16(row * scale) */
         int (*dequantize)(const struct qtensor *t, void *x, enum dtype xt, struct dev_stream *s);
 
-        /* ---- GEMMs.  FP8: partial sums of 128 along the contraction, promoted to F32 with both scales applied. BF16/F32 (Q_NONE): F32 accumulation. */
+        /* ---- GEMMs.  Forms used: fprop x.row w.row; dgrad dy.row w.col (the CPU also takes w.row: the bytes are the same); wgrad dy.col x.col.  Q_NONE: row in all. FP8: partial sums of 128 along the contraction, promoted to F32 with both scales applied. BF16/F32 (Q_NONE): F32 accumulation. */
         /* y[M,N] = x[M,K] w[N,K]^T; yt BF16 or F32 */
         int (*gemm_fprop)(const struct qtensor *x, const struct qtensor *w, void *y, enum dtype yt, struct dev_stream *s);
         /* dx[M,K] (F32) = beta*dx + dy[M,N] w[N,K]; beta 0 or 1 */
@@ -217,4 +219,6 @@ struct dev_ops {
 
 /* The backend of that kind, every slot filled (missing ones return -EOPNOTSUPP); NULL: unknown. */
 const struct dev_ops *dev_ops_find(const char *kind);
+/* Fills the slots that are NULL, or that lie beyond the size the backend was built with, with ones that return -EOPNOTSUPP. */
+void dev_ops_complete(struct dev_ops *ops);
 extern const struct dev_ops dev_ops_cpu;

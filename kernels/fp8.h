@@ -21,3 +21,11 @@ extern const float *const fp8_e5m2_table;
 /* Round to nearest even; NaN becomes quiet. */
 uint16_t bf16_from_float(float x);
 float bf16_to_float(uint16_t h);
+
+/* The same casts over n elements, vectorised; the results are those of the scalar forms on every processor. */
+void fp8_e4m3_from_floats(uint8_t *q, const float *x, int64_t n);
+void fp8_e5m2_from_floats(uint8_t *q, const float *x, int64_t n);
+void fp8_e4m3_to_floats(float *x, const uint8_t *q, int64_t n);
+void fp8_e5m2_to_floats(float *x, const uint8_t *q, int64_t n);
+void bf16_from_floats(uint16_t *h, const float *x, int64_t n);
+void bf16_to_floats(float *x, const uint16_t *h, int64_t n);

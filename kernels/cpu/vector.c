@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Reductions over a row, in an order that is part of the result: CPU_LANES partial sums, added pairwise at the end. */
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/exp.h"
+
+static inline real fold(real lane[CPU_LANES]) {
+        for (int width = CPU_LANES / 2; width > 0; width /= 2)
+                for (int i = 0; i < width; i++)
+                        lane[i] += lane[i + width];
+        return lane[0];
+}
+
+FP8_CLONES real cpu_dot(const real *a, const real *b, int64_t n) {
+        real lane[CPU_LANES] = { 0 };
+        int64_t i = 0;
+
+        for (; i + CPU_LANES <= n; i += CPU_LANES)
+                for (int j = 0; j < CPU_LANES; j++)
+                        lane[j] += a[i + j] * b[i + j];
+        for (int j = 0; i + j < n; j++)
+                lane[j] += a[i + j] * b[i + j];
+        return fold(lane);
+}
+
+FP8_CLONES real cpu_sum(const real *a, int64_t n) {
+        real lane[CPU_LANES] = { 0 };
+        int64_t i = 0;
+
+        for (; i + CPU_LANES <= n; i += CPU_LANES)
+                for (int j = 0; j < CPU_LANES; j++)
+                        lane[j] += a[i + j];
+        for (int j = 0; i + j < n; j++)
+                lane[j] += a[i + j];
+        return fold(lane);
+}
+
+FP8_CLONES real cpu_row_max(const real *a, int64_t n) {
+        real lane[CPU_LANES], max;
+        int64_t i = 0;
+
+        for (int j = 0; j < CPU_LANES; j++)
+                lane[j] = -(real)INFINITY;
+        /* !(lane >= a) also takes a NaN, which then stays only if nothing replaces it; the sum after it is NaN in any case. */
+        for (; i + CPU_LANES <= n; i += CPU_LANES)
+                for (int j = 0; j < CPU_LANES; j++)
+                        lane[j] = lane[j] >= a[i + j] ? lane[j] : a[i + j];
+        for (int j = 0; i + j < n; j++)
+                lane[j] = lane[j] >= a[i + j] ? lane[j] : a[i + j];
+        max = lane[0];
+        for (int j = 1; j < CPU_LANES; j++)
+                max = max >= lane[j] ? max : lane[j];
+        return max;
+}
+
+FP8_CLONES static void exp_shifted(real *y, const real *x, real shift, int64_t n) {
+        for (int64_t i = 0; i < n; i++)
+                y[i] = cpu_exp(x[i] - shift);
+}
+
+real cpu_exp_sum(real *y, const real *x, real shift, int64_t n) {
+        exp_shifted(y, x, shift, n);
+        return cpu_sum(y, n);
+}
