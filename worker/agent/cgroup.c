@@ -235,3 +235,41 @@ void cgroup_clear(const char *path) {
         }
         rmdir(path);
 }
+
+static bool read_number(const char *path, const char *file, uint64_t *ret) {
+        int fd = open_file(path, file, O_RDONLY);
+        char text[64] = "";
+        unsigned long long n;
+        ssize_t len;
+
+        if (fd < 0)
+                return false;
+        len = read(fd, text, sizeof(text) - 1);
+        close(fd);
+        if (len <= 0 || sscanf(text, "%llu", &n) != 1)
+                return false; /* "max" */
+        *ret = n;
+        return true;
+}
+
+uint64_t cgroup_memory_left(void) {
+        static const struct {
+                const char *controller, *limit, *usage;
+        } kinds[] = { { NULL, "memory.max", "memory.current" }, { "memory", "memory.limit_in_bytes", "memory.usage_in_bytes" } };
+        uint64_t left = UINT64_MAX;
+
+        for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
+                char mount[512], own[512], path[600];
+                uint64_t limit, usage;
+                int n;
+
+                if (find_mount(kinds[i].controller, mount, sizeof(mount)) < 0 || own_path(kinds[i].controller, own, sizeof(own)) < 0)
+                        continue;
+                n = snprintf(path, sizeof(path), "%s%s", mount, own);
+                if (n < 0 || (size_t)n >= sizeof(path) || !read_number(path, kinds[i].limit, &limit) || !read_number(path, kinds[i].usage, &usage))
+                        continue;
+                limit = limit > usage ? limit - usage : 0;
+                left = limit < left ? limit : left;
+        }
+        return left;
+}

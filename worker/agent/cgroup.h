@@ -32,3 +32,5 @@ uint64_t cgroup_oom_kills(const char *path);
 void cgroup_remove(const char *path);
 /* Kills what is left under a base folder of an earlier life and removes it. path is checked to look like one of ours. */
 void cgroup_clear(const char *path);
+/* What our own group's memory limit leaves; UINT64_MAX without one. */
+uint64_t cgroup_memory_left(void);

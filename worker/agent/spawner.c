@@ -191,6 +191,9 @@ static void proc_note(struct rank_proc *p, const Fp8ctl__V1__WorkerMessage *m) {
                 if (m->rank_running->epoch > p->epoch)
                         p->epoch = m->rank_running->epoch;
                 break;
+        case FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_FAULT:
+                p->phase = FP8CTL__V1__RANK_PHASE__RANK_PARKED;
+                break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_DONE:
                 p->phase = FP8CTL__V1__RANK_PHASE__RANK_DONE;
                 break;

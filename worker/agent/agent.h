@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* The node daemon behind its options: holds the stream to the controller, the lease, and through the spawner the ranks. */
+#include <stdint.h>
+
+#include "base/error.h"
+#include "proto/tls.h"
+
+struct agent_config {
+        const char *name, *dir, *controller, *host, *device_kind;
+        const struct tls_files *tls; /* NULL: a Unix socket */
+        int devices;
+        uint32_t grace_ms;           /* of the last save after SIGTERM */
+};
+
+/* What agent_run returns besides a negative errno. */
+enum agent_end { AGENT_LEFT = 0, AGENT_AGAIN = 1 /* the spawner is gone: begin anew in a fresh process */ };
+
+/* Signals SIGTERM, SIGINT and SIGHUP must be blocked, rpc_init called, and a spawner must listen in dir. */
+int agent_run(const struct agent_config *c, struct error *e);

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* What the agent's files share: one struct, owned by the loop's thread. */
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/loop.h"
+#include "proto/flight.h"
+#include "proto/fp8ctl.pb-c.h"
+#include "proto/rpc_client.h"
+#include "worker/agent/agent.h"
+#include "worker/agent/lease.h"
+#include "worker/agent/node.h"
+#include "worker/agent/outbox.h"
+#include "worker/agent/task.h"
+#include "worker/agent/watcher.h"
+
+#define AGENT_PROTOCOL_MIN 1
+#define AGENT_PROTOCOL_MAX 1
+#define AGENT_HELD_MAX 1024
+
+/* A rank process of this node, as the spawner told us. */
+struct local_rank {
+        struct local_rank *next;
+        struct agent *agent;
+        uint64_t job_id, epoch, incarnation;
+        uint32_t rank, device, pid;
+        Fp8ctl__V1__RankPhase phase;
+        char endpoint[512];
+        struct flight *flight;
+        int replica_fd;          /* -1: none */
+        struct watcher *watcher;
+        bool death_told;         /* by the mutex, before the spawner reaped it */
+        bool released;
+        int await_steps;         /* so many of its next steps are told to the controller at once */
+        uint64_t seen_step;
+        bool exited;
+        int exit_status, signal;
+        bool oom;
+        char cause[512];
+};
+
+struct agent {
+        const struct agent_config *config;
+        struct loop *loop;
+        struct tasks *tasks;
+        struct node_info node;
+
+        /* the spawner (link.c) */
+        int link_fd;
+        struct loop_source *link_source;
+        struct outbox *link_out;
+        bool synced;
+
+        /* the controller (stream.c) */
+        struct rpc_client *client;
+        struct rpc_stream *stream;
+        struct loop_source *reconnect, *heartbeat, *lease_timer, *fast;
+        bool welcomed;
+        uint64_t hello_sent_ns, opened_ns, last_ack_ns, heartbeat_ns;
+        uint32_t failures;             /* in a row, for the log */
+        uint64_t dropped;              /* messages of another epoch or incarnation */
+        struct lease lease;
+        ProtobufCMessage *held[AGENT_HELD_MAX]; /* WorkerMessages said while nobody listened */
+        size_t n_held;
+
+        struct local_rank *ranks;
+
+        /* leaving */
+        bool leaving, ready_told;
+        uint64_t leave_deadline_ns;
+        struct loop_source *leave_timer, *watchdog, *signals[3];
+        int end;
+};
+
+/* stream.c */
+int stream_start(struct agent *a, struct error *e);
+void stream_stop(struct agent *a);
+/* Sent now, or held (bounded) until the next welcome. */
+void stream_send(struct agent *a, Fp8ctl__V1__WorkerMessage *m);
+void stream_welcome(struct agent *a, const Fp8ctl__V1__Welcome *m);
+void stream_acknowledged(struct agent *a, const Fp8ctl__V1__HeartbeatAck *m);
+void stream_heartbeat(struct agent *a);
+void stream_watch_steps(struct agent *a);
+
+/* link.c */
+int link_start(struct agent *a, struct error *e);
+void link_stop(struct agent *a);
+void link_send(struct agent *a, Fp8ctl__V1__AgentToSpawner *m);
+void link_relay(struct agent *a, const struct local_rank *r, Fp8ctl__V1__ControllerMessage *m);
+void link_kill(struct agent *a, uint64_t job, uint64_t epoch, uint32_t rank, uint64_t incarnation, const char *reason);
+
+/* orders.c: what the controller says */
+void orders_dispatch(struct agent *a, Fp8ctl__V1__ControllerMessage *m);
+
+/* local_rank.c */
+struct local_rank *local_rank_find(struct agent *a, uint64_t job, uint32_t rank, uint64_t incarnation);
+/* fds of the flight recorder and the replica segment; the second may be -1 and is taken over. */
+int local_rank_update(struct agent *a, const Fp8ctl__V1__SpawnerRank *m, int flight_fd, int replica_fd, struct error *e);
+void local_rank_exited(struct agent *a, Fp8ctl__V1__RankExited *m);
+void local_rank_note(struct local_rank *r, const Fp8ctl__V1__WorkerMessage *m);
+void local_rank_release(struct agent *a, uint64_t job);
+void local_ranks_set_lease(struct agent *a);
+void local_ranks_free(struct agent *a);
+size_t local_ranks_living(const struct agent *a);
+/* Points into r and *ret_exited. */
+void local_rank_status(const struct local_rank *r, Fp8ctl__V1__RankStatus *ret, Fp8ctl__V1__RankExited *ret_exited);
+void local_rank_progress(const struct local_rank *r, Fp8ctl__V1__RankProgress *ret);
+
+/* inventory.c, preflight.c, fetch.c: answered later through stream_send */
+void inventory_begin(struct agent *a, const Fp8ctl__V1__InventoryRequest *m);
+void preflight_begin(struct agent *a, const Fp8ctl__V1__PreflightRequest *m);
+void fetch_answer(struct agent *a, const Fp8ctl__V1__FetchRequest *m);

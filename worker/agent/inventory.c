@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Which snapshots of a job are whole in this node's replica memory: every valid slot, its payload's digest computed again. */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "proto/replica.h"
+#include "worker/agent/agent_private.h"
+
+struct found {
+        struct replica_slot slot;
+        char digest[DIGEST_HEX_SIZE];
+};
+
+struct inventory {
+        struct agent *agent;
+        uint64_t job_id, epoch;
+        int *fds; /* duplicates */
+        size_t n_fds;
+        struct found *found;
+        size_t n_found;
+};
+
+static void look(struct inventory *v, int fd) {
+        struct replica *r = NULL;
+        uint64_t steps[REPLICA_SLOTS];
+        int n;
+
+        if (replica_map(fd, &r, NULL) < 0)
+                return; /* not sized yet: nothing in it */
+        n = replica_steps(r, steps);
+        for (int i = 0; i < n; i++) {
+                const struct replica_slot *slot;
+                const void *payload;
+                struct found *f = &v->found[v->n_found];
+
+                if (replica_find(r, steps[i], 1, &slot, &payload, NULL) < 0 || slot->job_id != v->job_id)
+                        continue;
+                memcpy(&f->slot, slot, sizeof(f->slot));
+                digest_hex((struct digest){ .hi = slot->digest_hi, .lo = slot->digest_lo }, f->digest);
+                v->n_found++;
+        }
+        replica_unmap(r);
+}
+
+static void work(void *arg) {
+        struct inventory *v = arg;
+
+        for (size_t i = 0; i < v->n_fds; i++)
+                look(v, v->fds[i]);
+}
+
+static struct inventory *inventory_free(struct inventory *v) {
+        if (!v)
+                return NULL;
+        for (size_t i = 0; i < v->n_fds; i++)
+                close(v->fds[i]);
+        free(v->fds);
+        free(v->found);
+        free(v);
+        return NULL;
+}
+
+static void answer(struct inventory *v) {
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__Inventory out = FP8CTL__V1__INVENTORY__INIT;
+        _cleanup_free_ Fp8ctl__V1__Generation *g = calloc(v->n_found + 1, sizeof(*g));
+        _cleanup_free_ Fp8ctl__V1__Generation **list = calloc(v->n_found + 1, sizeof(*list));
+
+        if (!g || !list)
+                return;
+        for (size_t i = 0; i < v->n_found; i++) {
+                const struct found *f = &v->found[i];
+
+                fp8ctl__v1__generation__init(&g[i]);
+                g[i].rank = (uint32_t)f->slot.rank;
+                g[i].step = f->slot.step;
+                g[i].epoch = f->slot.epoch;
+                g[i].layout = (char *)f->slot.layout;
+                g[i].digest = (char *)f->digest;
+                g[i].bytes = f->slot.bytes;
+                g[i].shard_count = (uint32_t)f->slot.shard_count;
+                list[i] = &g[i];
+        }
+        out.job_id = v->job_id;
+        out.epoch = v->epoch;
+        out.generations = list;
+        out.n_generations = v->n_found;
+        m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_INVENTORY;
+        m.inventory = &out;
+        stream_send(v->agent, &m);
+}
+
+static void done(void *arg) {
+        answer(arg);
+        inventory_free(arg);
+}
+
+void inventory_begin(struct agent *a, const Fp8ctl__V1__InventoryRequest *m) {
+        struct inventory *v = calloc(1, sizeof(*v));
+        struct error e = { 0 };
+        size_t n = 0;
+
+        for (struct local_rank *r = a->ranks; r; r = r->next)
+                n += r->job_id == m->job_id && r->replica_fd >= 0;
+        if (!v)
+                return;
+        v->agent = a;
+        v->job_id = m->job_id;
+        v->epoch = m->epoch;
+        v->fds = calloc(n + 1, sizeof(*v->fds));
+        v->found = calloc(n * REPLICA_SLOTS + 1, sizeof(*v->found));
+        if (!v->fds || !v->found) {
+                inventory_free(v);
+                return;
+        }
+        for (struct local_rank *r = a->ranks; r; r = r->next)
+                if (r->job_id == m->job_id && r->replica_fd >= 0) {
+                        int fd = fcntl(r->replica_fd, F_DUPFD_CLOEXEC, 3);
+
+                        if (fd >= 0)
+                                v->fds[v->n_fds++] = fd;
+                }
+        if (tasks_run(a->tasks, work, done, v, &e) < 0) {
+                log_warning("inventory of job %" PRIu64 ": %s", m->job_id, e.text);
+                done(v); /* an empty one: better than none, the job falls back to its last commit */
+        }
+}

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* What this machine is, for the hello. */
+#include <stdint.h>
+
+#include "proto/fp8ctl.pb-c.h"
+
+#define NODE_DEVICES_MAX 64
+
+struct node_info {
+        char kernel[160], boot_id[64], device_name[128];
+        uint64_t memory_bytes, incarnation;
+        uint32_t cpus;
+        Fp8ctl__V1__Node message; /* points into this struct and the strings given */
+        Fp8ctl__V1__NodeDevice devices[NODE_DEVICES_MAX], *device_list[NODE_DEVICES_MAX];
+};
+
+/* name, address and kind stay the caller's. */
+void node_describe(struct node_info *n, const char *name, const char *address, const char *kind, int devices);
+/* Bytes that can still be taken: MemAvailable, and less where a control group limits us. */
+uint64_t node_memory_left(void);

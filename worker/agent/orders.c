@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the controller says, and to which ranks it goes.  Epochs are checked twice: here, so that an order that comes late or doubled
+ * reaches nobody it is not for, and by each rank, which knows better than the agent where it stands.
+ */
+#include <inttypes.h>
+
+#include "base/log.h"
+#include "worker/agent/agent_private.h"
+
+static void relay_to_job(struct agent *a, uint64_t job, Fp8ctl__V1__ControllerMessage *m) {
+        for (struct local_rank *r = a->ranks; r && a->link_fd >= 0; r = r->next)
+                if (r->job_id == job && !r->exited)
+                        link_relay(a, r, m);
+}
+
+/* Ranks of an older epoch leave it. */
+static void abort_older(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
+        for (struct local_rank *r = a->ranks; r && a->link_fd >= 0; r = r->next)
+                if (r->job_id == m->abort_epoch->job_id && !r->exited && r->epoch < m->abort_epoch->epoch)
+                        link_relay(a, r, m);
+}
+
+static void on_start(struct agent *a, Fp8ctl__V1__StartRanks *m) {
+        Fp8ctl__V1__AgentToSpawner out = FP8CTL__V1__AGENT_TO_SPAWNER__INIT;
+
+        out.body_case = FP8CTL__V1__AGENT_TO_SPAWNER__BODY_START;
+        out.start = m;
+        link_send(a, &out);
+}
+
+/*
+ * A killed process hangs up only when its memory is freed (0.4 s at 6 GiB); its peers here are told with the kill instead of waiting for that
+ * (TRANSPORT: "the worker broadcasts the abort when it sends the kill").  Only when the kill belongs to a newer epoch than the peers'.
+ */
+static void on_kill(struct agent *a, Fp8ctl__V1__KillRanks *m) {
+        Fp8ctl__V1__AgentToSpawner out = FP8CTL__V1__AGENT_TO_SPAWNER__INIT;
+        Fp8ctl__V1__ControllerMessage abort_message = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
+        Fp8ctl__V1__AbortEpoch abort_epoch = FP8CTL__V1__ABORT_EPOCH__INIT;
+
+        out.body_case = FP8CTL__V1__AGENT_TO_SPAWNER__BODY_KILL;
+        out.kill = m;
+        link_send(a, &out);
+        for (size_t i = 0; i < m->n_ranks; i++)
+                log_info("job %" PRIu64 " rank %" PRIu32 " incarnation %" PRIu64 ": killed on the controller's order (%s)", m->job_id, m->ranks[i]->rank,
+                         m->ranks[i]->incarnation, m->reason);
+        abort_epoch.job_id = m->job_id;
+        abort_epoch.epoch = m->epoch;
+        abort_epoch.reason = m->reason;
+        abort_message.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_ABORT_EPOCH;
+        abort_message.abort_epoch = &abort_epoch;
+        abort_older(a, &abort_message);
+}
+
+static void on_plan(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
+        const Fp8ctl__V1__RankPlan *p = m->rank_plan;
+
+        for (struct local_rank *r = a->ranks; r && a->link_fd >= 0; r = r->next) {
+                if (r->job_id != p->job_id || r->exited)
+                        continue;
+                if (r->rank >= p->n_peers || p->peers[r->rank]->incarnation != r->incarnation || p->epoch < r->epoch) {
+                        a->dropped++;
+                        continue;
+                }
+                r->epoch = p->epoch;
+                r->phase = FP8CTL__V1__RANK_PHASE__RANK_LOADING;
+                link_relay(a, r, m);
+        }
+}
+
+static void on_release(struct agent *a, Fp8ctl__V1__ReleaseJob *m) {
+        Fp8ctl__V1__AgentToSpawner out = FP8CTL__V1__AGENT_TO_SPAWNER__INIT;
+
+        out.body_case = FP8CTL__V1__AGENT_TO_SPAWNER__BODY_RELEASE;
+        out.release = m;
+        link_send(a, &out);
+        local_rank_release(a, m->job_id);
+}
+
+void orders_dispatch(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
+        if (!a->welcomed && m->body_case != FP8CTL__V1__CONTROLLER_MESSAGE__BODY_WELCOME) {
+                a->dropped++;
+                return;
+        }
+        switch (m->body_case) {
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_WELCOME:
+                stream_welcome(a, m->welcome);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_HEARTBEAT_ACK:
+                stream_acknowledged(a, m->heartbeat_ack);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_START_RANKS:
+                on_start(a, m->start_ranks);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_KILL_RANKS:
+                on_kill(a, m->kill_ranks);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_ABORT_EPOCH:
+                abort_older(a, m);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RANK_PLAN:
+                on_plan(a, m);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_NOW:
+                relay_to_job(a, m->save_now->job_id, m);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_STOP_RANKS:
+                relay_to_job(a, m->stop_ranks->job_id, m);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_COMMITTED:
+                relay_to_job(a, m->checkpoint_committed->job_id, m);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_DROPPED:
+                relay_to_job(a, m->checkpoint_dropped->job_id, m);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB:
+                on_release(a, m->release_job);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_INVENTORY_REQUEST:
+                inventory_begin(a, m->inventory_request);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_PREFLIGHT_REQUEST:
+                preflight_begin(a, m->preflight_request);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_FETCH_REQUEST:
+                fetch_answer(a, m->fetch_request);
+                break;
+        default:
+                a->dropped++; /* of a newer controller */
+                break;
+        }
+}
