@@ -43,7 +43,13 @@ struct step_result {
         double bad_amax;
         uint64_t memory_bytes;  /* peak of this rank */
         double ms;
+        double loss64;          /* before rounding to float; for comparisons in the FP64 build */
+        uint32_t agreed_requests; /* TRAINER_REQUEST_* bits of any rank, the same on all ranks: they act at the end of this step */
 };
+
+/* Asked-for saves and stops travel with the agreement of a step, so that every rank acts at the end of the same one. */
+#define TRAINER_REQUEST_SAVE 1u
+#define TRAINER_REQUEST_STOP 2u
 
 int trainer_new(const struct trainer_config *c, struct trainer **ret, struct error *e); /* allocates everything; opens the data */
 struct trainer *trainer_free(struct trainer *t);
@@ -70,5 +76,7 @@ int64_t trainer_tokens_per_step(const struct trainer *t);
 const char *trainer_fingerprint(const struct trainer *t);
 /* One step. 0, a positive comm condition, -ECANCELED (lease lost before the commit), or another negative errno. */
 int trainer_step(struct trainer *t, struct step_result *ret, struct error *e);
-/* Rollback past bad batches: the data position of `position` steps, weights as loaded. */
+/* From any thread: bits for the next agreement. */
+void trainer_request(struct trainer *t, uint32_t bits);
+/* Rollback past bad batches: the data goes on at the position that `step` undisturbed steps end at (never backwards); weights as loaded. */
 void trainer_skip_data_to(struct trainer *t, uint64_t step);

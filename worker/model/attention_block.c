@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Norm, q, k, v, RoPE, attention, o.  Column-parallel in, row-parallel out; heads are divided over tp. */
+#include "worker/model/model.h"
+
+int attention_forward(struct model *m, struct layer *l, struct layer_acts *a, const struct doc_bounds *docs, const void *residual, const void *delta,
+                      struct error *e) {
+        const struct dev_ops *ops = m->ops;
+
+        if (residual != a->x1)
+                TRY_DEV(e, ops->copy(a->x1, residual, act_bytes(m, m->Ts * m->H), m->stream));
+        TRY(norm_forward(m, &l->attn_norm, a->x1, delta, a->rstd1, &l->spec[SITE_X_ATTN], &a->xq1, e));
+        TRY(linear_forward(m, &l->q, &a->xq1, a->q, m->act, e));
+        TRY(linear_forward(m, &l->k, &a->xq1, a->k, m->act, e));
+        TRY(linear_forward(m, &l->v, &a->xq1, a->v, m->act, e));
+        TRY_DEV(e, ops->rope(a->q, a->k, docs, m->config->rope_theta, m->heads, m->kv_heads, m->D, false, m->act, m->stream));
+        TRY_DEV(e, ops->attention_fwd(a->q, a->k, a->v, docs, a->attn, a->lse, m->heads, m->kv_heads, m->D, m->act, m->work.attention, m->stream));
+        TRY(quantize_at(m, &l->spec[SITE_X_O], a->attn, m->act, m->T, m->Q, &a->oq, e));
+        return tp_row_linear(m, &l->o, &a->oq, m->work.delta, e);
+}
+
+/* One of q, k, v: its weight gradient, and its share of work.dx. */
+static int projection_backward(struct model *m, struct linear *p, const struct quant_spec *spec, const void *dy, int64_t cols, struct qtensor *dyq,
+                               const struct qtensor *x, int beta, struct error *e) {
+        TRY(quantize_at(m, spec, dy, m->act, m->T, cols, dyq, e));
+        TRY(linear_dgrad(m, p, dyq, m->work.dx, beta, e));
+        return linear_wgrad(m, p, dyq, x, e);
+}
+
+int attention_backward(struct model *m, struct layer *l, struct layer_acts *a, const struct doc_bounds *docs, struct error *e) {
+        const struct dev_ops *ops = m->ops;
+        struct work *w = &m->work;
+        struct work_gradients *wq = &w->q[l->fp8];
+        const void *dy;
+
+        TRY(tp_gather(m, w->dres, w->gathered, &dy, e));
+        TRY(quantize_at(m, &l->spec[SITE_DY_O], dy, m->act, m->T, m->H, &wq->dy, e));
+        TRY(linear_dgrad(m, &l->o, &wq->dy, w->dwide, 0, e));
+        TRY(linear_wgrad(m, &l->o, &wq->dy, &a->oq, e));
+        TRY_DEV(e, ops->cast(w->da, m->act, w->dwide, DT_F32, m->T * m->Q, m->stream));
+        TRY_DEV(e, ops->attention_bwd(a->q, a->k, a->v, a->attn, a->lse, w->da, docs, w->dq, w->dk, w->dv, m->heads, m->kv_heads, m->D, m->act,
+                                      w->attention, m->stream));
+        TRY_DEV(e, ops->rope(w->dq, w->dk, docs, m->config->rope_theta, m->heads, m->kv_heads, m->D, true, m->act, m->stream));
+        TRY(projection_backward(m, &l->q, &l->spec[SITE_DY_Q], w->dq, m->Q, &wq->dq, &a->xq1, 0, e));
+        TRY(projection_backward(m, &l->k, &l->spec[SITE_DY_K], w->dk, m->K, &wq->dk, &a->xq1, 1, e));
+        TRY(projection_backward(m, &l->v, &l->spec[SITE_DY_V], w->dv, m->K, &wq->dv, &a->xq1, 1, e));
+        return norm_backward(m, &l->attn_norm, a->x1, a->rstd1, e);
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+/* A Linear's three products, and what tensor parallelism puts around them (Megatron-LM, Shoeybi et al. 2019; sequence parallelism: Korthikanti et al. 2022). */
+#include "worker/model/model.h"
+
+int linear_forward(struct model *m, const struct linear *l, const struct qtensor *x, void *y, enum dtype yt, struct error *e) {
+        TRY_DEV(e, m->ops->gemm_fprop(x, &l->q, y, yt, m->stream));
+        return 0;
+}
+
+int linear_dgrad(struct model *m, const struct linear *l, const struct qtensor *dy, real *dx, int beta, struct error *e) {
+        TRY_DEV(e, m->ops->gemm_dgrad(dy, &l->q, dx, beta, m->stream));
+        return 0;
+}
+
+int linear_wgrad(struct model *m, const struct linear *l, const struct qtensor *dy, const struct qtensor *x, struct error *e) {
+        TRY_DEV(e, m->ops->gemm_wgrad(dy, x, l->grad, m->stream));
+        return 0;
+}
+
+int tp_gather(struct model *m, const void *x, void *room, const void **ret, struct error *e) {
+        if (!m->layout->sequence_parallel) {
+                *ret = x;
+                return 0;
+        }
+        TRY(comm_all_gather(m->tp, x, room, act_bytes(m, m->Ts * m->H), m->stream, e));
+        *ret = room;
+        return 0;
+}
+
+/* buf [T, H] of type t, summed over tp; *ret is the rank's [Ts, H]: buf itself, or `room` under sequence parallelism. */
+static int tp_reduce(struct model *m, void *buf, void *room, enum dtype t, void **ret, struct error *e) {
+        size_t count = (size_t)(m->Ts * m->H);
+
+        if (m->layout->sequence_parallel) {
+                TRY(comm_reduce_scatter(m->tp, buf, room, count, t, COMM_SUM, m->stream, e));
+                *ret = room;
+                return 0;
+        }
+        if (m->layout->tp > 1)
+                TRY(comm_all_reduce(m->tp, buf, count, t, COMM_SUM, m->stream, e));
+        *ret = buf;
+        return 0;
+}
+
+int tp_row_linear(struct model *m, const struct linear *l, const struct qtensor *x, void *y, struct error *e) {
+        void *sum;
+
+        if (m->layout->tp == 1)
+                return linear_forward(m, l, x, y, m->act, e);
+        TRY(linear_forward(m, l, x, m->work.partial, m->reduce, e));
+        if (m->reduce == m->act && m->layout->sequence_parallel)
+                return tp_reduce(m, m->work.partial, y, m->reduce, &sum, e);
+        TRY(tp_reduce(m, m->work.partial, m->work.reduced, m->reduce, &sum, e));
+        TRY_DEV(e, m->ops->cast(y, m->act, sum, m->reduce, m->Ts * m->H, m->stream));
+        return 0;
+}
+
+int tp_reduce_dx(struct model *m, void **ret, enum dtype *ret_dtype, struct error *e) {
+        void *buf = m->work.dx;
+
+        if (m->layout->tp > 1 && m->reduce != DT_F32) {
+                TRY_DEV(e, m->ops->cast(m->work.partial, m->reduce, m->work.dx, DT_F32, m->T * m->H, m->stream));
+                buf = m->work.partial;
+        }
+        *ret_dtype = m->layout->tp > 1 ? m->reduce : DT_F32;
+        return tp_reduce(m, buf, m->work.reduced, *ret_dtype, ret, e);
+}
+
+int norm_forward(struct model *m, const struct norm *n, void *x, const void *delta, real *rstd, const struct quant_spec *spec, struct qtensor *out,
+                 struct error *e) {
+        double eps = m->config->rms_norm_eps;
+        bool plain = spec->scaling == Q_NONE;
+        void *room = plain ? out->row : m->work.gathered;
+        char *mine = room;
+
+        out->scaling = spec->scaling;
+        out->dtype = spec->dtype;
+        if (!m->layout->sequence_parallel && !plain) {
+                TRY_DEV(e, m->ops->rmsnorm_quant_fwd(x, delta, n->weight, eps, NULL, rstd, m->act, m->T, m->H, spec, out, m->stream));
+                return 0;
+        }
+        if (m->layout->sequence_parallel) /* in its place among the others', which saves the gather a copy */
+                mine += act_bytes(m, m->Ts * m->H) * (size_t)m->layout->tp_index;
+        TRY_DEV(e, m->ops->rmsnorm_fwd(x, delta, n->weight, eps, mine, rstd, m->act, m->Ts, m->H, m->stream));
+        if (m->layout->sequence_parallel)
+                TRY(comm_all_gather(m->tp, mine, room, act_bytes(m, m->Ts * m->H), m->stream, e));
+        return plain ? 0 : quantize_at(m, spec, room, m->act, m->T, m->H, out, e);
+}
+
+int norm_backward(struct model *m, const struct norm *n, const void *x, const real *rstd, struct error *e) {
+        enum dtype t;
+        void *dy;
+
+        TRY(tp_reduce_dx(m, &dy, &t, e));
+        TRY_DEV(e, m->ops->rmsnorm_bwd(m->work.dres, n->grad, dy, t, x, n->weight, rstd, m->act, m->Ts, m->H, m->stream));
+        return 0;
+}

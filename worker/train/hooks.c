@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+/* What a job file's `test` section asks for. The controller refuses such jobs unless it was started for tests. */
+#include <math.h>
+#include <signal.h>
+#include <string.h>
+#include <time.h>
+
+#include "worker/train/trainer_private.h"
+
+void hook_kill(struct trainer *t, const char *point) {
+        const struct job_spec *s = t->spec;
+
+        if (!t->config.test_hooks_armed || s->test.kill_step < 0 || !s->test.kill_point)
+                return;
+        if (s->test.kill_rank == t->layout.rank && (uint64_t)s->test.kill_step == t->progress.step + 1 && strcmp(s->test.kill_point, point) == 0)
+                raise(SIGKILL);
+}
+
+/* By batch, not by step number: a batch that overflows does so again when it is met again, and not when it is passed over. */
+int hook_overflow(struct trainer *t, struct error *e) {
+        const struct job_spec *s = t->spec;
+        uint64_t batch = t->progress.data_step + 1;
+        const real infinity = (real)INFINITY;
+        int64_t steps = s->test.overflow_steps > 0 ? s->test.overflow_steps : 1;
+
+        if (s->test.overflow_step < 0 || !s->test.overflow_tensor || s->test.overflow_rank != t->layout.rank)
+                return 0;
+        if (batch < (uint64_t)s->test.overflow_step || batch >= (uint64_t)(s->test.overflow_step + steps))
+                return 0;
+        for (int i = 0; i < t->table.n; i++)
+                if (strcmp(t->table.tensors[i].name, s->test.overflow_tensor) == 0)
+                        TRY_DEV(e, t->model.ops->copy_in(t->model.grads + t->table.tensors[i].offset, &infinity, sizeof(infinity), t->model.stream));
+        return 0;
+}
+
+void hook_slow(struct trainer *t) {
+        struct timespec ts = { .tv_sec = t->spec->test.slow_ms / 1000, .tv_nsec = t->spec->test.slow_ms % 1000 * 1000000 };
+
+        if (t->spec->test.slow_ms > 0)
+                nanosleep(&ts, NULL);
+}

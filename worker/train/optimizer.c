@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Gradients from all ranks to their owner, AdamW on what this rank owns, working copies back to all. */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "worker/train/trainer_private.h"
+
+void optimizer_take(struct trainer *t, struct arena *a) {
+        struct optimizer *o = &t->optimizer;
+        size_t n = (size_t)zero_count(&t->zero), ms = dtype_size(o->moments);
+
+        o->master = arena_take(&a[ARENA_OPTIMIZER], sizeof(real) * n);
+        o->m = arena_take(&a[ARENA_OPTIMIZER], ms * n);
+        o->v = arena_take(&a[ARENA_OPTIMIZER], ms * n);
+        o->params = arena_take(&a[ARENA_OPTIMIZER], sizeof(*o->params));
+        o->sumsq = arena_take(&a[ARENA_OPTIMIZER], 2 * sizeof(double));
+        o->shard_grad = t->layout.dp > 1 ? arena_take(&a[ARENA_GRAD], sizeof(real) * n) : t->model.grads;
+}
+
+static int stats_alloc(struct stats_list *l, int n) {
+        size_t k = n > 0 ? (size_t)n : 1;
+
+        l->grads = calloc(k, sizeof(*l->grads));
+        l->counts = calloc(k, sizeof(*l->counts));
+        l->factors = calloc(k, sizeof(*l->factors));
+        l->findings = calloc(k, sizeof(*l->findings));
+        return l->grads && l->counts && l->factors && l->findings ? 0 : -ENOMEM;
+}
+
+static void stats_add(struct stats_list *l, const real *grad, int64_t count, uint64_t finding) {
+        l->grads[l->n] = grad;
+        l->counts[l->n] = count;
+        l->factors[l->n] = 1;
+        l->findings[l->n++] = finding;
+}
+
+static void stats_free(struct stats_list *l) {
+        free(l->grads);
+        free(l->counts);
+        free(l->factors);
+        free(l->findings);
+        *l = (struct stats_list){ 0 };
+}
+
+int optimizer_lists(struct trainer *t, struct error *e) {
+        struct optimizer *o = &t->optimizer;
+        const struct model_config *c = &t->spec->model;
+        int64_t lo = zero_begin(&t->zero);
+
+        o->list = calloc((size_t)t->zero.n_pieces + 1, sizeof(*o->list));
+        if (!o->list || stats_alloc(&o->local, t->table.n) < 0 || stats_alloc(&o->counted, t->zero.n_pieces) < 0 ||
+            stats_alloc(&o->uncounted, t->zero.n_pieces) < 0)
+                return error_set(e, -ENOMEM, "no memory for the optimizer's lists");
+        for (int i = 0; i < t->table.n; i++) {
+                const struct tensor *x = &t->table.tensors[i];
+
+                stats_add(&o->local, t->model.grads + x->offset, x->count, finding_gradient(c, x->number, false, t->layout.rank));
+        }
+        for (int i = 0; i < t->zero.n_pieces; i++) {
+                const struct zero_piece *p = &t->zero.pieces[i];
+                real *grad = o->shard_grad + (p->offset - lo);
+
+                stats_add(p->tensor->counted ? &o->counted : &o->uncounted, grad, p->count, finding_gradient(c, p->tensor->number, true, t->layout.rank));
+                o->list[i] = (struct adamw_tensor){
+                        .master = o->master + (p->offset - lo),
+                        .grad = grad,
+                        .m = (char *)o->m + dtype_size(o->moments) * (size_t)(p->offset - lo),
+                        .v = (char *)o->v + dtype_size(o->moments) * (size_t)(p->offset - lo),
+                        .param = (char *)t->model.params + act_bytes(&t->model, p->offset),
+                        .count = p->count,
+                        .lr_scale = p->tensor->lr_scale,
+                        .weight_decay = p->tensor->weight_decay,
+                };
+        }
+        for (int i = 0; i < t->layout.dp; i++) {
+                t->counts[i] = (size_t)(t->zero.cuts[i + 1] - t->zero.cuts[i]);
+                t->sizes[i] = t->counts[i] * dtype_size(t->model.act);
+        }
+        return 0;
+}
+
+void optimizer_done(struct optimizer *o) {
+        free(o->list);
+        stats_free(&o->local);
+        stats_free(&o->counted);
+        stats_free(&o->uncounted);
+        *o = (struct optimizer){ 0 };
+}
+
+int optimizer_init_state(struct trainer *t, struct error *e) {
+        struct optimizer *o = &t->optimizer;
+        struct model *m = &t->model;
+        size_t n = (size_t)zero_count(&t->zero);
+
+        TRY_DEV(e, m->ops->zero(o->master, sizeof(real) * n, m->stream));
+        TRY_DEV(e, m->ops->zero(o->m, dtype_size(o->moments) * n, m->stream));
+        TRY_DEV(e, m->ops->zero(o->v, dtype_size(o->moments) * n, m->stream));
+        for (int i = 0; i < t->zero.n_pieces; i++) {
+                const struct zero_piece *p = &t->zero.pieces[i];
+                const struct tensor *x = p->tensor;
+
+                TRY_DEV(e, m->ops->init_normal(o->list[i].master, p->rows, x->cols, x->row0 + p->row0, x->col0, x->global_cols,
+                                               (uint64_t)t->spec->train.seed, x->hash, x->mean, x->std, m->stream));
+        }
+        if (m->n_sites == 0)
+                return 0;
+        TRY_DEV(e, m->ops->zero(m->history, sizeof(real) * (size_t)m->n_sites * (size_t)t->spec->precision.amax_history, m->stream));
+        for (int i = 0; i < m->n_sites; i++) {
+                const real one = 1;
+
+                TRY_DEV(e, m->ops->copy_in(m->scale + i, &one, sizeof(one), m->stream));
+        }
+        TRY_DEV(e, m->ops->stream_sync(m->stream));
+        return 0;
+}
+
+static int stats(struct trainer *t, const struct stats_list *l, double *sumsq, struct error *e) {
+        if (l->n > 0)
+                TRY_DEV(e, t->model.ops->grad_stats(l->n, l->grads, l->counts, l->factors, l->findings, sumsq, t->model.bad, t->model.stream));
+        return 0;
+}
+
+int optimizer_reduce(struct trainer *t, struct error *e) {
+        struct optimizer *o = &t->optimizer;
+        struct model *m = &t->model;
+        const struct tensor *embed = t->groups.embed ? tensor_table_find(&t->table, TENSOR_EMBED, -1) : NULL;
+
+        TRY_DEV(e, m->ops->zero(o->sumsq, 2 * sizeof(double), m->stream));
+        if (t->layout.n_ranks > 1) /* before anything is mixed: afterwards nobody could say whose value it was */
+                TRY(stats(t, &o->local, &o->sumsq[1], e));
+        if (t->layout.sequence_parallel) /* each rank saw its tokens only */
+                TRY(comm_all_reduce(t->groups.tp, m->grads, (size_t)t->table.norm_elements, DT_F32, COMM_SUM, m->stream, e));
+        if (embed)
+                TRY(comm_all_reduce(t->groups.embed, m->grads + embed->offset, (size_t)embed->count, DT_F32, COMM_SUM, m->stream, e));
+        if (t->layout.dp > 1)
+                TRY(comm_reduce_scatter_v(t->groups.dp, m->grads, o->shard_grad, t->counts, DT_F32, COMM_SUM, m->stream, e));
+        TRY(stats(t, &o->counted, &o->sumsq[0], e));
+        TRY(stats(t, &o->uncounted, &o->sumsq[1], e));
+        if (m->n_sites > 0) /* one history for all ranks that hold a part of the same tensor */
+                TRY(comm_all_reduce(t->groups.stage, m->amax, (size_t)m->n_sites, DT_F32, COMM_MAX, m->stream, e));
+        return 0;
+}
+
+int optimizer_update(struct trainer *t, double lr, double grad_scale, struct error *e) {
+        struct optimizer *o = &t->optimizer;
+        struct model *m = &t->model;
+        double n = (double)t->progress.updates + 1;
+        struct step_params p = {
+                .lr = lr,
+                .beta1 = t->spec->optimizer.beta1,
+                .beta2 = t->spec->optimizer.beta2,
+                .eps = t->spec->optimizer.eps,
+                .bias1 = 1 - pow(t->spec->optimizer.beta1, n),
+                .bias2 = 1 - pow(t->spec->optimizer.beta2, n),
+                .grad_scale = grad_scale,
+                .rng = ((uint64_t)t->spec->train.seed << 32) ^ (t->progress.updates + 1),
+        };
+        const struct job_spec *s = t->spec;
+
+        TRY_DEV(e, m->ops->copy_in(o->params, &p, sizeof(p), m->stream));
+        if (t->zero.n_pieces > 0)
+                TRY_DEV(e, m->ops->adamw(t->zero.n_pieces, o->list, o->moments, m->act, o->params, m->stream));
+        if (m->n_sites > 0)
+                TRY_DEV(e, m->ops->amax_update(m->n_sites, (int)s->precision.amax_history, m->history, m->amax, m->scale, m->fp8_max,
+                                               s->precision.amax_algo == AMAX_MAX, (int)s->precision.margin, &o->params->skip, m->stream));
+        return 0;
+}
+
+int optimizer_gather(struct trainer *t, struct error *e) {
+        struct model *m = &t->model;
+        char *mine = (char *)m->params + act_bytes(m, zero_begin(&t->zero));
+
+        if (t->layout.dp > 1)
+                TRY(comm_all_gather_v(t->groups.dp, mine, m->params, t->sizes, m->stream, e));
+        return 0;
+}
+
+int optimizer_cast(struct trainer *t, struct error *e) {
+        struct model *m = &t->model;
+        char *mine = (char *)m->params + act_bytes(m, zero_begin(&t->zero));
+
+        if (zero_count(&t->zero) > 0)
+                TRY_DEV(e, m->ops->cast(mine, m->act, t->optimizer.master, DT_F32, zero_count(&t->zero), m->stream));
+        return 0;
+}

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* What the files of this folder share. Tests of the engine look inside through it too. */
+#include <stdatomic.h>
+
+#include "worker/data/dataset.h"
+#include "worker/model/model.h"
+#include "worker/train/loss_scaler.h"
+#include "worker/train/schedule_1f1b.h"
+#include "worker/train/trainer.h"
+#include "worker/train/zero.h"
+
+/* Communicators of an epoch. */
+struct groups {
+        struct comm *world;
+        struct comm *tp;
+        struct comm *dp;
+        struct comm *pp;    /* group index = stage */
+        struct comm *stage; /* all tp x dp ranks of the stage */
+        struct comm *embed; /* first and last stage, when they share the embedding; NULL elsewhere */
+};
+
+/* Everything besides tensors that a later step depends on. */
+struct progress {
+        uint64_t step;      /* steps done, skipped ones included */
+        uint64_t data_step; /* batches passed; differs from step after a rollback past bad batches */
+        uint64_t updates;   /* optimizer steps committed: the schedule's position and Adam's t */
+        uint64_t skipped_total, consecutive_skips;
+        uint64_t tokens;
+        double loss_first, val_loss; /* NaN: not known yet */
+        struct loss_scaler scaler;
+};
+
+/* Tensors as dev_ops.grad_stats takes them. */
+struct stats_list {
+        int n;
+        const real **grads;
+        int64_t *counts;
+        double *factors;
+        uint64_t *findings;
+};
+
+struct optimizer {
+        real *master;     /* [zero_count] */
+        void *m, *v;      /* [zero_count] moments */
+        real *shard_grad; /* [zero_count], reduced over dp; inside model.grads when dp = 1 */
+        enum dtype moments;
+        struct step_params *params; /* device */
+        double *sumsq;              /* device [2]: counted ones; the rest, looked at for finiteness only */
+        struct adamw_tensor *list;  /* [zero.n_pieces] */
+        struct stats_list local;    /* whole gradients of this rank, before the reduction */
+        struct stats_list counted, uncounted; /* reduced pieces */
+};
+
+/* What one rank brings to the agreement. */
+struct vote {
+        uint64_t finding; /* first non-finite value seen, FINDING_NONE */
+        double amax;      /* of it */
+        double sumsq;     /* of this rank's gradient pieces, shared ones counted once */
+        double loss_sum;
+        int64_t labelled;
+        uint64_t requests, step, data_step;
+};
+
+struct trainer {
+        struct trainer_config config;
+        const struct job_spec *spec;
+        struct layout layout;
+        struct tensor_table table;
+        struct zero zero;
+        struct model model;
+        struct optimizer optimizer;
+        struct groups groups;
+        struct dataset *data;
+        struct progress progress;
+        struct schedule_action *actions; /* [2 * n_micro] */
+        int n_actions;
+        struct vote *votes;              /* [n_ranks] */
+        size_t *sizes, *counts;          /* [dp]: of the ZeRO collectives */
+        struct digest *digests;          /* [n_ranks] */
+        void *staging;                   /* host, STAGING_BYTES */
+        int32_t *host_batch;             /* [5 * T + 8] ids, labels, cu, pos, doc */
+        int32_t *doc_starts;             /* [seq_len] */
+        real *host_losses;               /* [n_micro] */
+        int64_t labelled;                /* of this step, this rank's micro-batches */
+        struct shard_tensor *state;
+        size_t n_state;
+        _Atomic uint32_t requests;
+        bool weights_valid;              /* working copies stand for the master weights */
+        char fingerprint[512];
+};
+
+#define STAGING_BYTES ((size_t)1 << 20)
+
+int groups_new(struct groups *g, const struct layout *l, bool tied, struct comm_mesh *m, struct error *e);
+void groups_free(struct groups *g);
+
+/* Sequences [index, index + micro_batch) into a slot's batch. */
+int batch_load(struct trainer *t, int slot, bool validation, uint64_t index, struct error *e);
+
+/* All micro-batches forward and backward; gradients and losses are left in the model. */
+int pipeline_run(struct trainer *t, struct error *e);
+/* One micro-batch forward only, through all stages; *loss_sum is added to on the last stage. */
+int pipeline_forward(struct trainer *t, int slot, real *loss_sum, struct error *e);
+
+/* Arena sizes and pointers (called in both passes), then the lists over them. */
+void optimizer_take(struct trainer *t, struct arena *arenas);
+int optimizer_lists(struct trainer *t, struct error *e);
+void optimizer_done(struct optimizer *o);
+int optimizer_init_state(struct trainer *t, struct error *e);
+/* Sums over tp (norms), the tied stages and dp; then finiteness and sum of squares of what this rank owns. */
+int optimizer_reduce(struct trainer *t, struct error *e);
+int optimizer_update(struct trainer *t, double lr, double grad_scale, struct error *e);
+/* Working copies of all shards to all dp ranks. */
+int optimizer_gather(struct trainer *t, struct error *e);
+/* Working copies of this rank's shard from its master weights. */
+int optimizer_cast(struct trainer *t, struct error *e);
+
+/* What the ranks decided together, the same on all of them. */
+struct agreement {
+        uint64_t finding;
+        double amax, sumsq, loss_sum;
+        int64_t labelled;
+        uint32_t requests;
+};
+int agree(struct trainer *t, struct agreement *ret, struct error *e);
+/* All ranks' digests of their master weights and moments, hashed in rank order. */
+int state_digest(struct trainer *t, struct digest *ret, struct error *e);
+/* -EPROTO unless all ranks are at the same position. */
+int agree_position(struct trainer *t, struct error *e);
+
+int evaluate(struct trainer *t, double *ret_loss, struct error *e);
+int state_list(struct trainer *t, struct error *e);
+
+/* Test hooks of the job file. */
+void hook_kill(struct trainer *t, const char *point);
+int hook_overflow(struct trainer *t, struct error *e);
+void hook_slow(struct trainer *t);
+
+void trainer_phase(struct trainer *t, enum flight_phase phase);
