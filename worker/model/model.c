@@ -105,13 +105,13 @@ static void params_take(struct model *m, struct arena *a) {
                 norm_take(m, &m->final_norm, TENSOR_FINAL_NORM, -1);
 }
 
-/* Scales and histories of recipe delayed; recipe tensor keeps the amax of a step for its events. */
+/* Amaxes of a step (the other recipes keep them for their events only), scales and histories of recipe delayed. */
 static void scaling_take(struct model *m, struct arena *a) {
         enum job_recipe r = m->spec->precision.recipe;
         size_t n = (size_t)m->layout->n_layers * SITES;
 
         m->bad = arena_take(&a[ARENA_WORK], sizeof(uint64_t));
-        if (r != RECIPE_DELAYED && r != RECIPE_TENSOR)
+        if (r == RECIPE_BF16 || r == RECIPE_FP32)
                 return;
         m->amax = arena_take(&a[ARENA_WORK], sizeof(real) * n);
         if (r != RECIPE_DELAYED)

@@ -184,8 +184,8 @@ struct model {
         real *grads;
         real *norm_weights; /* [norm_elements] */
 
-        /* delayed scaling: one row a site of every layer */
-        int n_sites;
+        /* delayed scaling: one row a site of every layer; amax (of this step) in every FP8 recipe */
+        int n_sites;                  /* 0 in the others */
         real *amax, *scale, *history; /* [n_sites], [n_sites], [n_sites][amax_history] */
         double *fp8_max;              /* [n_sites] */
         uint64_t *bad;                /* [1] */

@@ -225,7 +225,7 @@ static int skip(struct trainer *t, const struct agreement *a, struct step_result
         if (finding_name(&t->spec->model, a->finding, res->bad_tensor, sizeof(res->bad_tensor)) < 0)
                 snprintf(res->bad_tensor, sizeof(res->bad_tensor), "unknown");
         TRY(step_marks_reset(t, e));
-        return t->model.amax ? weights_changed(t, e) : 0;
+        return t->model.n_sites > 0 ? weights_changed(t, e) : 0;
 }
 
 static int decide(struct trainer *t, const struct agreement *a, struct step_result *res, struct error *e) {
