@@ -14,6 +14,8 @@
 #include "kernels/dev.h"
 
 #define SHARD_NAME_MAX 256
+#define SHARD_HEADER_MAX (UINT64_C(100) << 20) /* as the safetensors format bounds it */
+#define SHARD_TENSORS_MAX (1u << 20)
 
 struct shard_tensor {
         char name[SHARD_NAME_MAX];
@@ -29,7 +31,11 @@ struct shard_layout; /* header text and offsets for a fixed list of tensors; mad
 int shard_layout_new(const struct shard_tensor *t, size_t n, size_t state_max, struct shard_layout **ret, struct error *e);
 struct shard_layout *shard_layout_free(struct shard_layout *l);
 size_t shard_layout_bytes(const struct shard_layout *l);
-/* Serialises the tensors' present contents and the state into image[shard_layout_bytes]. Blocks (device copies on s). */
+/*
+ * In the calls below ops may be NULL: the data is host memory.
+ * Serialises the tensors' present contents and the state into image[shard_layout_bytes]. Blocks (device copies on s).
+ * state_json: valid UTF-8 of at most state_max bytes, without raw control characters (-EINVAL, -ENOSPC).
+ */
 int shard_write(const struct shard_layout *l, const struct dev_ops *ops, struct dev_stream *s, const char *state_json, void *image, struct error *e);
 /* Copies an image's tensors back into the list it was laid out for. Everything in the image is checked (names, shapes, slices, dtypes, sizes). */
 int shard_read(const struct shard_layout *l, const struct dev_ops *ops, struct dev_stream *s, const void *image, size_t len, char **ret_state_json, struct error *e);
@@ -39,6 +45,15 @@ struct shard_view;
 int shard_view_open(const void *image, size_t len, struct shard_view **ret, struct error *e);
 struct shard_view *shard_view_free(struct shard_view *v);
 size_t shard_view_count(const struct shard_view *v);
-/* data points into the image */
+/*
+ * Sorted by name. data points into the image (of any alignment). A tensor without a slice in the metadata (a file of another program) is whole; one
+ * with more than two dimensions is seen as [first, product of the others].
+ */
 const struct shard_tensor *shard_view_tensor(const struct shard_view *v, size_t i);
-const char *shard_view_state(const struct shard_view *v);
+const struct shard_tensor *shard_view_find(const struct shard_view *v, const char *name); /* NULL: not in it */
+const char *shard_view_state(const struct shard_view *v); /* "" when it has none */
+
+/* rows * cols * size of an element, or -EOVERFLOW when that is no size. */
+int shard_tensor_bytes(const struct shard_tensor *t, size_t *ret);
+/* "rows [0,4) of 8, columns [0,2) of 2", for messages. */
+const char *shard_slice_text(const struct shard_tensor *t, char buf[128]);

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Writing a shard without holding up the step: the image is copied (its slot of the replica memory is written again two steps later), then a thread digests and
+ * writes the copy in large aligned blocks past the page cache where the file system can do that: the cache would copy every byte once more and push out
+ * what the training needs.  The name is final only once the bytes are durable.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/file.h"
+#include "worker/ckpt/checkpoint_private.h"
+
+#define BLOCK (8u << 20)
+#define ALIGN 4096u /* no device asks for more (logical blocks are 512 or 4096 bytes) */
+
+struct checkpoint_write {
+        char *folder, *file;
+        uint8_t *copy; /* len rounded up to ALIGN, zero-filled */
+        size_t len, mapped;
+        void (*done)(void *arg, int rc, const char *text, struct digest d, const char *file);
+        void *arg;
+        pthread_t thread;
+        bool started;
+};
+
+void checkpoint_step_name(uint64_t step, uint64_t epoch, uint32_t attempt, char *buf, size_t size) {
+        (void)snprintf(buf, size, "step_%08llu.e%llu.%u", (unsigned long long)step, (unsigned long long)epoch, attempt);
+}
+
+static int write_block(int fd, const uint8_t *data, size_t len, size_t at) {
+        while (len > 0) {
+                ssize_t n = pwrite(fd, data, len, (off_t)at);
+
+                if (n < 0 && errno == EINTR)
+                        continue;
+                if (n < 0)
+                        return -errno;
+                if (n == 0)
+                        return -EIO;
+                data += n;
+                len -= (size_t)n;
+                at += (size_t)n;
+        }
+        return 0;
+}
+
+/* A short direct write (disk full, a signal) leaves an offset that direct I/O refuses: the rest goes through the cache. */
+static int write_direct_or_not(int fd, bool *direct, const uint8_t *data, size_t len, size_t at) {
+        int r = write_block(fd, data, len, at);
+
+        if (r == -EINVAL && *direct) {
+                if (fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_DIRECT) < 0)
+                        return -errno;
+                *direct = false;
+                r = write_block(fd, data, len, at);
+        }
+        return r;
+}
+
+static int write_all(struct checkpoint_write *w, int fd, bool direct, struct digest *ret, struct error *e) {
+        struct digest_stream *s = NULL;
+        int r = digest_stream_new(&s);
+
+        for (size_t at = 0; at < w->len && r == 0; at += BLOCK) {
+                size_t len = w->len - at < BLOCK ? w->len - at : BLOCK;
+
+                digest_stream_add(s, w->copy + at, len);
+                r = write_direct_or_not(fd, &direct, w->copy + at, direct ? (len + ALIGN - 1) / ALIGN * ALIGN : len, at);
+        }
+        if (r == 0 && (ftruncate(fd, (off_t)w->len) < 0 || fsync(fd) < 0))
+                r = -errno;
+        if (r == 0)
+                *ret = digest_stream_end(s);
+        digest_stream_free(s);
+        return r < 0 ? error_errno(e, -r, "cannot write %s/%s (%zu bytes)", w->folder, w->file, w->len) : 0;
+}
+
+static int write_shard(struct checkpoint_write *w, struct digest *ret, struct error *e) {
+        _cleanup_free_ char *path = file_path("%s/%s", w->folder, w->file), *tmp = file_path("%s/.%s.tmp", w->folder, w->file);
+        _cleanup_close_ int fd = -1;
+        bool direct = true;
+        int r;
+
+        if (!path || !tmp)
+                return error_set(e, -ENOMEM, "shard: out of memory");
+        r = file_mkdir_p(w->folder, 0777, e);
+        if (r < 0)
+                return r;
+        fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_DIRECT, 0666);
+        if (fd < 0 && errno == EINVAL) { /* a file system without it, tmpfs say */
+                direct = false;
+                fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+        }
+        if (fd < 0)
+                return error_errno(e, errno, "cannot create %s", tmp);
+        r = write_all(w, fd, direct, ret, e);
+        if (r == 0 && rename(tmp, path) < 0)
+                r = error_errno(e, errno, "cannot rename %s", tmp);
+        if (r < 0) {
+                (void)unlink(tmp);
+                return r;
+        }
+        return file_fsync_dir(w->folder, e);
+}
+
+static void *write_thread(void *arg) {
+        struct checkpoint_write *w = arg;
+        struct error e = { 0 };
+        struct digest d = { 0, 0 };
+        int r = write_shard(w, &d, &e);
+
+        /* The copy is as large as the shard: given back before anybody is told. */
+        (void)munmap(w->copy, w->mapped);
+        w->copy = NULL;
+        w->done(w->arg, r, e.text, d, r < 0 ? NULL : w->file);
+        return NULL;
+}
+
+DEFINE_CLEANUP(struct checkpoint_write *, checkpoint_write_free);
+
+int checkpoint_write_start(const char *folder, int rank, int n_ranks, const void *image, size_t len,
+                           void (*done)(void *arg, int rc, const char *text, struct digest d, const char *file), void *arg, struct checkpoint_write **ret,
+                           struct error *e) {
+        _cleanup_(checkpoint_write_freep) struct checkpoint_write *w = NULL;
+        sigset_t all, old;
+        int r;
+
+        if (rank < 0 || rank >= n_ranks || len == 0)
+                return error_set(e, -EINVAL, "shard of rank %d of %d, %zu bytes: expected a rank and something to write", rank, n_ranks, len);
+        w = calloc(1, sizeof(*w));
+        if (!w)
+                return error_set(e, -ENOMEM, "shard: out of memory");
+        w->len = len;
+        w->mapped = (len + ALIGN - 1) / ALIGN * ALIGN;
+        w->done = done;
+        w->arg = arg;
+        w->folder = strdup(folder);
+        w->file = file_path("shard-%05d-of-%05d.safetensors", rank, n_ranks);
+        if (!w->folder || !w->file)
+                return error_set(e, -ENOMEM, "shard: out of memory");
+        w->copy = mmap(NULL, w->mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (w->copy == MAP_FAILED) {
+                w->copy = NULL;
+                return error_set(e, -ENOMEM, "shard: no memory for a copy of %zu bytes", len);
+        }
+        (void)madvise(w->copy, w->mapped, MADV_HUGEPAGE); /* few page faults: the copy is what the step waits for */
+        memcpy(w->copy, image, len);
+        /* Signals are the program's own affair, in its own threads. */
+        (void)sigfillset(&all);
+        (void)pthread_sigmask(SIG_SETMASK, &all, &old);
+        r = pthread_create(&w->thread, NULL, write_thread, w);
+        (void)pthread_sigmask(SIG_SETMASK, &old, NULL);
+        if (r != 0)
+                return error_errno(e, r, "shard: cannot start a thread");
+        w->started = true;
+        *ret = STEAL_PTR(w);
+        return 0;
+}
+
+struct checkpoint_write *checkpoint_write_free(struct checkpoint_write *w) {
+        if (!w)
+                return NULL;
+        if (w->started)
+                (void)pthread_join(w->thread, NULL);
+        if (w->copy)
+                (void)munmap(w->copy, w->mapped);
+        free(w->folder);
+        free(w->file);
+        free(w);
+        return NULL;
+}
