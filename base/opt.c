@@ -81,6 +81,15 @@ static int set_choice(const struct parser *p, const struct opt *o, const char *v
         return bad_value(p, o, value, list);
 }
 
+static int add_to_list(const struct parser *p, const struct opt *o, const char *value) {
+        struct opt_list *list = o->target;
+
+        if (list->n == OPT_LIST_MAX)
+                return error_set(p->e, -EINVAL, "--%s: found more than %d of them", o->name, OPT_LIST_MAX);
+        list->values[list->n++] = value;
+        return 0;
+}
+
 static int set_value(const struct parser *p, const struct opt *o, const char *value) {
         switch (o->type) {
         case OPT_STRING:
@@ -95,6 +104,8 @@ static int set_value(const struct parser *p, const struct opt *o, const char *va
                 return 0;
         case OPT_CHOICE:
                 return set_choice(p, o, value);
+        case OPT_LIST:
+                return add_to_list(p, o, value);
         case OPT_FLAG:
                 break;
         }

@@ -10,7 +10,14 @@
 
 #include "base/error.h"
 
-enum opt_type { OPT_FLAG, OPT_STRING, OPT_INT, OPT_DOUBLE, OPT_CHOICE, OPT_DURATION_MS };
+enum opt_type { OPT_FLAG, OPT_STRING, OPT_INT, OPT_DOUBLE, OPT_CHOICE, OPT_DURATION_MS, OPT_LIST };
+
+/* An option that may be given several times; the strings stay argv's. */
+#define OPT_LIST_MAX 64
+struct opt_list {
+        const char *values[OPT_LIST_MAX];
+        size_t n;
+};
 
 struct opt {
         const char *name;  /* long name without dashes */
@@ -18,7 +25,7 @@ struct opt {
         enum opt_type type;
         const char *value; /* name of the value in help, "FILE" */
         const char *help;
-        void *target; /* bool * | const char ** | int64_t * | double * | const char ** | int64_t * */
+        void *target; /* bool * | const char ** | int64_t * | double * | const char ** | int64_t * | struct opt_list * */
         int64_t min, max;           /* OPT_INT, OPT_DURATION_MS: both 0 means unbounded */
         const char *const *choices; /* OPT_CHOICE: NULL-terminated */
 };

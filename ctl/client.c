@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ctl/client.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "proto/rpc_client.h"
+
+#define SERVICE "/fp8ctl.v1.Cluster/"
+#define RETRY_FOR_MS 5000 /* a controller restarts in less than 3 s (DESIGN: restart budget) */
+#define RETRY_EVERY_MS 100
+
+static bool rpc_ready;
+
+struct client {
+        struct rpc_client *rpc;
+        char *address;
+        bool local; /* the local cluster's own socket: we can say how to start one */
+};
+
+int client_address(const struct ctl *c, char **ret, struct error *e) {
+        struct sockaddr_un un;
+        char *address;
+
+        if (c->controller) {
+                /* A bare path is what people type. */
+                address = c->controller[0] == '/' ? file_path("unix:%s", c->controller) : strdup(c->controller);
+                if (!address)
+                        return error_set(e, -ENOMEM, "no memory");
+        } else {
+                address = file_path("unix:%s/fp8d.sock", c->home);
+                if (!address)
+                        return error_set(e, -ENOMEM, "no memory");
+        }
+        if (strncmp(address, "unix:", 5) == 0 && strlen(address + 5) >= sizeof(un.sun_path)) {
+                error_set(e, -ENAMETOOLONG, "%s: found a path of %zu bytes, a socket may have %zu; use a shorter folder (--dir)", address + 5,
+                          strlen(address + 5), sizeof(un.sun_path) - 1);
+                free(address);
+                return -ENAMETOOLONG;
+        }
+        *ret = address;
+        return 0;
+}
+
+int client_new(const struct ctl *c, struct client **ret, struct error *e) {
+        struct tls_files tls = { c->tls_ca, c->tls_cert, c->tls_key };
+        bool has_tls = c->tls_ca && c->tls_cert && c->tls_key;
+        struct client *cl;
+        int r;
+
+        if ((c->tls_ca || c->tls_cert || c->tls_key) && !has_tls)
+                return error_set(e, -EINVAL, "TLS: expected all of --tls-ca, --tls-cert and --tls-key (or FP8CTL_TLS_CA, _CERT, _KEY)");
+        cl = calloc(1, sizeof(*cl));
+        if (!cl)
+                return error_set(e, -ENOMEM, "no memory");
+        cl->local = !c->controller;
+        r = client_address(c, &cl->address, e);
+        if (r >= 0 && !rpc_ready) {
+                r = rpc_init(e);
+                rpc_ready = r >= 0;
+        }
+        if (r >= 0)
+                r = rpc_client_new(cl->address, has_tls ? &tls : NULL, &cl->rpc, e);
+        if (r < 0) {
+                client_free(cl);
+                return r;
+        }
+        *ret = cl;
+        return 0;
+}
+
+struct client *client_free(struct client *c) {
+        if (!c)
+                return NULL;
+        rpc_client_free(c->rpc);
+        free(c->address);
+        free(c);
+        return NULL;
+}
+
+void client_done(void) {
+        if (rpc_ready)
+                rpc_shutdown();
+        rpc_ready = false;
+}
+
+const char *client_where(const struct client *c) {
+        return c->address;
+}
+
+static int unreachable(struct client *c, struct error *e) {
+        char said[sizeof(e->text)];
+
+        memcpy(said, e->text, sizeof(said));
+        if (c->local)
+                return error_set(e, -ECONNREFUSED, "no controller answers at %s; `fp8ctl cluster up` starts one here (%.300s)", c->address, said);
+        return error_set(e, -ECONNREFUSED, "no controller answers at %s (%.300s)", c->address, said);
+}
+
+/* A Unix socket that is not there at all means: nothing to wait for. */
+static bool may_come_back(const struct client *c) {
+        struct stat st;
+
+        return strncmp(c->address, "unix:", 5) != 0 || stat(c->address + 5, &st) == 0;
+}
+
+int client_call_once(struct client *c, const char *method, const ProtobufCMessage *request, const ProtobufCMessageDescriptor *type, int timeout_ms,
+                     ProtobufCMessage **ret, struct error *e) {
+        size_t len = protobuf_c_message_get_packed_size(request), reply_len = 0;
+        _cleanup_free_ uint8_t *data = malloc(len ? len : 1), *reply = NULL;
+        _cleanup_free_ char *path = file_path("%s%s", SERVICE, method);
+        struct error own;
+        ProtobufCMessage *m;
+        int r;
+
+        e = e ? e : &own;
+        if (!data || !path)
+                return error_set(e, -ENOMEM, "no memory");
+        protobuf_c_message_pack(request, data);
+        r = rpc_client_call(c->rpc, path, data, len, timeout_ms, &reply, &reply_len, e);
+        if (r == -ECONNREFUSED)
+                return unreachable(c, e);
+        if (r < 0)
+                return r;
+        m = protobuf_c_message_unpack(type, NULL, reply_len, reply);
+        if (!m)
+                return error_set(e, -EIO, "%s: the controller's answer is no %s: is it of another version?", method, type->name);
+        *ret = m;
+        return 0;
+}
+
+int client_call(struct client *c, const char *method, const ProtobufCMessage *request, const ProtobufCMessageDescriptor *type, int timeout_ms,
+                ProtobufCMessage **ret, struct error *e) {
+        uint64_t end = clock_mono_ns() + RETRY_FOR_MS * NSEC_PER_MSEC;
+
+        for (;;) {
+                struct timespec pause = { 0, RETRY_EVERY_MS * (long)NSEC_PER_MSEC };
+                int r = client_call_once(c, method, request, type, timeout_ms, ret, e);
+
+                if (r != -ECONNREFUSED || !may_come_back(c) || clock_mono_ns() > end)
+                        return r;
+                nanosleep(&pause, NULL);
+        }
+}
+
+int client_get_job(struct client *c, uint64_t id, Fp8ctl__V1__Job **ret, struct error *e) {
+        Fp8ctl__V1__GetJobRequest rq = FP8CTL__V1__GET_JOB_REQUEST__INIT;
+
+        rq.id = id;
+        return client_call(c, "GetJob", &rq.base, &fp8ctl__v1__job__descriptor, CALL_TIMEOUT_MS, (ProtobufCMessage **)ret, e);
+}
+
+int client_status(struct client *c, int timeout_ms, Fp8ctl__V1__StatusReply **ret, struct error *e) {
+        Fp8ctl__V1__StatusRequest rq = FP8CTL__V1__STATUS_REQUEST__INIT;
+
+        return client_call_once(c, "Status", &rq.base, &fp8ctl__v1__status_reply__descriptor, timeout_ms, (ProtobufCMessage **)ret, e);
+}
+
+int client_list_events(struct client *c, uint64_t job, uint64_t after, unsigned limit, unsigned wait_ms, Fp8ctl__V1__ListEventsReply **ret,
+                       struct error *e) {
+        Fp8ctl__V1__ListEventsRequest rq = FP8CTL__V1__LIST_EVENTS_REQUEST__INIT;
+
+        rq.job_id = job;
+        rq.after_id = after;
+        rq.limit = limit;
+        rq.wait_ms = wait_ms;
+        return client_call(c, "ListEvents", &rq.base, &fp8ctl__v1__list_events_reply__descriptor, (int)wait_ms + CALL_TIMEOUT_MS,
+                           (ProtobufCMessage **)ret, e);
+}
+
+int client_read_file(struct client *c, const Fp8ctl__V1__ReadFileRequest *rq, Fp8ctl__V1__ReadFileReply **ret, struct error *e) {
+        return client_call(c, "ReadFile", &rq->base, &fp8ctl__v1__read_file_reply__descriptor, CALL_TIMEOUT_MS, (ProtobufCMessage **)ret, e);
+}

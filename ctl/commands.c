@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The table of subcommands.  Dispatch (dispatch.c), help and completion all read it: a command that is not here does not exist.
+ */
+#include "base/cleanup.h"
+#include "ctl/handlers.h"
+
+const struct command commands[] = {
+        { "submit", "FILE", 1, 1, FORMATS_USUAL, submit_opts, submit_run, "send a job file (YAML) to the controller",
+          "FILE is a job file (docs/job-file.md lists its keys), or - for standard input. It is checked here first: a mistake in it is one line\n"
+          "on stderr and exit code 2, and nothing is sent. Relative paths in it are taken from its folder.\n"
+          "--wait follows the job to its end: exit code 0 completed, 1 failed, 7 cancelled.", false },
+        { "wait", "JOB", 1, 1, FORMATS_USUAL, wait_opts, wait_run, "follow a job to its end",
+          "Exit code 0 completed, 1 failed, 7 cancelled, 6 when --timeout passed first.", false },
+        { "list", "", 0, 0, FORMATS_USUAL, list_opts, job_list_run, "list jobs that wait or run", NULL, false },
+        { "get", "JOB", 1, 1, FORMATS_USUAL, NULL, job_get_run, "show one job", NULL, false },
+        { "describe", "JOB", 1, 1, FORMATS_PLAIN, NULL, job_describe_run, "show all about one job: ranks, checkpoints, events", NULL, false },
+        { "cancel", "JOB...", 1, -1, FORMATS_USUAL, cancel_opts, job_cancel_run, "end jobs, after a last checkpoint", NULL, false },
+        { "save", "JOB", 1, 1, FORMATS_PLAIN, NULL, job_save_run, "make a checkpoint now; returns when it is committed", NULL, false },
+        { "logs", "[JOB]", 0, 1, FORMATS_TEXT, logs_opts, logs_run, "print what ranks (or with --node a worker) wrote",
+          "Lines of several ranks begin with the rank's number. -f goes on until the job is over.", false },
+        { "events", "[JOB]", 0, 1, FORMATS_PLAIN, events_opts, events_run, "list what happened: decisions, failures, recoveries, commits",
+          "With -f and -o json each event is one JSON object on a line of its own.", false },
+        { "metrics", "JOB", 1, 1, FORMATS_METRICS, metrics_opts, metrics_run, "print one row a step",
+          "Columns: step, epoch, loss in decimal and as the 8 hexadecimal digits of its 32 bits, gradient norm, learning rate, loss scale,\n"
+          "skipped, tokens/s, ms, memory, state digest. A step that was done again after a failure is printed once, from its highest epoch.", false },
+        { "node list", "", 0, 0, FORMATS_USUAL, NULL, node_list_run, "list nodes and their devices", NULL, false },
+        { "node get", "NODE", 1, 1, FORMATS_USUAL, NULL, node_get_run, "show one node", NULL, false },
+        { "node describe", "NODE", 1, 1, FORMATS_PLAIN, NULL, node_describe_run, "show all about one node", NULL, false },
+        { "ckpt ls", "JOB", 1, 1, FORMATS_USUAL, NULL, checkpoint_list_run, "list a job's committed checkpoints", NULL, false },
+        { "data prepare", "FILES...", 1, -1, FORMATS_PLAIN, data_prepare_opts, data_prepare_run, "make PREFIX.bin and PREFIX.idx from text files",
+          "Byte tokenizer (ids 0 to 255, 0 ends a document); documents are blocks between blank lines, or lines with --lines.", false },
+        { "cluster up", "", 0, 0, FORMATS_PLAIN, cluster_up_opts, cluster_up_run, "start a whole cluster on this machine",
+          "All of its state is in one folder (--dir, FP8CTL_HOME, or ~/.fp8ctl), so several clusters live side by side. What already runs is left\n"
+          "alone. Returns when all nodes are ready.", false },
+        { "cluster down", "", 0, 0, FORMATS_TEXT, cluster_down_opts, cluster_down_run, "stop that cluster, jobs saved first",
+          "Jobs that run get a last checkpoint and go on at the next `cluster up`.", false },
+        { "cluster status", "", 0, 0, FORMATS_PLAIN, NULL, cluster_status_run, "show its daemons and the controller",
+          "Exit code 0 when the controller answers, 5 when it does not.", false },
+        { "cluster keep", "", 0, 0, FORMATS_TEXT, cluster_keep_opts, cluster_keep_run, "the process that `cluster up` leaves behind", NULL, true },
+        { "inject", "JOB", 1, 1, FORMATS_TEXT, inject_opts, inject_run, "a drill: send a signal to one rank of a job on this machine", NULL, false },
+        { "admin certs", "", 0, 0, FORMATS_TEXT, admin_certs_opts, admin_certs_run, "make a CA and certificates for mTLS",
+          "Makes the CA when the folder has none, then a certificate for each name that has none yet. The controller's carries the --ip addresses.", false },
+        { "admin schema", "", 0, 0, FORMATS_TEXT, NULL, admin_schema_run, "print the job file's keys (Markdown)", NULL, false },
+        { "completion", "SHELL", 1, 1, FORMATS_TEXT, NULL, completion_run, "print a completion script for bash or zsh",
+          "bash: source <(fp8ctl completion bash)\nzsh:  fp8ctl completion zsh >\"${fpath[1]}/_fp8ctl\"", false },
+        { "version", "", 0, 0, FORMATS_PLAIN, NULL, version_run, "print the version", NULL, false },
+        { "help", "[COMMAND]", 0, 2, FORMATS_TEXT, NULL, help_run, "explain a command", NULL, false },
+};
+const size_t n_commands = ARRAY_SIZE(commands);

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* Handlers and option tables of the subcommands: one file a noun, all listed in commands.c. */
+#include "ctl/ctl.h"
+
+/* Option tables end with a row without a name. */
+extern const struct opt submit_opts[];
+extern const struct opt wait_opts[];
+extern const struct opt list_opts[];
+extern const struct opt cancel_opts[];
+extern const struct opt logs_opts[];
+extern const struct opt events_opts[];
+extern const struct opt metrics_opts[];
+extern const struct opt data_prepare_opts[];
+extern const struct opt cluster_up_opts[];
+extern const struct opt cluster_down_opts[];
+extern const struct opt cluster_keep_opts[];
+extern const struct opt admin_certs_opts[];
+extern const struct opt inject_opts[];
+
+int submit_run(struct ctl *c, int n, char **args);
+int wait_run(struct ctl *c, int n, char **args);
+int job_list_run(struct ctl *c, int n, char **args);
+int job_get_run(struct ctl *c, int n, char **args);
+int job_describe_run(struct ctl *c, int n, char **args);
+int job_cancel_run(struct ctl *c, int n, char **args);
+int job_save_run(struct ctl *c, int n, char **args);
+int logs_run(struct ctl *c, int n, char **args);
+int events_run(struct ctl *c, int n, char **args);
+int metrics_run(struct ctl *c, int n, char **args);
+int node_list_run(struct ctl *c, int n, char **args);
+int node_get_run(struct ctl *c, int n, char **args);
+int node_describe_run(struct ctl *c, int n, char **args);
+int checkpoint_list_run(struct ctl *c, int n, char **args);
+int data_prepare_run(struct ctl *c, int n, char **args);
+int cluster_up_run(struct ctl *c, int n, char **args);
+int cluster_down_run(struct ctl *c, int n, char **args);
+int cluster_status_run(struct ctl *c, int n, char **args);
+int cluster_keep_run(struct ctl *c, int n, char **args);
+int inject_run(struct ctl *c, int n, char **args);
+int admin_certs_run(struct ctl *c, int n, char **args);
+int admin_schema_run(struct ctl *c, int n, char **args);
+int completion_run(struct ctl *c, int n, char **args);
+int version_run(struct ctl *c, int n, char **args);
+int help_run(struct ctl *c, int n, char **args);

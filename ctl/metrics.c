@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * metrics JOB: the rows of metrics.jsonl (PROTOCOL.md), fetched through the controller in pieces.  A step that was done again after a failure is
+ * in the file once an epoch; the row of the highest epoch is the one printed.  Lines are a worker's text: what is no JSON object with a step is skipped.
+ */
+#include "ctl/metrics.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "ctl/client.h"
+#include "ctl/handlers.h"
+#include "ctl/print.h"
+
+#define READ_MAX (1024u * 1024)
+#define LINE_MAX_BYTES (64u * 1024)
+#define POLL_MS 250
+
+static struct {
+        bool follow;
+} given;
+
+const struct opt metrics_opts[] = {
+        { "follow", 'f', OPT_FLAG, NULL, "go on with new rows until the job is over (json: one object a line)", &given.follow, 0, 0, NULL },
+        { 0 },
+};
+
+/* The columns, in the order of csv and json. */
+static const char *const keys[] = { "step", "epoch", "loss", "loss_hex", "grad_norm", "lr", "loss_scale", "skipped", "tokens", "tokens_per_s", "ms", "memory",
+                                    "val_loss", "digest", "t" };
+
+struct metrics {
+        struct metrics_row *rows; /* sorted by step when asked for */
+        size_t n, size;
+        char *line; /* a line whose end has not come yet */
+        size_t line_len, line_size;
+        bool line_bad;
+};
+
+struct metrics *metrics_new(void) {
+        return calloc(1, sizeof(struct metrics));
+}
+
+struct metrics *metrics_free(struct metrics *m) {
+        if (!m)
+                return NULL;
+        for (size_t i = 0; i < m->n; i++)
+                json_decref(m->rows[i].row);
+        free(m->rows);
+        free(m->line);
+        free(m);
+        return NULL;
+}
+
+/* Steps mostly come in order: the place is searched from the end. */
+static int put_row(struct metrics *m, uint64_t step, uint64_t epoch, json_t *row) {
+        size_t at = m->n;
+
+        while (at > 0 && m->rows[at - 1].step > step)
+                at--;
+        if (at > 0 && m->rows[at - 1].step == step) {
+                struct metrics_row *old = &m->rows[at - 1];
+
+                if (old->epoch > epoch)
+                        return 0;
+                json_decref(old->row);
+                *old = (struct metrics_row){ step, epoch, json_incref(row), false };
+                return 0;
+        }
+        if (m->n == m->size) {
+                size_t size = m->size ? 2 * m->size : 256;
+                struct metrics_row *rows = realloc(m->rows, size * sizeof(*rows));
+
+                if (!rows)
+                        return -ENOMEM;
+                m->rows = rows;
+                m->size = size;
+        }
+        memmove(m->rows + at + 1, m->rows + at, (m->n - at) * sizeof(*m->rows));
+        m->rows[at] = (struct metrics_row){ step, epoch, json_incref(row), false };
+        m->n++;
+        return 0;
+}
+
+/* A row with our keys only, in our order; what is not there is null. */
+static int add_line(struct metrics *m, const char *line, size_t len) {
+        _cleanup_json_ json_t *in = json_loadb(line, len, 0, NULL), *row = json_object();
+        const json_t *step = json_object_get(in, "step"), *epoch = json_object_get(in, "epoch");
+
+        if (!row)
+                return -ENOMEM;
+        if (!json_is_integer(step) || !json_is_integer(epoch) || json_integer_value(step) < 0 || json_integer_value(epoch) < 0)
+                return 0;
+        for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
+                json_t *v = json_object_get(in, keys[i]);
+
+                if (v && (json_is_object(v) || json_is_array(v)))
+                        v = NULL;
+                json_object_set(row, keys[i], v ? v : json_null());
+        }
+        return put_row(m, (uint64_t)json_integer_value(step), (uint64_t)json_integer_value(epoch), row);
+}
+
+int metrics_feed(struct metrics *m, const void *data, size_t len) {
+        const char *p = data, *end = p + len;
+
+        while (p < end) {
+                const char *nl = memchr(p, '\n', (size_t)(end - p));
+                size_t part = (size_t)((nl ? nl : end) - p);
+
+                if (m->line_len + part > LINE_MAX_BYTES)
+                        m->line_bad = true;
+                if (!m->line_bad && part) {
+                        if (m->line_len + part > m->line_size) {
+                                size_t size = 2 * (m->line_len + part);
+                                char *line = realloc(m->line, size);
+
+                                if (!line)
+                                        return -ENOMEM;
+                                m->line = line;
+                                m->line_size = size;
+                        }
+                        memcpy(m->line + m->line_len, p, part);
+                        m->line_len += part;
+                }
+                if (!nl)
+                        return 0;
+                if (!m->line_bad && m->line_len) {
+                        int r = add_line(m, m->line, m->line_len);
+
+                        if (r < 0)
+                                return r;
+                }
+                m->line_len = 0;
+                m->line_bad = false;
+                p = nl + 1;
+        }
+        return 0;
+}
+
+struct metrics_row *metrics_rows(struct metrics *m, size_t *ret_n) {
+        *ret_n = m->n;
+        return m->rows;
+}
+
+static void print_csv_value(const json_t *v) {
+        if (json_is_string(v))
+                print_text(stdout, json_string_value(v)); /* hexadecimal digits: nothing to quote; a comma could only break the row's own worker's row */
+        else if (json_is_integer(v))
+                printf("%" JSON_INTEGER_FORMAT, json_integer_value(v));
+        else if (json_is_real(v))
+                printf("%.17g", json_real_value(v));
+        else if (json_is_boolean(v))
+                putchar(json_is_true(v) ? '1' : '0');
+}
+
+static void print_csv(const json_t *row) {
+        for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
+                if (i)
+                        putchar(',');
+                print_csv_value(json_object_get(row, keys[i]));
+        }
+        putchar('\n');
+}
+
+static void print_csv_head(void) {
+        for (size_t i = 0; i < ARRAY_SIZE(keys); i++)
+                printf("%s%s", i ? "," : "", keys[i]);
+        putchar('\n');
+}
+
+static double number(const json_t *row, const char *key) {
+        const json_t *v = json_object_get(row, key);
+
+        return json_is_number(v) ? json_number_value(v) : NAN;
+}
+
+static const char *string(const json_t *row, const char *key) {
+        const json_t *v = json_object_get(row, key);
+
+        return json_is_string(v) ? json_string_value(v) : "-";
+}
+
+/* Fixed columns: rows of a long run need not be held to be aligned, and --follow can print them one by one. */
+static void print_table_head(void) {
+        printf("%s%7s %5s %11s  %-8s %10s %10s %9s %4s %9s %8s %9s  %s%s\n", colour_begin(stdout, COLOUR_BOLD), "STEP", "EPOCH", "LOSS", "BITS", "GRADNORM", "LR",
+               "SCALE", "SKIP", "TOKENS/S", "MS", "MEMORY", "DIGEST", colour_end(stdout, COLOUR_BOLD));
+}
+
+static void print_table_row(const struct metrics_row *r) {
+        char b[8][TEXT_BUF];
+        double memory = number(r->row, "memory");
+
+        printf("%7" PRIu64 " %5" PRIu64 " %11s  ", r->step, r->epoch, text_number(b[0], "%.6f", number(r->row, "loss")));
+        print_text(stdout, string(r->row, "loss_hex"));
+        printf(" %10s %10s %9s %4s %9s %8s %9s  ", text_number(b[1], "%.5g", number(r->row, "grad_norm")), text_number(b[2], "%.4g", number(r->row, "lr")),
+               text_number(b[3], "%g", number(r->row, "loss_scale")), json_is_true(json_object_get(r->row, "skipped")) ? "yes" : "-",
+               text_number(b[4], "%.0f", number(r->row, "tokens_per_s")), text_number(b[5], "%.1f", number(r->row, "ms")),
+               memory >= 0 && memory < 1e18 ? text_bytes(b[6], (uint64_t)memory) : "-");
+        print_text(stdout, string(r->row, "digest"));
+        putchar('\n');
+}
+
+static void print_row(const struct ctl *c, const struct metrics_row *r) {
+        if (c->format == FORMAT_CSV)
+                print_csv(r->row);
+        else if (c->format == FORMAT_TABLE)
+                print_table_row(r);
+        else {
+                json_object_set_new(r->row, "v", json_integer(CTL_JSON_VERSION));
+                print_object_line(r->row);
+        }
+}
+
+static void print_head(const struct ctl *c) {
+        if (c->format == FORMAT_CSV)
+                print_csv_head();
+        else if (c->format == FORMAT_TABLE)
+                print_table_head();
+}
+
+static void print_all(struct ctl *c, struct metrics *m, uint64_t job) {
+        _cleanup_json_ json_t *o = NULL;
+        json_t *rows;
+
+        if (c->format == FORMAT_TABLE || c->format == FORMAT_CSV) {
+                print_head(c);
+                for (size_t i = 0; i < m->n; i++)
+                        print_row(c, &m->rows[i]);
+                return;
+        }
+        rows = json_array();
+        for (size_t i = 0; i < m->n; i++)
+                json_array_append(rows, m->rows[i].row);
+        o = json_pack("{s:i, s:I, s:o}", "v", CTL_JSON_VERSION, "job", (json_int_t)job, "rows", rows);
+        print_object(c, o);
+}
+
+/* Rows that are new, or that a higher epoch replaced. */
+static void print_new(struct ctl *c, struct metrics *m) {
+        for (size_t i = 0; i < m->n; i++)
+                if (!m->rows[i].shown) {
+                        print_row(c, &m->rows[i]);
+                        m->rows[i].shown = true;
+                }
+        fflush(stdout);
+}
+
+static inline void metrics_freep(struct metrics **m) {
+        metrics_free(*m);
+}
+
+int metrics_run(struct ctl *c, int n, char **args) {
+        Fp8ctl__V1__ReadFileRequest rq = FP8CTL__V1__READ_FILE_REQUEST__INIT;
+        _cleanup_(client_freep) struct client *cl = NULL;
+        _cleanup_(metrics_freep) struct metrics *m = metrics_new();
+        struct error e;
+
+        if (parse_job_id(args[0], &rq.job_id, &e) < 0)
+                return ctl_usage(&e);
+        rq.kind = FP8CTL__V1__FILE_KIND__METRICS;
+        rq.rank = -1;
+        rq.max_bytes = READ_MAX;
+        if (!m || client_new(c, &cl, &e) < 0)
+                return m ? ctl_fail(&e) : EXIT_FAILED;
+        if (given.follow)
+                print_head(c);
+        for (;;) {
+                struct timespec pause = { 0, POLL_MS * (long)NSEC_PER_MSEC };
+                _cleanup_message_ Fp8ctl__V1__ReadFileReply *reply = NULL;
+
+                if (client_read_file(cl, &rq, &reply, &e) < 0)
+                        return ctl_fail(&e);
+                if (metrics_feed(m, reply->data.data, reply->data.len) < 0) {
+                        error_set(&e, -ENOMEM, "no memory for %zu rows", m->n);
+                        return ctl_fail(&e);
+                }
+                rq.offset = reply->next_offset;
+                if (given.follow)
+                        print_new(c, m);
+                if (reply->data.len == 0) {
+                        if (reply->ended || !given.follow)
+                                break;
+                        nanosleep(&pause, NULL);
+                }
+        }
+        if (!given.follow)
+                print_all(c, m, rq.job_id);
+        return EXIT_DONE;
+}
