@@ -231,6 +231,7 @@ static int fill_from(const struct load *l, struct mapped_shard *s, const struct 
 
 static int fill_slice(const struct load *l, struct shard_set *set, size_t *hint, const struct shard_tensor *want, struct error *e) {
         _cleanup_(rects_clear) struct rects missing = { 0 };
+        size_t start = *hint;
         char text[128];
 
         if (!shard_dtype_text(want->dtype) || want->rows < 0 || want->cols < 0)
@@ -239,7 +240,7 @@ static int fill_slice(const struct load *l, struct shard_set *set, size_t *hint,
                 return error_set(e, -ENOMEM, "checkpoint: out of memory");
         /* Neighbours in the list mostly lie in the same shard: begin where the last one was found. */
         for (size_t i = 0; i < set->n && missing.n > 0; i++) {
-                size_t k = (*hint + i) % set->n, before = missing.n;
+                size_t k = (start + i) % set->n, before = missing.n;
                 struct rect first = missing.r[0];
                 int r = fill_from(l, &set->shards[k], want, &missing, e);
 
