@@ -233,9 +233,10 @@ static int fill_slice(const struct load *l, struct shard_set *set, size_t *hint,
         _cleanup_(rects_clear) struct rects missing = { 0 };
         size_t start = *hint;
         char text[128];
+        int valid = shard_tensor_check(want, e);
 
-        if (!shard_dtype_text(want->dtype) || want->rows < 0 || want->cols < 0)
-                return error_set(e, -EINVAL, "checkpoint: %s: not a slice that can be loaded", want->name);
+        if (valid < 0)
+                return valid;
         if (rects_add(&missing, rect_of(want)) < 0)
                 return error_set(e, -ENOMEM, "checkpoint: out of memory");
         /* Neighbours in the list mostly lie in the same shard: begin where the last one was found. */
@@ -334,7 +335,8 @@ static int list_candidates(const char *dir, struct candidate **ret, size_t *ret_
                 list[n++] = c;
         }
         (void)closedir(d);
-        qsort(list, n, n ? sizeof(*list) : 1, compare_candidates);
+        if (n > 0)
+                qsort(list, n, sizeof(*list), compare_candidates);
         *ret = STEAL_PTR(list);
         *ret_n = n;
         return 0;

@@ -63,12 +63,15 @@ int shard_tensor_bytes(const struct shard_tensor *t, size_t *ret) {
 }
 
 const char *shard_slice_text(const struct shard_tensor *t, char buf[128]) {
-        (void)snprintf(buf, 128, "rows [%" PRId64 ",%" PRId64 ") of %" PRId64 ", columns [%" PRId64 ",%" PRId64 ") of %" PRId64, t->row0, t->row0 + t->rows,
-                       t->global_rows, t->col0, t->col0 + t->cols, t->global_cols);
+        /* also for slices that are refused because their ends overflow */
+        int64_t row1 = (int64_t)((uint64_t)t->row0 + (uint64_t)t->rows), col1 = (int64_t)((uint64_t)t->col0 + (uint64_t)t->cols);
+
+        (void)snprintf(buf, 128, "rows [%" PRId64 ",%" PRId64 ") of %" PRId64 ", columns [%" PRId64 ",%" PRId64 ") of %" PRId64, t->row0, row1, t->global_rows, t->col0,
+                       col1, t->global_cols);
         return buf;
 }
 
-static int tensor_check(const struct shard_tensor *t, struct error *e) {
+int shard_tensor_check(const struct shard_tensor *t, struct error *e) {
         char slice[128];
         size_t len = strnlen(t->name, SHARD_NAME_MAX), bytes;
 
@@ -162,7 +165,7 @@ int shard_layout_new(const struct shard_tensor *t, size_t n, size_t state_max, s
                 return error_set(e, -EINVAL, "shard: %zu tensors and %zu bytes of state, expected at most %u and %llu", n, state_max, SHARD_TENSORS_MAX,
                                  (unsigned long long)(SHARD_HEADER_MAX / 4));
         for (size_t i = 0; i < n; i++) {
-                r = tensor_check(&t[i], e);
+                r = shard_tensor_check(&t[i], e);
                 if (r < 0)
                         return r;
         }

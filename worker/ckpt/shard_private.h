@@ -8,6 +8,9 @@ const char *shard_dtype_text(enum dtype t);
 /* -EINVAL: a name that we have no type for. */
 int shard_dtype_parse(const char *text, enum dtype *ret);
 
+/* A name, type and slice that can be stored. */
+int shard_tensor_check(const struct shard_tensor *t, struct error *e);
+
 #define SHARD_STATE_KEY "state"
 #define SHARD_SLICE_PREFIX "slice:"
 /* "[[r0,r1],[c0,c1]] of [R,C]" */
