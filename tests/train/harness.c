@@ -185,6 +185,21 @@ void test_gather_masters(struct test_rank *r, struct test_tensors *to) {
         gather(r, to, r->trainer->optimizer.master, 1);
 }
 
+void test_set_masters(struct test_rank *r, struct test_tensors *from) {
+        const struct zero *z = &r->trainer->zero;
+
+        for (int i = 0; i < z->n_pieces; i++) {
+                const struct zero_piece *p = &z->pieces[i];
+                const struct tensor *x = p->tensor;
+                const struct test_tensor *t = test_tensors_find(from, x->name);
+                real *to = r->trainer->optimizer.list[i].master;
+
+                for (int64_t row = 0; row < p->rows; row++)
+                        for (int64_t col = 0; col < x->cols; col++)
+                                to[row * x->cols + col] = (real)t->values[(x->row0 + p->row0 + row) * t->cols + x->col0 + col];
+        }
+}
+
 void test_tensors_free(struct test_tensors *t) {
         for (int i = 0; i < t->n; i++)
                 free(t->list[i].values);

@@ -39,6 +39,8 @@ struct test_tensor *test_tensors_find(struct test_tensors *t, const char *name);
 /* Adds this rank's reduced gradients (of the mean loss), or its master weights. Thread-safe. */
 void test_gather_gradients(struct test_rank *r, struct test_tensors *to);
 void test_gather_masters(struct test_rank *r, struct test_tensors *to);
+/* The other way: this rank's master weights from whole tensors; trainer_sync comes after. */
+void test_set_masters(struct test_rank *r, struct test_tensors *from);
 /* ||a - b|| / ||b||, and the cosine. */
 double test_distance(const struct test_tensor *a, const struct test_tensor *b);
 double test_cosine(const struct test_tensor *a, const struct test_tensor *b);

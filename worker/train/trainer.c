@@ -199,12 +199,17 @@ static int gradients(struct trainer *t, struct error *e) {
         return optimizer_reduce(t, e);
 }
 
+/* Past the deadline another may hold this rank's place. Before the first lease (0) nobody can. */
+static bool may_commit(const struct flight *f) {
+        return !f || atomic_load(&f->lease_deadline_ns) == 0 || flight_lease_ok(f);
+}
+
 static int commit(struct trainer *t, double grad_scale, double grad_norm, double lr, struct error *e) {
         double clip = t->spec->optimizer.clip;
 
         if (clip > 0 && grad_norm > clip)
                 grad_scale *= clip / grad_norm;
-        if (t->config.flight && !flight_lease_ok(t->config.flight))
+        if (!may_commit(t->config.flight))
                 return error_set(e, -ECANCELED, "the lease ended before step %llu could be committed", (unsigned long long)t->progress.step + 1);
         trainer_phase(t, FLIGHT_UPDATE);
         TRY(optimizer_update(t, lr, grad_scale, e));
