@@ -9,9 +9,9 @@
 
 /*
  * One copy of a hot loop for each x86-64 level, chosen when the program is loaded.  Not under sanitizers (the chooser would run before their shadow
- * memory is there) and not with clang, whose target_clones does not know the levels.
+ * memory is there), not with clang, whose target_clones does not know the levels, and not where FP8_NO_CLONES asks for one plain copy (tests compare them).
  */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if !defined(FP8_NO_CLONES) && defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define FP8_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FP8_CLONES

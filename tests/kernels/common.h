@@ -114,7 +114,7 @@ static inline struct qtensor qtensor_new(const struct quant_spec *q, int64_t row
 }
 
 static inline void qtensor_free(struct qtensor *t) {
-        if (t->scaling != Q_NONE)
+        if (t->row_scale) /* else row is another's matrix */
                 xfree(t->row);
         xfree(t->row_scale);
         xfree(t->col);

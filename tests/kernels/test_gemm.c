@@ -2,10 +2,6 @@
 /* Products, element by element against the double product of the dequantised operands; outputs are poisoned first and every case has fresh random inputs. */
 #include "tests/kernels/common.h"
 
-struct bounds {
-        double got, want, abs_sum;
-};
-
 static double worst; /* |got - want| / sum |a b| */
 static int64_t not_finite;
 
@@ -106,17 +102,17 @@ static void check_product(int64_t m, int64_t n, int64_t k, const double *a, cons
                 printf("    %ld x %ld x %ld: found error %.3g, expected below %.3g\n", (long)m, (long)n, (long)k, worst, BOUND);
 }
 
-static float *poisoned(int64_t n) {
-        float *p = xalloc((size_t)n * sizeof *p);
+static void *poisoned(int64_t n) {
+        void *p = xalloc((size_t)n * sizeof(float));
 
-        memset(p, 0xff, (size_t)n * sizeof *p);
+        memset(p, 0xff, (size_t)n * sizeof(float));
         return p;
 }
 
 static void fprop(struct problem *p) {
         double *a = dense(&p->qx, row_value, false), *b = dense(&p->qw, row_value, false);
         float *y = poisoned(p->M * p->N);
-        uint16_t *h = (uint16_t *)poisoned(p->M * p->N);
+        uint16_t *h = poisoned(p->M * p->N);
         int64_t errors = 0;
 
         CU_ASSERT_EQUAL(ops->gemm_fprop(&p->qx, &p->qw, y, DT_F32, stream), 0);
