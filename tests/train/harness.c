@@ -45,6 +45,8 @@ void test_layout(struct job_spec *s, int tp, int pp, int dp) {
         s->parallel.dp = dp;
 }
 
+bool test_hooks_armed;
+
 struct cluster {
         const struct job_spec *spec;
         struct flight **flights;
@@ -68,7 +70,8 @@ static int member_run(struct member *m) {
         struct dev_config dc = { .kind = "cpu", .threads = 1, .act = c->spec->precision.recipe == RECIPE_FP32 ? DT_F32 : DT_BF16 };
         struct comm_mesh_config mc = { .job = 1, .epoch = 1, .rank = r->rank, .n_ranks = c->n, .peers = c->peers, .node = "local", .timeout_ms = 60000,
                                        .connect_timeout_ms = 20000 };
-        struct trainer_config tc = { .spec = c->spec, .rank = r->rank, .flight = c->flights ? c->flights[r->rank] : NULL };
+        struct trainer_config tc = { .spec = c->spec, .rank = r->rank, .flight = c->flights ? c->flights[r->rank] : NULL,
+                                     .test_hooks_armed = test_hooks_armed };
 
         r->ops = dev_ops_find("cpu");
         tc.ops = r->ops;

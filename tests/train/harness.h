@@ -24,6 +24,9 @@ void test_layout(struct job_spec *s, int tp, int pp, int dp);
 /* Runs fn on every rank, with the trainer made and attached (not initialised). 0, or the first failure, its text printed. flights: NULL or one a rank. */
 int test_cluster(const struct job_spec *s, struct flight **flights, int (*fn)(struct test_rank *r), void *arg);
 
+/* The next clusters' kill_* hooks fire. */
+extern bool test_hooks_armed;
+
 /* Whole tensors put together from the ranks' slices, as doubles. */
 struct test_tensor {
         char name[SHARD_NAME_MAX];

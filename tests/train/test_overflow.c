@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Steps that must not count: every rank skips, nothing changes by a bit, all name the same culprit, and training goes on. And what travels beside: requests, leases. */
 #include <math.h>
+#include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -151,6 +153,44 @@ TEST(no_commit_without_a_lease) {
         for (int i = 0; i < 2; i++) {
                 flight_unmap(f[i]);
                 close(fd[i]);
+        }
+}
+
+static int three_steps(struct test_rank *r) {
+        struct step_result res;
+
+        TRY(trainer_init(r->trainer, &r->error));
+        TRY(trainer_sync(r->trainer, &r->error));
+        for (int i = 0; i < 3; i++)
+                TRY(trainer_step(r->trainer, &res, &r->error));
+        return 0;
+}
+
+/* The wait status of a process that runs the job. */
+static int status_of(const struct job_spec *s, bool armed) {
+        pid_t pid = fork();
+        int status;
+
+        if (pid == 0) {
+                test_hooks_armed = armed;
+                _exit(test_cluster(s, NULL, three_steps, NULL) == 0 ? 0 : 1);
+        }
+        CU_ASSERT_EQUAL(waitpid(pid, &status, 0), pid);
+        return status;
+}
+
+TEST(kill_hooks_fire_at_their_points) {
+        const char *const points[] = { "forward", "agreed", "updated", "gathered" };
+
+        for (size_t i = 0; i < sizeof(points) / sizeof(points[0]); i++) {
+                struct job_spec s = test_spec();
+
+                s.test.kill_step = 2;
+                s.test.kill_point = (char *)(uintptr_t)points[i];
+                CU_ASSERT(WTERMSIG(status_of(&s, true)) == SIGKILL);
+                CU_ASSERT_EQUAL(status_of(&s, false), 0);
+                s.test.kill_step = 4;
+                CU_ASSERT_EQUAL(status_of(&s, true), 0);
         }
 }
 

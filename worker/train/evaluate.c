@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Validation loss: the first train.eval_batches micro-batches of the validation split, dealt to the dp ranks in turn; the set does not depend on the layout.
+ * Validation loss: train.eval_batches micro-batches of each replica, from the beginning of the validation split, dealt to the replicas in turn.
  * Nothing of a training step's state is touched: no amax is noted, the loss is summed apart.
  */
 #include <math.h>
@@ -26,8 +26,8 @@ static int run(struct trainer *t, struct tally *ret, struct error *e) {
         struct model *m = &t->model;
         real *loss = m->head.eval_loss, sum;
 
-        for (int64_t i = t->layout.dp_index; i < t->spec->train.eval_batches; i += t->layout.dp) {
-                TRY(batch_load(t, 0, true, (uint64_t)(i * t->spec->train.micro_batch), e));
+        for (int64_t i = 0; i < t->spec->train.eval_batches; i++) {
+                TRY(batch_load(t, 0, true, (uint64_t)((i * t->layout.dp + t->layout.dp_index) * t->spec->train.micro_batch), e));
                 if (loss)
                         TRY_DEV(e, m->ops->zero(loss, sizeof(*loss), m->stream));
                 TRY(pipeline_forward(t, 0, loss, e));
