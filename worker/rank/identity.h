@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* Who this rank process is: given on its command line, stamped on everything it says. */
+#include <stdint.h>
+
+struct identity {
+        uint64_t job, incarnation, epoch; /* epoch: of the StartRanks */
+        uint32_t rank, device;
+        const char *dir, *node, *host, *device_kind;
+};

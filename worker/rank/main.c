@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* fp8-rank: one training process a device. Started by the spawner, see PROTOCOL.md, "Inside the node". */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "base/opt.h"
+#include "version.h"
+#include "worker/rank/identity.h"
+#include "worker/rank/session.h"
+
+#define EXIT_USAGE 2
+
+static const char *const log_levels[] = { "error", "warning", "info", "debug", NULL };
+
+int main(int argc, char **argv) {
+        int64_t job = 0, rank = -1, incarnation = 0, device = -1, epoch = 0;
+        const char *dir = NULL, *node = NULL, *host = "127.0.0.1", *kind = "cpu", *level = "info";
+        bool help = false, version = false;
+        const struct opt table[] = {
+                { "job", 0, OPT_INT, "N", "number of the job", &job, 1, INT64_MAX, NULL },
+                { "rank", 0, OPT_INT, "R", "rank in the job", &rank, 0, UINT32_MAX, NULL },
+                { "incarnation", 0, OPT_INT, "I", "number of this process in the job", &incarnation, 0, INT64_MAX, NULL },
+                { "device", 0, OPT_INT, "D", "device on this node", &device, 0, UINT32_MAX, NULL },
+                { "epoch", 0, OPT_INT, "E", "epoch it is started under", &epoch, 0, INT64_MAX, NULL },
+                { "dir", 0, OPT_STRING, "DIR", "folder of the node", &dir, 0, 0, NULL },
+                { "node", 0, OPT_STRING, "NAME", "name of the node", &node, 0, 0, NULL },
+                { "host", 0, OPT_STRING, "ADDRESS", "where ranks of other nodes reach this one", &host, 0, 0, NULL },
+                { "device-kind", 0, OPT_STRING, "KIND", "cpu", &kind, 0, 0, NULL },
+                { "log-level", 0, OPT_CHOICE, "LEVEL", "error, warning, info (default) or debug", &level, 0, 0, log_levels },
+                { "version", 0, OPT_FLAG, NULL, "print the version", &version, 0, 0, NULL },
+                { "help", 'h', OPT_FLAG, NULL, "print this help", &help, 0, 0, NULL },
+        };
+        _cleanup_free_ char **rest = calloc((size_t)argc + 1, sizeof(*rest));
+        struct identity id;
+        struct error e = { 0 };
+        char name[32];
+        int n = 0, r;
+
+        if (!rest)
+                return EXIT_FAILURE;
+        r = opt_parse(table, ARRAY_SIZE(table), argc, argv, rest, &n, &e);
+        if (r == 0 && (help || version)) {
+                if (version)
+                        printf("fp8-rank %s\n", FP8CTL_VERSION);
+                else {
+                        printf("usage: fp8-rank OPTIONS (started by fp8-worker, not by hand)\n\n");
+                        opt_print_help(table, ARRAY_SIZE(table));
+                }
+                return EXIT_SUCCESS;
+        }
+        if (r == 0 && (n > 0 || job == 0 || rank < 0 || device < 0 || epoch == 0 || !dir || !node))
+                r = error_set(&e, -EINVAL, "--job, --rank, --incarnation, --device, --epoch, --dir and --node are needed; fp8-worker gives them");
+        if (r < 0) {
+                fprintf(stderr, "fp8-rank: %s\n", e.text);
+                return EXIT_USAGE;
+        }
+        signal(SIGPIPE, SIG_IGN);
+        id = (struct identity){ .job = (uint64_t)job, .incarnation = (uint64_t)incarnation, .epoch = (uint64_t)epoch, .rank = (uint32_t)rank,
+                                .device = (uint32_t)device, .dir = dir, .node = node, .host = host, .device_kind = kind };
+        snprintf(name, sizeof(name), "rank %d", (int)rank);
+        log_open(name, (enum log_level)log_level_parse(level));
+        r = session_run(&id, &e);
+        if (r < 0) {
+                log_error("%s", e.text);
+                return EXIT_FAILURE;
+        }
+        return EXIT_SUCCESS;
+}

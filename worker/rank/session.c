@@ -1,0 +1,524 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The main thread.  It either waits for orders (parked, faulted, done) or is inside an epoch (loading, joining, running); an abort from the control thread
+ * makes whatever it does there return with a condition.  Process, device and buffers stay over epochs; live weights are never used again once an
+ * epoch was left: the next plan says what to load.
+ *
+ * The order at the end of a step: metrics row, snapshot, progress in the recorder, checkpoint.  A step whose snapshot exists has its row, so the rows are
+ * complete whatever is resumed from; and the snapshot is whole before the next step's agreement (replica.h).
+ */
+#include "worker/rank/session.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "proto/flight.h"
+#include "proto/job_spec.h"
+#include "worker/comm/comm.h"
+#include "worker/rank/control.h"
+#include "worker/rank/metrics.h"
+#include "worker/rank/report.h"
+#include "worker/rank/save.h"
+#include "worker/rank/snapshot.h"
+#include "worker/rank/source.h"
+#include "worker/rank/states.h"
+#include "worker/train/trainer.h"
+
+#define SAVE_ORDER_WAIT_MS 2000 /* for an order that rank 0 has and that is on its way here */
+
+struct session {
+        const struct identity *id;
+        struct job_spec *spec;
+        struct flight *flight;
+        struct comm_abort *abort;
+        struct comm_listener *listener;
+        struct control *control;
+        const struct dev_ops *ops;
+        struct dev *dev;
+        struct trainer *trainer;
+        struct snapshot *snapshot;
+        struct save *save;
+        struct metrics *metrics;
+        int state; /* enum rank_state */
+
+        /* of the epoch */
+        Fp8ctl__V1__ControllerMessage *plan;
+        struct comm_mesh *mesh;
+        uint64_t epoch;
+        bool rolled_back; /* past bad batches, and no step was made since */
+        bool stopped;
+};
+
+static int move(struct session *s, enum rank_event event, struct error *e) {
+        int r = table_step(&rank_states, &s->state, event, s, NULL, e);
+
+        if (r < 0)
+                return r;
+        log_debug("%s -> %s", rank_states.events[event], rank_states.states[s->state]);
+        return 0;
+}
+
+/* ------------------------------------------------------------------ starting */
+
+static int read_job(struct session *s, struct error *e) {
+        _cleanup_free_ char *path = file_path("%s/jobs/%" PRIu64 "/job.json", s->id->dir, s->id->job), *text = NULL;
+        size_t len;
+        int r;
+
+        if (!path)
+                return error_errno(e, ENOMEM, "job file");
+        r = file_read(path, 2 * JOB_FILE_MAX, &text, &len, e);
+        return r < 0 ? r : job_spec_parse(text, len, path, NULL, &s->spec, e);
+}
+
+static int open_device(struct session *s, struct error *e) {
+        struct dev_config c = { .kind = s->id->device_kind, .index = (int)s->id->device, .threads = 1,
+                                .act = s->spec->precision.recipe == RECIPE_FP32 ? DT_F32 : DT_BF16 };
+        struct trainer_config t = { .spec = s->spec, .rank = (int)s->id->rank, .flight = s->flight, .test_hooks_armed = s->id->epoch == 1 };
+        int r;
+
+        s->ops = dev_ops_find(s->id->device_kind);
+        if (!s->ops)
+                return error_set(e, -ENODEV, "device kind '%s': no such backend here", s->id->device_kind);
+        r = s->ops->open(&c, &s->dev, e);
+        if (r < 0)
+                return r;
+        t.ops = s->ops;
+        t.dev = s->dev;
+        return trainer_new(&t, &s->trainer, e);
+}
+
+static int listen_for_peers(struct session *s, struct error *e) {
+        _cleanup_free_ char *dir = file_path("%s/jobs/%" PRIu64, s->id->dir, s->id->job);
+        char name[64];
+
+        if (!dir)
+                return error_errno(e, ENOMEM, "listener");
+        snprintf(name, sizeof(name), "r%" PRIu32 ".i%" PRIu64, s->id->rank, s->id->incarnation);
+        return comm_listener_new(dir, s->id->host, name, &s->listener, e);
+}
+
+static int session_open(struct session *s, struct error *e) {
+        int r;
+
+        for (int fd = RANK_FD_SOCKET; fd <= RANK_FD_REPLICA; fd++)
+                if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+                        return error_errno(e, errno, "descriptor %d is not there; a rank is started by fp8-worker", fd);
+        r = flight_map(RANK_FD_FLIGHT, &s->flight, e);
+        if (r == 0)
+                r = flight_hold(s->flight, e);
+        if (r == 0)
+                r = comm_abort_new(&s->abort, e);
+        if (r == 0)
+                r = control_new(s->id, RANK_FD_SOCKET, s->flight, s->abort, &s->control, e);
+        if (r == 0)
+                r = read_job(s, e);
+        if (r == 0)
+                r = listen_for_peers(s, e);
+        if (r == 0)
+                r = open_device(s, e);
+        if (r == 0)
+                r = snapshot_new(s->id, s->spec, s->trainer, s->ops, s->dev, RANK_FD_REPLICA, &s->snapshot, e);
+        if (r == 0)
+                r = save_new(s->id, s->spec, s->control, s->snapshot, &s->save, e);
+        if (r == 0)
+                r = metrics_new(s->id, s->spec, s->trainer, s->flight, &s->metrics, e);
+        return r;
+}
+
+static void leave_epoch(struct session *s) {
+        if (s->trainer)
+                trainer_detach(s->trainer);
+        s->mesh = comm_mesh_free(s->mesh);
+        if (s->plan)
+                fp8ctl__v1__controller_message__free_unpacked(STEAL_PTR(s->plan), NULL);
+}
+
+static void session_close(struct session *s) {
+        leave_epoch(s);
+        save_free(s->save);
+        metrics_free(s->metrics);
+        snapshot_free(s->snapshot);
+        trainer_free(s->trainer);
+        if (s->dev)
+                s->ops->close(s->dev);
+        control_free(s->control);
+        comm_listener_free(s->listener);
+        comm_abort_free(s->abort);
+        flight_unmap(s->flight);
+        job_spec_free(s->spec);
+}
+
+/* ------------------------------------------------------------------ what ends an epoch */
+
+static bool overtaken(struct session *s) {
+        return control_wait(s->control, 0, 0) & (NEWS_ABORT | NEWS_PLAN | NEWS_RELEASE | NEWS_GONE);
+}
+
+/* Tells a fault and waits for what the controller makes of it. Silent when the controller already ended the epoch: then it knows more than we do. */
+static int fault(struct session *s, Fp8ctl__V1__RankFault__Kind kind, uint64_t step, int peer, const char *text, struct error *e) {
+        bool told = overtaken(s);
+
+        leave_epoch(s);
+        if (!told) {
+                log_warning("epoch %" PRIu64 ": %s", s->epoch, text);
+                report_fault(s->control, s->id, s->epoch, kind, step, peer, text);
+        }
+        flight_set_phase(s->flight, FLIGHT_PARKED);
+        return move(s, RANK_EVENT_FAULT, e);
+}
+
+/* A positive condition of comm.h, or a negative error, from inside an epoch. what: of LOAD_FAILED or FATAL. */
+static int broken(struct session *s, int r, Fp8ctl__V1__RankFault__Kind negative, struct error *why, struct error *e) {
+        uint64_t step = trainer_step_number(s->trainer);
+        int peer = s->mesh ? comm_mesh_lost_peer(s->mesh) : -1;
+        char text[256];
+
+        switch (r) {
+        case COMM_E_PEER_LOST:
+                snprintf(text, sizeof(text), "the connection to rank %d is lost", peer);
+                return fault(s, FP8CTL__V1__RANK_FAULT__KIND__PEER_LOST, step, peer, why->text[0] ? why->text : text, e);
+        case COMM_E_TIMEOUT:
+                snprintf(text, sizeof(text), "no progress with rank %d for %" PRId64 " ms", peer, s->spec->recovery.collective_timeout_ms);
+                return fault(s, FP8CTL__V1__RANK_FAULT__KIND__TIMEOUT, step, peer, why->text[0] ? why->text : text, e);
+        case COMM_E_ABORTED:
+                return fault(s, FP8CTL__V1__RANK_FAULT__KIND__ABORTED, step, -1, "the epoch was aborted", e);
+        case -ECANCELED:
+                return fault(s, FP8CTL__V1__RANK_FAULT__KIND__LEASE, step, -1, why->text, e);
+        default:
+                break;
+        }
+        if (negative == FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED)
+                return fault(s, negative, step, -1, why->text, e);
+        report_fault(s->control, s->id, s->epoch, FP8CTL__V1__RANK_FAULT__KIND__FATAL, step, -1, why->text);
+        *e = *why;
+        return r < 0 ? r : -EIO;
+}
+
+/* ------------------------------------------------------------------ into an epoch */
+
+static int load(struct session *s, double *ret_ms, struct error *e) {
+        const Fp8ctl__V1__RankPlan *p = s->plan->rank_plan;
+        uint64_t began = clock_mono_ns();
+        struct error why = { 0 };
+        int r;
+
+        flight_set_phase(s->flight, FLIGHT_LOADING);
+        s->epoch = p->epoch;
+        s->stopped = false;
+        s->rolled_back = p->load && p->load->data_step != 0;
+        save_wait(s->save); /* a write of the epoch before still reads nothing of ours, but its report carries that epoch */
+        if ((int)p->tp != s->spec->parallel.tp || (int)p->pp != s->spec->parallel.pp || (int)p->dp != s->spec->parallel.dp)
+                r = error_set(&why, -EINVAL, "plan: found tp%" PRIu32 ".pp%" PRIu32 ".dp%" PRIu32 ", expected the job file's tp%d.pp%d.dp%d", p->tp, p->pp, p->dp,
+                              s->spec->parallel.tp, s->spec->parallel.pp, s->spec->parallel.dp);
+        else
+                r = source_load(p->load, s->trainer, s->snapshot, s->ops, s->dev, &why);
+        if (r != 0)
+                return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED, &why, e);
+        metrics_loaded(s->metrics);
+        *ret_ms = (double)(clock_mono_ns() - began) / 1e6;
+        return move(s, RANK_EVENT_LOADED, e);
+}
+
+static int make_mesh(struct session *s, struct error *e) {
+        const Fp8ctl__V1__RankPlan *p = s->plan->rank_plan;
+        struct comm_mesh_config c = { .job = s->id->job, .epoch = p->epoch, .rank = (int)s->id->rank, .n_ranks = (int)p->n_peers, .node = s->id->node,
+                                      .timeout_ms = (int)s->spec->recovery.collective_timeout_ms, .connect_timeout_ms = (int)s->spec->recovery.start_timeout_ms,
+                                      .flight = s->flight, .ops = s->ops };
+        _cleanup_free_ struct comm_peer *peers = calloc(p->n_peers, sizeof(*peers));
+
+        if (!peers)
+                return error_errno(e, ENOMEM, "mesh");
+        if ((int)p->n_peers != s->spec->parallel.tp * s->spec->parallel.pp * s->spec->parallel.dp || p->mesh_key.len != sizeof(c.key))
+                return error_set(e, -EPROTO, "plan: found %zu ranks and a key of %zu bytes, expected %d and %zu", p->n_peers, p->mesh_key.len,
+                                 s->spec->parallel.tp * s->spec->parallel.pp * s->spec->parallel.dp, sizeof(c.key));
+        for (size_t i = 0; i < p->n_peers; i++) {
+                if (p->peers[i]->rank != i)
+                        return error_set(e, -EPROTO, "plan: found rank %" PRIu32 " in place %zu, expected rank order", p->peers[i]->rank, i);
+                peers[i] = (struct comm_peer){ .incarnation = p->peers[i]->incarnation, .endpoint = p->peers[i]->endpoint, .node = p->peers[i]->node };
+        }
+        memcpy(c.key, p->mesh_key.data, sizeof(c.key));
+        c.peers = peers;
+        return comm_mesh_new(s->listener, s->abort, &c, &s->mesh, e);
+}
+
+static int join(struct session *s, double load_ms, struct error *e) {
+        uint64_t began = clock_mono_ns();
+        struct error why = { 0 };
+        int r;
+
+        flight_begin_epoch(s->flight, s->epoch);
+        flight_set_phase(s->flight, FLIGHT_JOINING);
+        r = make_mesh(s, &why);
+        if (r == 0)
+                r = trainer_attach(s->trainer, s->mesh, &why);
+        if (r != 0)
+                return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
+        r = trainer_sync(s->trainer, &why);
+        if (r != 0)
+                return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED, &why, e);
+        r = move(s, RANK_EVENT_JOINED, e);
+        if (r < 0)
+                return r;
+        log_info("epoch %" PRIu64 ": goes on after step %" PRIu64, s->epoch, trainer_step_number(s->trainer));
+        report_running(s->control, s->id, s->epoch, trainer_step_number(s->trainer), load_ms, (double)(clock_mono_ns() - began) / 1e6);
+        return 0;
+}
+
+/* ------------------------------------------------------------------ steps */
+
+/* Rank 0 carries what was asked for without a step into the next agreement. */
+static void ask(struct session *s) {
+        struct control_stop stop;
+        uint32_t bits = 0;
+
+        if (s->id->rank != 0)
+                return;
+        if (control_save_wanted(s->control))
+                bits |= TRAINER_REQUEST_SAVE;
+        if (control_stop_wanted(s->control, &stop) && stop.step == 0)
+                bits |= TRAINER_REQUEST_STOP | (stop.save ? TRAINER_REQUEST_SAVE : 0);
+        if (bits)
+                trainer_request(s->trainer, bits);
+}
+
+static bool kill_point(const struct session *s, const char *point, uint64_t step) {
+        return s->id->epoch == 1 && s->spec->test.kill_step >= 0 && (uint64_t)s->spec->test.kill_step == step && s->spec->test.kill_rank == (int64_t)s->id->rank &&
+               s->spec->test.kill_point && strcmp(s->spec->test.kill_point, point) == 0;
+}
+
+static bool periodic_save(const struct session *s, uint64_t step) {
+        int64_t every = s->spec->checkpoint.every_steps;
+
+        return (every > 0 && step % (uint64_t)every == 0) || (s->spec->checkpoint.at_end && step >= (uint64_t)s->spec->train.steps);
+}
+
+/* The saves that fall on this step; the same ones on all ranks. */
+static void saves(struct session *s, uint64_t step, uint32_t agreed) {
+        bool asked = (agreed & TRAINER_REQUEST_SAVE) != 0, stop = (agreed & TRAINER_REQUEST_STOP) != 0, late;
+        uint32_t attempt;
+
+        if (periodic_save(s, step) || (asked && stop))
+                save_start(s->save, step, s->epoch, 1);
+        if (asked && !stop) {
+                control_wait(s->control, NEWS_SAVE | NEWS_ABORT | NEWS_PLAN | NEWS_RELEASE | NEWS_GONE, SAVE_ORDER_WAIT_MS);
+                if (control_take_save(s->control, step, true, &attempt, &late))
+                        save_start(s->save, step, s->epoch, attempt);
+        }
+        while (control_take_save(s->control, step, false, &attempt, &late)) {
+                if (late)
+                        save_refuse(s->save, step, s->epoch, attempt, "the step asked for is over");
+                else
+                        save_start(s->save, step, s->epoch, attempt);
+        }
+}
+
+static int keep(struct session *s, const struct step_result *res, bool last, struct error *e) {
+        int64_t every = s->spec->checkpoint.replica_every > 0 ? s->spec->checkpoint.replica_every : 1;
+        bool save_now = periodic_save(s, res->step) || res->agreed_requests || control_wait(s->control, 0, 0) & NEWS_SAVE;
+        int r;
+
+        metrics_row(s->metrics, s->epoch, res);
+        if (last || save_now || res->step % (uint64_t)every == 0) {
+                flight_set_phase(s->flight, FLIGHT_SNAPSHOT);
+                r = snapshot_take(s->snapshot, s->epoch, e);
+                if (r < 0)
+                        return r;
+                if (kill_point(s, "snapshot", res->step))
+                        raise(SIGKILL);
+        }
+        metrics_progress(s->metrics, res);
+        return 0;
+}
+
+static void tell_skip(struct session *s, const struct step_result *res) {
+        char text[512];
+
+        if (!res->skipped || !trainer_reports_loss(s->trainer))
+                return;
+        snprintf(text, sizeof(text), "step %" PRIu64 " skipped on all ranks: rank %d, %s, amax %g", res->step, res->bad_rank, res->bad_tensor, res->bad_amax);
+        log_warning("%s", text);
+        report_notice(s->control, s->id, s->epoch, res->step, "step_skipped", "warning", text);
+}
+
+/* Too many skips in a row: back to the last commit and past these batches, once; then stop. Every rank comes to the same from the same result. */
+static int overflow(struct session *s, const struct step_result *res, bool *ret_over, struct error *e) {
+        int64_t max = s->spec->precision.max_consecutive_skips;
+        char text[512];
+
+        *ret_over = false;
+        if (!res->skipped) {
+                s->rolled_back = false;
+                return 0;
+        }
+        if (max <= 0 || res->consecutive_skips < (uint64_t)max)
+                return 0;
+        *ret_over = true;
+        snprintf(text, sizeof(text), "%" PRIu64 " steps in a row were not finite, the last at rank %d, %s", res->consecutive_skips, res->bad_rank, res->bad_tensor);
+        if (s->spec->precision.on_overflow == OVERFLOW_STOP || s->rolled_back)
+                return fault(s, FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_STOP, res->step, -1, text, e);
+        return fault(s, FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_ROLLBACK, res->step, -1, text, e);
+}
+
+static int finish(struct session *s, bool stopped, struct error *e) {
+        Fp8ctl__V1__RankProgress progress;
+        int r;
+
+        save_wait(s->save);
+        s->stopped = stopped;
+        r = move(s, RANK_EVENT_FINISHED, e);
+        if (r < 0)
+                return r;
+        flight_set_phase(s->flight, FLIGHT_DONE);
+        metrics_fill(s->metrics, &progress);
+        log_info("%s at step %" PRIu64, stopped ? "stopped" : "all steps are done", trainer_step_number(s->trainer));
+        report_done(s->control, s->id, s->epoch, &progress, stopped);
+        return 0;
+}
+
+static int step(struct session *s, struct error *e) {
+        struct step_result res;
+        struct control_stop stop;
+        struct error why = { 0 };
+        bool last, leave, over;
+        int r;
+
+        ask(s);
+        r = trainer_step(s->trainer, &res, &why);
+        if (r != 0)
+                return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
+        last = res.step >= (uint64_t)s->spec->train.steps;
+        leave = (res.agreed_requests & TRAINER_REQUEST_STOP) || (control_stop_wanted(s->control, &stop) && stop.step && res.step >= stop.step);
+        r = keep(s, &res, last || leave, &why);
+        if (r < 0)
+                return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
+        tell_skip(s, &res);
+        r = overflow(s, &res, &over, e);
+        if (r < 0 || over)
+                return r;
+        saves(s, res.step, res.agreed_requests);
+        return last || leave ? finish(s, leave && !last, e) : 0;
+}
+
+/* Loaded at or past the last step: nothing to do but the save that may have been lost with the epoch before. */
+static int nothing_left(struct session *s, struct error *e) {
+        uint64_t at = trainer_step_number(s->trainer);
+        struct error why = { 0 };
+        int r;
+
+        if (s->plan->rank_plan->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA && periodic_save(s, at)) {
+                r = snapshot_take(s->snapshot, s->epoch, &why);
+                if (r < 0)
+                        return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
+                save_start(s->save, at, s->epoch, 1);
+        }
+        return finish(s, false, e);
+}
+
+/* ------------------------------------------------------------------ waiting */
+
+/* Asked for while we stand at the end (the attempt before was lost or could not be written). */
+static void save_again(struct session *s) {
+        uint64_t at = trainer_step_number(s->trainer);
+        struct error why = { 0 };
+        uint32_t attempt;
+        const void *image;
+        const char *state;
+        size_t len;
+        bool late;
+
+        while (control_take_save(s->control, at, true, &attempt, &late)) {
+                if (late)
+                        save_refuse(s->save, at, s->epoch, attempt, "the step asked for is over");
+                else if (snapshot_newest(s->snapshot, &image, &len, &state) != at && snapshot_take(s->snapshot, s->epoch, &why) < 0)
+                        save_refuse(s->save, at, s->epoch, attempt, why.text);
+                else
+                        save_start(s->save, at, s->epoch, attempt);
+        }
+}
+
+static int wait_for_orders(struct session *s, struct error *e) {
+        unsigned news = control_wait(s->control, NEWS_ABORT | NEWS_PLAN | NEWS_RELEASE | NEWS_GONE | (s->state == RANK_STATE_DONE ? NEWS_SAVE : 0), -1);
+        char reason[256] = "";
+        uint64_t epoch;
+        int r;
+
+        if (news & NEWS_GONE)
+                return error_set(e, -EPIPE, "the spawner is gone");
+        if (news & NEWS_RELEASE)
+                return move(s, RANK_EVENT_RELEASE, e);
+        epoch = control_take_abort(s->control, reason, sizeof(reason));
+        if (epoch) {
+                leave_epoch(s);
+                r = move(s, RANK_EVENT_ABORT, e);
+                if (r < 0)
+                        return r;
+                flight_set_phase(s->flight, FLIGHT_PARKED);
+                log_info("parked for epoch %" PRIu64 " at step %" PRIu64 ": %s", epoch, trainer_step_number(s->trainer), reason);
+                report_parked(s->control, s->id, epoch, trainer_step_number(s->trainer));
+        }
+        if (news & NEWS_PLAN) {
+                Fp8ctl__V1__ControllerMessage *plan = control_take_plan(s->control);
+
+                if (plan) {
+                        leave_epoch(s);
+                        s->plan = plan;
+                        return move(s, RANK_EVENT_PLAN, e);
+                }
+        }
+        if (s->state == RANK_STATE_DONE && (news & NEWS_SAVE))
+                save_again(s);
+        return 0;
+}
+
+static int session_loop(struct session *s, struct error *e) {
+        double load_ms = 0;
+        int r = 0;
+
+        while (r == 0 && s->state != RANK_STATE_LEAVING) {
+                switch (s->state) {
+                case RANK_STATE_LOADING:
+                        r = load(s, &load_ms, e);
+                        break;
+                case RANK_STATE_JOINING:
+                        r = join(s, load_ms, e);
+                        break;
+                case RANK_STATE_RUNNING:
+                        r = trainer_step_number(s->trainer) >= (uint64_t)s->spec->train.steps ? nothing_left(s, e) : step(s, e);
+                        break;
+                default:
+                        r = wait_for_orders(s, e);
+                        break;
+                }
+        }
+        return r;
+}
+
+int session_run(const struct identity *id, struct error *e) {
+        struct session s = { .id = id, .state = RANK_STATE_STARTING };
+        uint64_t began = clock_mono_ns();
+        int r = session_open(&s, e);
+
+        if (r == 0)
+                r = move(&s, RANK_EVENT_STARTED, e);
+        if (r == 0) {
+                flight_set_phase(s.flight, FLIGHT_PARKED);
+                log_info("ready after %.0f ms at %s", (double)(clock_mono_ns() - began) / 1e6, comm_listener_endpoint(s.listener));
+                report_ready(s.control, id, comm_listener_endpoint(s.listener), trainer_fingerprint(s.trainer));
+                r = session_loop(&s, e);
+        }
+        session_close(&s);
+        return r;
+}
