@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * On Linux credentials belong to a thread; it is the C library that keeps a process's threads equal.  The helper therefore changes its own *effective* user, groups and group by
+ * the raw system calls (setgroups(2) and setresuid(2), "C library/kernel differences") and takes root's back after each work.
+ */
+#include "daemon/io/file_helper.h"
+
+#include <errno.h>
+#include <grp.h>
+#include <pthread.h>
+#include <pwd.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/file.h"
+
+#define GROUPS_MAX 256
+
+struct work {
+        struct file_work w;
+        int rc;
+        struct error error;
+        struct work *next;
+};
+
+struct file_helper {
+        struct loop *loop;
+        void (*done)(void *arg, uint64_t id, int rc, const char *text);
+        void *arg;
+        pthread_t thread;
+        pthread_mutex_t lock;
+        pthread_cond_t wake;
+        struct work *queue, **tail;
+        struct work *finished, **finished_tail;
+        bool stop;
+};
+
+static struct work *work_free(struct work *w) {
+        if (!w)
+                return NULL;
+        free((void *)w->w.path);
+        free((void *)w->w.text);
+        free(w);
+        return NULL;
+}
+
+/* ------------------------------------------------------------------ in the helper's thread */
+
+static int become(uint32_t uid, uint32_t gid, struct error *e) {
+        gid_t groups[GROUPS_MAX];
+        int n = GROUPS_MAX;
+        struct passwd pw, *found = NULL;
+        char buf[4096];
+
+        if (getpwuid_r(uid, &pw, buf, sizeof(buf), &found) != 0 || !found || getgrouplist(found->pw_name, gid, groups, &n) < 0) {
+                groups[0] = gid;
+                n = 1;
+        }
+        if (syscall(SYS_setgroups, (size_t)n, groups) < 0 || syscall(SYS_setresgid, -1, gid, -1) < 0 || syscall(SYS_setresuid, -1, uid, -1) < 0)
+                return error_errno(e, errno, "cannot act as user %u", uid);
+        return 0;
+}
+
+static int become_root(struct error *e) {
+        gid_t none = 0;
+
+        if (syscall(SYS_setresuid, -1, 0, -1) < 0 || syscall(SYS_setresgid, -1, 0, -1) < 0 || syscall(SYS_setgroups, (size_t)1, &none) < 0)
+                return error_errno(e, errno, "cannot act as root again");
+        return 0;
+}
+
+/* Only a step folder is ever removed, by an absolute path without "..". */
+static int check_tree(const char *path, struct error *e) {
+        const char *base = strrchr(path, '/');
+
+        if (path[0] != '/' || strstr(path, "/../") || strstr(path, "/./") || !base || strncmp(base, "/step_", 6) != 0 || strlen(base) < 8)
+                return error_set(e, -EINVAL, "will not remove '%s': expected an absolute path of a checkpoint folder step_*", path);
+        return 0;
+}
+
+static int do_work(const struct file_work *w, struct error *e) {
+        _cleanup_free_ char *path = NULL;
+        int r;
+
+        switch (w->kind) {
+        case FILE_WRITE_MANIFEST:
+                path = file_path("%s/manifest.json", w->path);
+                return path ? file_write_atomic(path, w->text, strlen(w->text), 0644, e) : error_errno(e, ENOMEM, "manifest");
+        case FILE_REMOVE_TREE:
+                r = check_tree(w->path, e);
+                return r < 0 ? r : file_remove_tree(w->path, e);
+        default:
+                return error_set(e, -EINVAL, "unknown file work %d", (int)w->kind);
+        }
+}
+
+static int do_as_user(const struct file_work *w, struct error *e) {
+        struct error back = { 0 };
+        int r;
+
+        if (geteuid() != 0 || w->uid == 0)
+                return do_work(w, e);
+        r = become(w->uid, w->gid, e);
+        if (r == 0)
+                r = do_work(w, e);
+        if (become_root(&back) < 0)
+                return error_set(e, back.code, "%s", back.text);
+        return r;
+}
+
+static void on_finished(void *arg);
+
+static void *helper_thread(void *arg) {
+        struct file_helper *h = arg;
+
+        pthread_mutex_lock(&h->lock);
+        while (!h->stop) {
+                struct work *w = h->queue;
+
+                if (!w) {
+                        pthread_cond_wait(&h->wake, &h->lock);
+                        continue;
+                }
+                h->queue = w->next;
+                if (!h->queue)
+                        h->tail = &h->queue;
+                w->next = NULL;
+                pthread_mutex_unlock(&h->lock);
+                w->rc = do_as_user(&w->w, &w->error);
+                pthread_mutex_lock(&h->lock);
+                *h->finished_tail = w;
+                h->finished_tail = &w->next;
+                if (!h->stop)
+                        loop_post(h->loop, on_finished, h);
+        }
+        pthread_mutex_unlock(&h->lock);
+        return NULL;
+}
+
+/* ------------------------------------------------------------------ in the loop's thread */
+
+static void on_finished(void *arg) {
+        struct file_helper *h = arg;
+        struct work *list;
+
+        pthread_mutex_lock(&h->lock);
+        list = h->finished;
+        h->finished = NULL;
+        h->finished_tail = &h->finished;
+        pthread_mutex_unlock(&h->lock);
+        while (list) {
+                struct work *w = list;
+
+                list = w->next;
+                h->done(h->arg, w->w.id, w->rc, w->error.text);
+                work_free(w);
+        }
+}
+
+int file_helper_new(struct loop *l, void (*done)(void *arg, uint64_t id, int rc, const char *text), void *arg, struct file_helper **ret, struct error *e) {
+        struct file_helper *h = calloc(1, sizeof(*h));
+        int r;
+
+        if (!h)
+                return error_errno(e, ENOMEM, "file helper");
+        *h = (struct file_helper){ .loop = l, .done = done, .arg = arg };
+        h->tail = &h->queue;
+        h->finished_tail = &h->finished;
+        pthread_mutex_init(&h->lock, NULL);
+        pthread_cond_init(&h->wake, NULL);
+        r = pthread_create(&h->thread, NULL, helper_thread, h);
+        if (r != 0) {
+                pthread_mutex_destroy(&h->lock);
+                pthread_cond_destroy(&h->wake);
+                free(h);
+                return error_errno(e, r, "cannot start the file helper's thread");
+        }
+        *ret = h;
+        return 0;
+}
+
+struct file_helper *file_helper_free(struct file_helper *h) {
+        if (!h)
+                return NULL;
+        pthread_mutex_lock(&h->lock);
+        h->stop = true;
+        pthread_cond_signal(&h->wake);
+        pthread_mutex_unlock(&h->lock);
+        pthread_join(h->thread, NULL);
+        for (struct work **list[] = { &h->queue, &h->finished }, ***p = list; p < list + ARRAY_SIZE(list); p++)
+                while (**p) {
+                        struct work *w = **p;
+
+                        **p = w->next;
+                        work_free(w);
+                }
+        pthread_mutex_destroy(&h->lock);
+        pthread_cond_destroy(&h->wake);
+        free(h);
+        return NULL;
+}
+
+int file_helper_add(struct file_helper *h, const struct file_work *w, struct error *e) {
+        struct work *n = calloc(1, sizeof(*n));
+
+        if (!n)
+                return error_errno(e, ENOMEM, "file work");
+        n->w = *w;
+        n->w.path = strdup(w->path);
+        n->w.text = w->text ? strdup(w->text) : NULL;
+        if (!n->w.path || (w->text && !n->w.text)) {
+                work_free(n);
+                return error_errno(e, ENOMEM, "file work");
+        }
+        pthread_mutex_lock(&h->lock);
+        *h->tail = n;
+        h->tail = &n->next;
+        pthread_cond_signal(&h->wake);
+        pthread_mutex_unlock(&h->lock);
+        return 0;
+}
