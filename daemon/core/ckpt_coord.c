@@ -1,0 +1,505 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Checkpoints in two phases: every rank prepares its shard, the file helper writes manifest.json, and the commit itself is a compare-and-swap in the store under
+ * the job's epoch.  What was prepared under a fenced epoch is dropped, whatever stage it reached.  Folders that are not (or no longer) committed are
+ * kept in the job's record as `removing` until they are gone, so that a controller's crash leaves no litter.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "daemon/core/core.h"
+
+/* Thresholds. */
+#define PREPARE_TIMEOUT_MS 300000u /* from the first rank's word to the last one's */
+#define SAVES_MAX 8u               /* of one job at a time */
+#define TOMBSTONES_MAX 16u          /* failed saves remembered, the newest */
+#define SHARDS_PER_RANK_MAX 16u
+
+static const char *const state_names[] = { "preparing", "writing", "committed", "dropped" };
+static const char *const event_names[] = { "all_prepared", "written", "failed", "timeout", "fenced" };
+static const struct table_row rows[] = {
+        { SAVE_PREPARING, SAVE_E_ALL_PREPARED, SAVE_WRITING, NULL },
+        { SAVE_PREPARING, SAVE_E_FAILED, SAVE_DROPPED, NULL },
+        { SAVE_PREPARING, SAVE_E_TIMEOUT, SAVE_DROPPED, NULL },
+        { SAVE_PREPARING, SAVE_E_FENCED, SAVE_DROPPED, NULL },
+        { SAVE_WRITING, SAVE_E_WRITTEN, SAVE_COMMITTED, NULL },
+        { SAVE_WRITING, SAVE_E_FAILED, SAVE_DROPPED, NULL },
+        { SAVE_WRITING, SAVE_E_FENCED, SAVE_DROPPED, NULL },
+};
+const struct table save_table = { "checkpoint", state_names, ARRAY_SIZE(state_names), event_names, N_SAVE_EVENTS, rows, ARRAY_SIZE(rows) };
+
+static int step_to(struct controller *c, struct save *s, enum save_event ev) {
+        struct error e = { 0 };
+        int r = table_step(&save_table, &s->state, (int)ev, s, NULL, &e);
+
+        if (r < 0)
+                core_log(c, 3, "job %" PRIu64 ": %s", s->job->id, e.text);
+        return r;
+}
+
+/* The layout of names is worker/ckpt/checkpoint.h's. */
+void checkpoint_folder(const struct job *j, uint64_t step, uint64_t epoch, uint32_t attempt, char *buf, size_t size) {
+        snprintf(buf, size, "%s/step_%08" PRIu64 ".e%" PRIu64 ".%u", j->spec->checkpoint.dir ? j->spec->checkpoint.dir : "", step, epoch, attempt);
+}
+
+const struct checkpoint *checkpoint_newest(const struct job *j) {
+        const struct checkpoint *best = NULL;
+
+        for (size_t i = 0; i < j->n_checkpoints; i++)
+                if (!j->checkpoints[i].bad && !j->checkpoints[i].removing && (!best || j->checkpoints[i].step >= best->step))
+                        best = &j->checkpoints[i];
+        return best;
+}
+
+bool checkpoint_has(const struct job *j, uint64_t step) {
+        for (size_t i = 0; i < j->n_checkpoints; i++)
+                if (j->checkpoints[i].step == step && !j->checkpoints[i].bad && !j->checkpoints[i].removing)
+                        return true;
+        return false;
+}
+
+/* ------------------------------------------------------------------ the list of saves */
+struct save *save_free(struct save *s) {
+        if (!s)
+                return NULL;
+        for (size_t i = 0; i < s->n_shards; i++) {
+                free(s->shards[i].file);
+                free(s->shards[i].digest);
+        }
+        free(s->shards);
+        free(s->prepared);
+        free(s->state_json);
+        free(s);
+        return NULL;
+}
+
+static void unlink_save(struct save *s) {
+        struct save **p = &s->job->saves;
+
+        while (*p && *p != s)
+                p = &(*p)->next;
+        if (*p)
+                *p = s->next;
+        save_free(s);
+}
+
+static struct save *save_find(struct job *j, uint64_t epoch, uint64_t step, uint32_t attempt) {
+        for (struct save *s = j->saves; s; s = s->next)
+                if (s->epoch == epoch && s->step == step && s->attempt == attempt)
+                        return s;
+        return NULL;
+}
+
+bool save_in_flight(const struct job *j, uint64_t step) {
+        for (const struct save *s = j->saves; s; s = s->next)
+                if (s->step == step && s->epoch == j->epoch && (s->state == SAVE_PREPARING || s->state == SAVE_WRITING))
+                        return true;
+        return false;
+}
+
+static struct save *save_new(struct controller *c, struct job *j, const Fp8ctl__V1__CheckpointPrepared *m) {
+        struct save *s, *tomb = NULL;
+        unsigned n = 0, tombs = 0;
+
+        for (s = j->saves; s; s = s->next) {
+                bool dead = s->state == SAVE_DROPPED && !s->file_id;
+
+                n += !dead;
+                tombs += dead;
+                tomb = dead ? s : tomb;
+        }
+        if (tombs >= TOMBSTONES_MAX)
+                unlink_save(tomb);
+        if (n >= SAVES_MAX)
+                return NULL;
+        s = calloc(1, sizeof(*s));
+        if (!s)
+                return NULL;
+        s->prepared = calloc((size_t)j->world, sizeof(*s->prepared));
+        if (!s->prepared)
+                return save_free(s);
+        s->job = j;
+        s->epoch = m->epoch;
+        s->step = m->step;
+        s->attempt = m->attempt;
+        s->began = core_now(c);
+        s->deadline = s->began + PREPARE_TIMEOUT_MS * NSEC_PER_MSEC;
+        s->next = j->saves;
+        j->saves = s;
+        return s;
+}
+
+static void tell(struct controller *c, struct job *j, const Fp8ctl__V1__ControllerMessage *m) {
+        for (size_t i = 0; i < c->n_nodes; i++)
+                if (job_on_node(j, c->nodes[i]))
+                        node_send(c, c->nodes[i], m);
+}
+
+/* ------------------------------------------------------------------ folders to be removed */
+static struct checkpoint *checkpoint_add(struct job *j, const struct save *s, const char *path) {
+        struct checkpoint *list = realloc(j->checkpoints, (j->n_checkpoints + 1) * sizeof(*list));
+        struct checkpoint *k;
+
+        if (!list)
+                return NULL;
+        j->checkpoints = list;
+        k = &list[j->n_checkpoints];
+        *k = (struct checkpoint){ .step = s->step, .epoch = s->epoch, .attempt = s->attempt, .bytes = s->bytes };
+        k->path = strdup(path);
+        if (!k->path)
+                return NULL;
+        j->n_checkpoints++;
+        j->dirty = true;
+        return k;
+}
+
+static struct checkpoint *checkpoint_at(struct job *j, const char *path) {
+        for (size_t i = 0; i < j->n_checkpoints; i++)
+                if (strcmp(j->checkpoints[i].path, path) == 0)
+                        return &j->checkpoints[i];
+        return NULL;
+}
+
+static void remove_folder(struct controller *c, struct job *j, struct checkpoint *k) {
+        struct file_work w = { .kind = FILE_REMOVE_TREE, .uid = j->uid, .gid = j->gid, .path = k->path };
+
+        k->removing = true;
+        k->file_id = w.id = c->next_file++;
+        j->dirty = true;
+        c->io.file_work(c->io.arg, &w);
+}
+
+void save_resume_removals(struct controller *c, struct job *j) {
+        for (size_t i = 0; i < j->n_checkpoints; i++)
+                if (j->checkpoints[i].removing && !j->checkpoints[i].file_id)
+                        remove_folder(c, j, &j->checkpoints[i]);
+}
+
+static bool removal_done(struct controller *c, struct job *j, uint64_t id, int rc, const char *text) {
+        for (size_t i = 0; i < j->n_checkpoints; i++) {
+                struct checkpoint *k = &j->checkpoints[i];
+
+                if (k->file_id != id || !k->removing)
+                        continue;
+                if (rc < 0)
+                        event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = "warning" }, "checkpoint_not_removed", "%s could not be removed: %.200s", k->path, text ? text : "");
+                free(k->path);
+                memmove(k, k + 1, (j->n_checkpoints - i - 1) * sizeof(*k));
+                j->n_checkpoints--;
+                j->dirty = true;
+                return true;
+        }
+        return false;
+}
+
+/* ------------------------------------------------------------------ drop */
+static void drop(struct controller *c, struct save *s, enum save_event ev, const char *why) {
+        Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
+        Fp8ctl__V1__CheckpointDropped d = FP8CTL__V1__CHECKPOINT_DROPPED__INIT;
+        struct job *j = s->job;
+        char path[4200];
+        struct checkpoint *k;
+        bool writing = s->state == SAVE_WRITING;
+
+        if (step_to(c, s, ev) < 0)
+                return;
+        d.job_id = j->id;
+        d.epoch = s->epoch;
+        d.step = s->step;
+        d.attempt = s->attempt;
+        d.reason = (char *)why;
+        m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_DROPPED;
+        m.checkpoint_dropped = &d;
+        tell(c, j, &m);
+        event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = ev == SAVE_E_FENCED ? "info" : "warning" }, "checkpoint_dropped",
+                  "save of step %" PRIu64 " (attempt %u) dropped: %.300s", s->step, s->attempt, why);
+        checkpoint_folder(j, s->step, s->epoch, s->attempt, path, sizeof(path));
+        k = checkpoint_at(j, path);
+        if (!k)
+                k = checkpoint_add(j, s, path);
+        /* While the manifest is being written its folder is not taken from under the helper: save_file_done does it. */
+        if (k) {
+                k->removing = true;
+                if (!writing)
+                        remove_folder(c, j, k);
+        }
+        request_save_over(c, j, s->attempt, why);
+        /* One that failed stays as a tombstone, so that the other ranks' late words do not begin it again. */
+        if (!writing && ev == SAVE_E_FENCED)
+                unlink_save(s);
+}
+
+void save_fence(struct controller *c, struct job *j, const char *why) {
+        struct save *next;
+
+        for (struct save *s = j->saves; s; s = next) {
+                next = s->next;
+                if (s->state == SAVE_PREPARING || s->state == SAVE_WRITING)
+                        drop(c, s, SAVE_E_FENCED, why);
+                else if (s->state == SAVE_DROPPED && !s->file_id)
+                        unlink_save(s);
+        }
+}
+
+/* ------------------------------------------------------------------ prepare */
+static bool plain_name(const char *s, size_t max) {
+        size_t n = s ? strlen(s) : 0;
+
+        return n > 0 && n < max && !strchr(s, '/') && strcmp(s, ".") != 0 && strcmp(s, "..") != 0;
+}
+
+static int keep_shards(struct save *s, const Fp8ctl__V1__CheckpointPrepared *m) {
+        struct save_shard *list;
+
+        if (m->n_shards > SHARDS_PER_RANK_MAX)
+                return -E2BIG;
+        list = realloc(s->shards, (s->n_shards + m->n_shards + 1) * sizeof(*list));
+        if (!list)
+                return -ENOMEM;
+        s->shards = list;
+        for (size_t i = 0; i < m->n_shards; i++) {
+                const Fp8ctl__V1__ShardInfo *x = m->shards[i];
+
+                if (!x || !plain_name(x->file, 128) || !x->digest || strlen(x->digest) > 64)
+                        return -EBADMSG;
+                list[s->n_shards] = (struct save_shard){ .file = core_strdup(x->file, 128), .digest = core_strdup(x->digest, 65), .bytes = x->bytes, .rank = m->rank };
+                s->bytes += x->bytes;
+                s->n_shards++;
+        }
+        return 0;
+}
+
+static int by_rank(const void *a, const void *b) {
+        const struct save_shard *x = a, *y = b;
+
+        return x->rank < y->rank ? -1 : x->rank > y->rank ? 1 : strcmp(x->file, y->file);
+}
+
+static char *manifest_text(const struct save *s) {
+        const struct job *j = s->job;
+        json_t *root = json_object(), *shards = json_array(), *state = NULL;
+        char layout[64], *text;
+
+        snprintf(layout, sizeof(layout), "tp%d.pp%d.dp%d", j->spec->parallel.tp, j->spec->parallel.pp, j->spec->parallel.dp);
+        json_object_set_new(root, "format", json_string("fp8ctl-checkpoint"));
+        json_object_set_new(root, "version", json_integer(1));
+        json_object_set_new(root, "job", json_integer((json_int_t)j->id));
+        json_object_set_new(root, "step", json_integer((json_int_t)s->step));
+        json_object_set_new(root, "epoch", json_integer((json_int_t)s->epoch));
+        json_object_set_new(root, "attempt", json_integer(s->attempt));
+        json_object_set_new(root, "layout", json_string(layout));
+        for (size_t i = 0; i < s->n_shards; i++)
+                json_array_append_new(shards, json_pack("{s:s, s:I, s:s, s:I}", "file", s->shards[i].file ? s->shards[i].file : "", "bytes", (json_int_t)s->shards[i].bytes, "digest",
+                                                        s->shards[i].digest ? s->shards[i].digest : "", "rank", (json_int_t)s->shards[i].rank));
+        json_object_set_new(root, "shards", shards);
+        if (s->state_json && s->state_json[0])
+                state = json_loads(s->state_json, JSON_REJECT_DUPLICATES, NULL);
+        json_object_set_new(root, "state", state ? state : json_object());
+        text = json_dumps(root, JSON_INDENT(1));
+        json_decref(root);
+        return text;
+}
+
+static void write_manifest(struct controller *c, struct save *s) {
+        struct job *j = s->job;
+        struct file_work w = { .kind = FILE_WRITE_MANIFEST, .uid = j->uid, .gid = j->gid };
+        char path[4200], *text;
+        struct checkpoint *k;
+
+        qsort(s->shards, s->n_shards, sizeof(*s->shards), by_rank);
+        text = manifest_text(s);
+        if (!text) {
+                drop(c, s, SAVE_E_FAILED, "no memory for the manifest");
+                return;
+        }
+        step_to(c, s, SAVE_E_ALL_PREPARED);
+        checkpoint_folder(j, s->step, s->epoch, s->attempt, path, sizeof(path));
+        /* Noted as to be removed until it is committed: should we die now, the next life clears it. */
+        k = checkpoint_at(j, path);
+        if (!k)
+                k = checkpoint_add(j, s, path);
+        if (k) {
+                k->removing = true;
+                k->file_id = 0;
+        }
+        j->dirty = true;
+        w.id = s->file_id = c->next_file++;
+        w.path = path;
+        w.text = text;
+        c->io.file_work(c->io.arg, &w);
+        free(text);
+}
+
+void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__CheckpointPrepared *m) {
+        char path[4200];
+        struct save *s;
+
+        (void)r;
+        if (j->rec == REC_FENCE || m->step == 0 || m->step > (uint64_t)j->spec->train.steps || m->attempt == 0 || !j->spec->checkpoint.dir) {
+                core_drop(c, DROP_MALFORMED, "checkpoint");
+                return;
+        }
+        s = save_find(j, m->epoch, m->step, m->attempt);
+        if (!s && (checkpoint_has(j, m->step) || !(s = save_new(c, j, m)))) {
+                core_drop(c, DROP_EPOCH, "checkpoint already committed, or too many at a time");
+                return;
+        }
+        if (s->state != SAVE_PREPARING || s->prepared[m->rank])
+                return; /* told twice */
+        if (m->error && m->error[0]) {
+                char why[TEXT_MAX_LEN], said[250];
+
+                core_text(said, sizeof(said), m->error);
+                snprintf(why, sizeof(why), "rank %u on %.100s could not write: %s", m->rank, r->node->name, said);
+                drop(c, s, SAVE_E_FAILED, why);
+                job_check_done(c, j);
+                return;
+        }
+        checkpoint_folder(j, m->step, m->epoch, m->attempt, path, sizeof(path));
+        if (!m->directory || strcmp(m->directory, path) != 0 || keep_shards(s, m) < 0) {
+                char why[TEXT_MAX_LEN], said[100];
+
+                core_text(said, sizeof(said), m->directory);
+                snprintf(why, sizeof(why), "rank %u reported folder '%s' and %zu shards, expected '%.150s'", m->rank, said, m->n_shards, path);
+                drop(c, s, SAVE_E_FAILED, why);
+                job_check_done(c, j);
+                return;
+        }
+        if (m->state_json && m->state_json[0] && !s->state_json)
+                s->state_json = core_strdup(m->state_json, 65536);
+        s->prepared[m->rank] = true;
+        if (++s->n_prepared == j->world)
+                write_manifest(c, s);
+}
+
+/* ------------------------------------------------------------------ commit */
+static void retain(struct controller *c, struct job *j) {
+        int64_t keep = j->spec->checkpoint.keep_last > 0 ? j->spec->checkpoint.keep_last : 1;
+
+        for (;;) {
+                struct checkpoint *oldest = NULL;
+                int64_t n = 0;
+
+                for (size_t i = 0; i < j->n_checkpoints; i++) {
+                        struct checkpoint *k = &j->checkpoints[i];
+
+                        if (k->removing)
+                                continue;
+                        n++;
+                        if ((j->rec == REC_RESTORE || j->rec == REC_FENCE) && j->load_path && strcmp(j->load_path, k->path) == 0)
+                                continue; /* being loaded */
+                        if (!oldest || k->step < oldest->step)
+                                oldest = k;
+                }
+                if (n <= keep || !oldest || oldest == checkpoint_newest(j))
+                        return;
+                record_delete_commit(c, j, oldest);
+                remove_folder(c, j, oldest);
+        }
+}
+
+static void commit(struct controller *c, struct save *s) {
+        Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
+        Fp8ctl__V1__CheckpointCommitted d = FP8CTL__V1__CHECKPOINT_COMMITTED__INIT;
+        struct job *j = s->job;
+        char path[4200];
+        struct checkpoint *k;
+
+        checkpoint_folder(j, s->step, s->epoch, s->attempt, path, sizeof(path));
+        k = checkpoint_at(j, path);
+        if (!k) {
+                drop(c, s, SAVE_E_FAILED, "no memory for the commit");
+                return;
+        }
+        step_to(c, s, SAVE_E_WRITTEN);
+        k->removing = false;
+        k->bytes = s->bytes;
+        k->committed_ms = c->io.wall_ms(c->io.arg);
+        record_expect_epoch(c, j);
+        record_put_commit(c, j, k);
+        j->dirty = true;
+        d.job_id = j->id;
+        d.epoch = s->epoch;
+        d.step = s->step;
+        d.attempt = s->attempt;
+        d.path = path;
+        m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_COMMITTED;
+        m.checkpoint_committed = &d;
+        tell(c, j, &m);
+        event_add(c, &(struct event_of){ .job = j, .rank = -1, .ms = (double)(core_now(c) - s->began) / 1e6 }, "checkpoint_committed", "step %" PRIu64 " saved in %s, %" PRIu64 " bytes", s->step,
+                  path, s->bytes);
+        request_committed(c, j, s->step, s->attempt);
+        retain(c, j);
+}
+
+bool save_file_done(struct controller *c, uint64_t id, int rc, const char *text) {
+        for (size_t i = 0; i < c->n_jobs; i++) {
+                struct job *j = c->jobs[i];
+
+                for (struct save *s = j->saves; s; s = s->next) {
+                        char why[TEXT_MAX_LEN], said[250];
+
+                        if (s->file_id != id)
+                                continue;
+                        core_text(said, sizeof(said), text);
+                        snprintf(why, sizeof(why), "manifest.json: %s", said);
+                        if (s->state == SAVE_WRITING && rc == 0 && s->epoch == j->epoch && job_placed(j) && !job_ended(j))
+                                commit(c, s);
+                        else if (s->state == SAVE_WRITING)
+                                drop(c, s, rc == 0 ? SAVE_E_FENCED : SAVE_E_FAILED, rc == 0 ? "its epoch is over" : why);
+                        unlink_save(s);
+                        save_resume_removals(c, j);
+                        job_check_done(c, j);
+                        return true;
+                }
+                if (removal_done(c, j, id, rc, text))
+                        return true;
+        }
+        return false;
+}
+
+uint32_t save_request(struct controller *c, struct job *j, uint64_t step) {
+        Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
+        Fp8ctl__V1__SaveNow d = FP8CTL__V1__SAVE_NOW__INIT;
+
+        d.job_id = j->id;
+        d.epoch = j->epoch;
+        d.attempt = j->next_attempt++;
+        d.step = step;
+        j->dirty = true;
+        m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_NOW;
+        m.save_now = &d;
+        tell(c, j, &m);
+        return d.attempt;
+}
+
+void save_tick(struct controller *c, struct job *j, uint64_t now) {
+        struct save *next;
+
+        for (struct save *s = j->saves; s; s = next) {
+                next = s->next;
+                if (s->state == SAVE_PREPARING && now >= s->deadline) {
+                        char why[120];
+
+                        snprintf(why, sizeof(why), "%d of %d ranks prepared within %u s", s->n_prepared, j->world, PREPARE_TIMEOUT_MS / 1000);
+                        drop(c, s, SAVE_E_TIMEOUT, why);
+                        job_check_done(c, j);
+                        return; /* the list may have changed; the alarm comes again */
+                }
+        }
+}
+
+uint64_t save_next_deadline(const struct job *j) {
+        uint64_t best = 0;
+
+        for (const struct save *s = j->saves; s; s = s->next)
+                if (s->state == SAVE_PREPARING && (!best || s->deadline < best))
+                        best = s->deadline;
+        return best;
+}

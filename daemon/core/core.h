@@ -1,0 +1,398 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * What the files behind controller.h share.  One thread, one event at a time: an entry point of controller.c calls into node.c, request.c, ...; they change
+ * struct controller, give io->persist what changed and send; the end of every entry point persists jobs marked dirty, starts what can start, and sets the alarm.
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/core/controller.h"
+#include "daemon/core/scheduler.h"
+#include "base/table.h"
+#include "proto/job_spec.h"
+
+/* gRPC status numbers (grpc/status.h); the core knows the numbers, not the library. */
+enum { ST_OK = 0, ST_CANCELLED = 1, ST_INVALID = 3, ST_DEADLINE = 4, ST_NOT_FOUND = 5, ST_DENIED = 7, ST_EXHAUSTED = 8, ST_PRECONDITION = 9, ST_ABORTED = 10,
+       ST_INTERNAL = 13, ST_UNAVAILABLE = 14 };
+
+enum {
+        PROTOCOL_VERSION_MIN = 1,
+        PROTOCOL_VERSION_MAX = 1,
+        RECORD_VERSION = 1,
+        NAME_MAX_LEN = 128,    /* node names, user names, request ids */
+        TEXT_MAX_LEN = 400,    /* a worker's text inside an event */
+        ENDPOINT_MAX_LEN = 512,
+        NODE_DEVICES_MAX = 256,
+        NODES_MAX = 65536,
+        PLACEMENT_MAX = JOB_MAX_RANKS,
+};
+
+/* ------------------------------------------------------------------ nodes */
+enum node_state { NODE_UNHEARD, NODE_READY, NODE_LEAVING, NODE_LOST };
+
+/* Who holds a device's memory. It stays until the process is known to be reaped: a plan alone does not free it. */
+struct device {
+        uint32_t index;
+        char kind[16], name[96];
+        uint64_t memory_bytes;
+        uint64_t job, incarnation; /* job 0: free */
+        uint32_t rank;
+};
+
+struct node {
+        char name[NAME_MAX_LEN];
+        enum node_state state;
+        char reason[TEXT_MAX_LEN];
+        uint64_t session;          /* 0: no stream */
+        uint64_t lease_number, lease_until; /* mono ns; lost after it */
+        uint64_t last_seen_ms;
+        char address[NAME_MAX_LEN], version[64], kernel[NAME_MAX_LEN], boot_id[64];
+        uint64_t incarnation, memory_bytes;
+        uint32_t cpus;
+        struct device *devices;
+        size_t n_devices;
+};
+
+/* A stream that has not said hello yet, or has. */
+struct session {
+        uint64_t id;
+        struct caller who;
+        struct node *node; /* NULL before hello */
+        struct session *next;
+};
+
+/* ------------------------------------------------------------------ jobs */
+enum rank_state { RANK_NONE, RANK_STARTED, RANK_READY, RANK_PARKING, RANK_PARKED, RANK_LOADED /* plan sent */, RANK_RUN, RANK_FINISHED, RANK_LOST, N_RANK_STATES };
+
+struct rank {
+        enum rank_state state;
+        struct node *node;
+        uint32_t device;
+        uint64_t incarnation;
+        uint64_t since;           /* mono ns of the last change of state */
+        uint64_t step;            /* newest heard */
+        uint64_t start_epoch;     /* under which this incarnation was started; 0: before this controller's life */
+        uint32_t pid;
+        bool heard;               /* since the controller started (else its node has not said hello yet) */
+        bool stopped;             /* RankDone{stopped} */
+        bool start_pending;       /* StartRanks not sent yet: its node has no stream */
+        bool suspect;             /* a peer said it is gone, or it said so itself */
+        char *endpoint, *fingerprint;
+};
+
+/* What a holder of replica memory said it has. */
+struct generation {
+        uint32_t rank;
+        struct node *node;
+        uint64_t step, epoch;
+        char layout[256];
+};
+
+struct checkpoint {
+        uint64_t step, epoch, bytes, committed_ms;
+        uint32_t attempt;
+        char *path;
+        bool bad, removing;
+        uint64_t file_id; /* removal under way */
+};
+
+enum save_state { SAVE_PREPARING, SAVE_WRITING, SAVE_COMMITTED, SAVE_DROPPED, N_SAVE_STATES };
+enum save_event { SAVE_E_ALL_PREPARED, SAVE_E_WRITTEN, SAVE_E_FAILED, SAVE_E_TIMEOUT, SAVE_E_FENCED, N_SAVE_EVENTS };
+
+struct save_shard {
+        char *file, *digest;
+        uint64_t bytes;
+        uint32_t rank;
+};
+
+struct save {
+        struct save *next;
+        struct job *job;
+        int state;
+        uint64_t epoch, step, deadline, file_id, began, bytes;
+        uint32_t attempt;
+        int n_prepared;
+        bool *prepared; /* [world] */
+        char *state_json;
+        struct save_shard *shards;
+        size_t n_shards;
+        char error[TEXT_MAX_LEN];
+};
+
+/* Recovery: the one state machine of a placed job (recovery.c). */
+enum recovery_state { REC_IDLE, REC_FENCE, REC_RESTORE, REC_RESUME, REC_WATCH, REC_SUSPECT, N_REC_STATES };
+enum recovery_event { REC_E_PLACED, REC_E_SUSPECT, REC_E_FAULT, REC_E_GATHERED, REC_E_ALL_RUNNING, REC_E_NEW_STEP, REC_E_ENDED, N_REC_EVENTS };
+
+/* One incident, from detection to the first new step. Times are mono ns. */
+struct incident {
+        bool open;
+        uint64_t detected, parked, ready, planned, running;
+        uint64_t best_step;  /* best known when it happened (grows while survivors report where they stood) */
+        uint64_t load_step;
+        char cause[TEXT_MAX_LEN];  /* "rank 5 (incarnation 6) on node-2 was killed by SIGKILL" */
+        bool cause_final;          /* reaped, or needs no reaping */
+        uint64_t cause_incarnation;
+        int survivors, replaced;
+        char source[64];
+};
+
+enum stop_kind { STOP_NONE, STOP_CANCEL, STOP_REQUEUE };
+
+struct job {
+        uint64_t id;
+        char name[NAME_MAX_LEN], user[NAME_MAX_LEN], request_id[NAME_MAX_LEN];
+        uint32_t uid, gid;
+        int state; /* Fp8ctl__V1__JobState */
+        char reason[512], failure[512];
+        uint64_t epoch, next_incarnation;
+        uint32_t next_attempt;
+        struct job_spec *spec;
+        char *job_file, *from_checkpoint, *data_digest;
+        uint64_t bytes_per_rank, parameters;
+        bool test_hooks;
+
+        /* placement; kept after the end so that logs are found */
+        int world;
+        struct rank *ranks; /* [world]; node NULL: never placed */
+
+        /* recovery */
+        int rec;
+        uint64_t rec_since, rec_deadline; /* 0: none */
+        struct incident inc;
+        bool start_is_new;          /* FENCE of a fresh placement, no survivors */
+        struct generation *generations;
+        size_t n_generations;
+        struct node **inventory_wait;
+        size_t n_inventory_wait;
+        uint64_t bad_generation_step; /* 0: none; a rank could not load replicas of this step */
+        uint8_t mesh_key[32];
+        bool have_mesh_key;
+        Fp8ctl__V1__LoadSource load;
+        char *load_path;
+        uint32_t same_cause;
+        char last_cause[TEXT_MAX_LEN];
+        uint64_t best_step, replan_step;
+        uint64_t min_replica_epoch, skip_from_step, skip_to_step;
+        uint32_t restarts;
+        uint64_t lost_steps;
+        double lost_s;
+
+        /* stop */
+        int stop_kind;
+        char stop_reason[TEXT_MAX_LEN];
+        uint64_t stop_deadline;
+        bool stop_now;
+        uint64_t release_deadline;  /* ended: ranks that are still there then are killed */
+
+        /* checkpoints */
+        struct checkpoint *checkpoints;
+        size_t n_checkpoints;
+        struct save *saves;
+        uint64_t final_retry_at;
+        int final_retries;
+
+        /* progress */
+        uint64_t step, skipped, tokens;
+        double loss_first, loss_last, val_loss, tokens_per_s;
+        uint64_t submitted_ms, started_ms, ended_ms, first_run_ms;
+        uint64_t notice_window, notices; /* bound on events from ranks */
+        bool dirty;
+};
+
+/* ------------------------------------------------------------------ events, requests */
+struct event {
+        uint64_t id, unix_ms, job, epoch;
+        char node[NAME_MAX_LEN], kind[40], severity[12];
+        int32_t rank;
+        double ms;
+        char *text;
+};
+
+enum pending_kind { PENDING_EVENTS, PENDING_SAVE, PENDING_SUBMIT, PENDING_READ };
+
+struct preflight {
+        uint64_t id;
+        struct node *node;
+        bool answered;
+        char *error, *data_digest;
+};
+
+struct pending {
+        struct pending *next;
+        enum pending_kind kind;
+        uint64_t request, deadline;
+        struct caller who;
+        uint64_t job;
+        uint64_t after_id; uint32_t limit; uint64_t event_job;   /* events */
+        uint64_t save_step; uint32_t attempt;                     /* save */
+        uint64_t relay; struct node *node; uint64_t offset;       /* read */
+        struct preflight *preflights; size_t n_preflights;        /* submit */
+        char **warnings; size_t n_warnings;
+        struct job *draft;
+        struct sched_slot *slots;
+        bool dry_run;
+};
+
+enum drop_kind { DROP_MALFORMED, DROP_JOB, DROP_EPOCH, DROP_INCARNATION, DROP_LEASE, N_DROPS };
+
+struct controller {
+        struct cluster_io io;
+        struct controller_config config;
+        char version[64];
+        char cluster_id[40];
+        uint64_t started_wall_ms, started;
+        uint64_t next_job, next_event, next_lease, next_relay, next_file;
+        struct job **jobs; /* by id */
+        size_t n_jobs;
+        struct node **nodes; /* by name */
+        size_t n_nodes;
+        struct session *sessions;
+        struct event *events; /* ring by id */
+        size_t n_events, first_event;
+        struct pending *pending;
+        uint64_t drops[N_DROPS];
+        bool running, failed, cluster_dirty, schedule_wanted, events_new;
+        char failed_why[256];
+};
+
+/* text.c-like helpers (controller.c) */
+void core_text(char *dst, size_t size, const char *src);               /* bounded copy, control characters blanked; NULL is "" */
+char *core_strdup(const char *src, size_t max);                        /* as above; never NULL for a string within memory */
+uint64_t core_now(const struct controller *c);
+void core_drop(struct controller *c, enum drop_kind why, const char *what);
+void core_persist(struct controller *c, enum store_op_kind kind, const char *key, const void *value, size_t len);
+void core_log(const struct controller *c, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+/* event_log.c */
+struct event_of {
+        const struct job *job;
+        const struct node *node;
+        int32_t rank; /* -1 */
+        const char *severity; /* NULL: info */
+        double ms;
+};
+void event_add(struct controller *c, const struct event_of *of, const char *kind, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+int event_load(struct controller *c, const Fp8ctl__V1__EventRecord *r, struct error *e);
+void event_fill(const struct event *ev, Fp8ctl__V1__Event *m);
+/* Fills at most max pointers to events after `after` (of job, 0: all), in order. */
+size_t event_select(const struct controller *c, uint64_t after, uint64_t job, const struct event **ret, size_t max);
+void event_log_free(struct controller *c);
+
+/* record.c */
+int record_load(struct controller *c, const char *key, const void *value, size_t len, struct error *e);
+void record_put_job(struct controller *c, struct job *j);
+void record_put_node(struct controller *c, const struct node *n);
+void record_put_cluster(struct controller *c);
+void record_put_epoch(struct controller *c, const struct job *j, uint64_t expected); /* expected 0: absent */
+void record_expect_epoch(struct controller *c, const struct job *j);
+void record_put_commit(struct controller *c, const struct job *j, const struct checkpoint *k);
+void record_delete_commit(struct controller *c, const struct job *j, const struct checkpoint *k);
+void record_put_request(struct controller *c, const struct job *j);
+/* The job as clients see it; the strings stay the job's. Free with job_message_free. */
+struct job_message {
+        Fp8ctl__V1__Job job;
+        Fp8ctl__V1__Plan plan;
+        Fp8ctl__V1__PlanRank *ranks, **rank_ptrs;
+        char log_dir[96];
+};
+int job_message_fill(const struct controller *c, const struct job *j, bool full, struct job_message *m);
+void job_message_free(struct job_message *m);
+
+/* node.c */
+struct node *node_find(const struct controller *c, const char *name);
+struct node *node_get_or_add(struct controller *c, const char *name);
+struct device *node_device(struct node *n, uint32_t index);
+int node_set_devices(struct node *n, Fp8ctl__V1__NodeDevice *const *d, size_t n_d);
+void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__WorkerHello *m);
+void node_heartbeat(struct controller *c, struct session *s, const Fp8ctl__V1__Heartbeat *m);
+void node_leaving(struct controller *c, struct session *s, const Fp8ctl__V1__WorkerLeaving *m);
+void node_stream_closed(struct controller *c, struct session *s);
+void node_tick(struct controller *c, uint64_t now);
+uint64_t node_next_deadline(const struct controller *c);
+bool node_usable(const struct node *n);
+const char *node_state_name(enum node_state s);
+void node_send(struct controller *c, const struct node *n, const Fp8ctl__V1__ControllerMessage *m);
+void node_free_device(struct controller *c, struct node *n, uint64_t job, uint64_t incarnation);
+void node_kill_one(struct controller *c, struct node *n, uint64_t job, uint64_t epoch, uint32_t rank, uint64_t incarnation, const char *why);
+struct node *node_free(struct node *n);
+extern const struct table node_table;
+int node_move(struct controller *c, struct node *n, int event);
+enum node_event { NODE_E_HELLO, NODE_E_LEAVE, NODE_E_EXPIRED, N_NODE_EVENTS };
+
+/* job.c */
+enum job_event { JOB_E_PLACE, JOB_E_RUN, JOB_E_FAULT, JOB_E_STOP, JOB_E_REQUEUE, JOB_E_FINISH, JOB_E_FAIL, JOB_E_CANCEL, JOB_E_SUBMIT, N_JOB_EVENTS };
+extern const struct table job_table;
+struct job *job_find(const struct controller *c, uint64_t id);
+struct job *job_new(uint64_t id);
+int job_set_spec(struct job *j, const char *canonical, struct error *e); /* parses; sizes ranks */
+struct job *job_free(struct job *j);
+int job_add(struct controller *c, struct job *j);
+int job_move(struct controller *c, struct job *j, enum job_event ev);
+bool job_ended(const struct job *j);
+bool job_placed(const struct job *j); /* has a live epoch */
+bool job_on_node(const struct job *j, const struct node *n);
+const char *job_state_name(int state);
+void job_schedule(struct controller *c);
+int job_replan(struct controller *c, struct job *j); /* new places for ranks on lost or leaving nodes; -ENOSPC */
+int job_plan_idle(struct controller *c, const struct job *j, struct sched_slot *ret, size_t *ret_devices); /* on an idle cluster */
+int job_node_index(const struct controller *c, const struct node *n);
+/* Ends or requeues: one way out for all. FAIL, CANCEL, FINISH, REQUEUE. */
+void job_finish(struct controller *c, struct job *j, enum job_event how, const char *reason);
+void job_stop(struct controller *c, struct job *j, enum stop_kind kind, uint32_t grace_ms, bool now, const char *reason);
+void job_send_stop(struct controller *c, struct job *j, struct node *only);
+/* Every rank is done and nothing is left to commit? */
+void job_check_done(struct controller *c, struct job *j);
+void job_progress(struct controller *c, struct node *n, const Fp8ctl__V1__RankProgress *p);
+void job_tick(struct controller *c, struct job *j, uint64_t now);
+uint64_t job_next_deadline(const struct job *j);
+const char *rank_state_name(enum rank_state s);
+void rank_set(struct controller *c, struct rank *r, enum rank_state s);
+
+/* recovery.c: thresholds are at its top */
+extern const struct table recovery_table;
+void recovery_begin(struct controller *c, struct job *j); /* placed: epoch + 1, all ranks started */
+void recovery_rank_lost(struct controller *c, struct job *j, uint32_t rank, const char *cause, bool final, bool count);
+void recovery_node_lost(struct controller *c, struct job *j, struct node *n);
+void recovery_again(struct controller *c, struct job *j, const char *cause, bool count); /* a new round with every rank alive */
+void recovery_fault(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__RankFault *m);
+void recovery_refine_cause(struct controller *c, struct job *j, uint64_t incarnation, const char *cause);
+void recovery_check(struct controller *c, struct job *j);  /* has everyone gathered, or is everyone running? */
+void recovery_inventory(struct controller *c, struct job *j, struct node *n, const Fp8ctl__V1__Inventory *m);
+void recovery_hello(struct controller *c, struct job *j, struct node *n, const Fp8ctl__V1__WorkerHello *m);
+void recovery_new_step(struct controller *c, struct job *j);
+void recovery_end(struct controller *c, struct job *j);    /* no live epoch any more */
+void recovery_tick(struct controller *c, struct job *j, uint64_t now);
+void recovery_free(struct job *j);
+
+/* restore.c: what is loaded (pure over what the job knows) */
+void restore_choose(struct controller *c, struct job *j);
+
+/* ckpt_coord.c */
+extern const struct table save_table;
+void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__CheckpointPrepared *m);
+bool save_file_done(struct controller *c, uint64_t id, int rc, const char *text);
+void save_fence(struct controller *c, struct job *j, const char *why); /* the epoch is over */
+uint32_t save_request(struct controller *c, struct job *j, uint64_t step);
+bool save_in_flight(const struct job *j, uint64_t step);
+void save_tick(struct controller *c, struct job *j, uint64_t now);
+uint64_t save_next_deadline(const struct job *j);
+void save_resume_removals(struct controller *c, struct job *j);
+struct save *save_free(struct save *s);
+const struct checkpoint *checkpoint_newest(const struct job *j);
+bool checkpoint_has(const struct job *j, uint64_t step);
+void checkpoint_folder(const struct job *j, uint64_t step, uint64_t epoch, uint32_t attempt, char *buf, size_t size);
+
+/* request.c */
+void request_handle(struct controller *c, uint64_t request, enum request_kind kind, const ProtobufCMessage *m, const struct caller *who);
+void request_gone(struct controller *c, uint64_t request);
+void request_preflight_reply(struct controller *c, struct session *s, const Fp8ctl__V1__PreflightReply *m);
+void request_fetch_reply(struct controller *c, struct session *s, const Fp8ctl__V1__FetchReply *m);
+void request_node_gone(struct controller *c, struct node *n);
+void request_committed(struct controller *c, const struct job *j, uint64_t step, uint32_t attempt);
+void request_save_over(struct controller *c, const struct job *j, uint32_t attempt, const char *why); /* attempt 0: all of the job */
+void request_events_new(struct controller *c);
+void request_tick(struct controller *c, uint64_t now);
+uint64_t request_next_deadline(const struct controller *c);
+void request_free_all(struct controller *c);

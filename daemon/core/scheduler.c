@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Placement is greedy over windows: a window is tp neighbouring devices of one node that could hold one tensor-parallel group.  Group after group takes the
+ * cheapest window left.  Cost, in this order: busy devices in it (reservation only), not where the group was, not a node the job has been on or is
+ * already being put on, room that would be left on the node (fill the fullest node first, so that large holes stay large).  Greedy by a preference
+ * can cut a row of devices badly (1-2 taken, 0 and 3 left for a pair), so a wish that fails is tried again with less effort, at last with windows taken
+ * from the left where nothing is cut: that try finds a placement whenever one exists (unless ranks are pinned).
+ */
+#include "daemon/core/scheduler.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "daemon/core/rank_plan.h"
+
+struct work {
+        const struct sched_node *nodes;
+        size_t n;
+        const struct sched_want *want;
+        bool **taken;      /* [node][device position] */
+        int *used;         /* [node]: devices this job takes there */
+        bool *was;         /* [node]: the job has been there */
+        int effort; /* 2: with preferences, 1: few busy devices, 0: from the left */
+        int kind;
+};
+
+struct window {
+        int node;
+        size_t at;
+        int64_t cost;
+};
+
+static struct work *work_free(struct work *w) {
+        if (w->taken)
+                for (size_t i = 0; i < w->n; i++)
+                        free(w->taken[i]);
+        free(w->taken);
+        free(w->used);
+        free(w->was);
+        w->taken = NULL;
+        w->used = NULL;
+        w->was = NULL;
+        return NULL;
+}
+
+static int work_init(struct work *w) {
+        w->taken = calloc(w->n + 1, sizeof(*w->taken));
+        w->used = calloc(w->n + 1, sizeof(*w->used));
+        w->was = calloc(w->n + 1, sizeof(*w->was));
+        if (!w->taken || !w->used || !w->was)
+                return -ENOMEM;
+        for (size_t i = 0; i < w->n; i++) {
+                w->taken[i] = calloc(w->nodes[i].n_devices + 1, sizeof(bool));
+                if (!w->taken[i])
+                        return -ENOMEM;
+        }
+        return 0;
+}
+
+static bool device_fits(const struct work *w, size_t node, size_t at) {
+        const struct sched_device *d = &w->nodes[node].devices[at];
+
+        if (w->taken[node][at] || d->kind != w->kind || d->state == SCHED_GONE || (d->state == SCHED_BUSY && !w->want->reserve))
+                return false;
+        return !d->memory_bytes || d->memory_bytes >= w->want->bytes_per_rank;
+}
+
+static int64_t free_left(const struct work *w, size_t node) {
+        int64_t left = 0;
+
+        for (size_t i = 0; i < w->nodes[node].n_devices; i++)
+                left += device_fits(w, node, i);
+        return left;
+}
+
+/* Cost of the window, or -1: not usable. */
+static int64_t window_cost(const struct work *w, int group, size_t node, size_t at, int64_t left) {
+        const struct sched_want *want = w->want;
+        const struct sched_node *nd = &w->nodes[node];
+        bool same = want->prefer != NULL;
+        int64_t busy = 0;
+
+        for (int t = 0; t < want->tp; t++) {
+                const struct sched_device *d = &nd->devices[at + (size_t)t];
+
+                if (!device_fits(w, node, at + (size_t)t) || d->index != nd->devices[at].index + (uint32_t)t)
+                        return -1;
+                busy += d->state == SCHED_BUSY;
+                if (same)
+                        same = want->prefer[group * want->tp + t].node == (int)node && want->prefer[group * want->tp + t].device == d->index;
+        }
+        if (w->effort == 0)
+                return 0;
+        if (w->effort == 1)
+                return busy << 40;
+        return busy << 40 | (int64_t)!same << 39 | (int64_t)!(w->was[node] || w->used[node]) << 38 | left;
+}
+
+static bool find_window(const struct work *w, int group, int only_node, struct window *ret) {
+        struct window best = { .node = -1 };
+        int tp = w->want->tp;
+
+        for (size_t i = 0; i < w->n; i++) {
+                int64_t left;
+
+                if ((only_node >= 0 && (size_t)only_node != i) || w->nodes[i].n_devices < (size_t)tp)
+                        continue;
+                left = free_left(w, i);
+                if (left < tp)
+                        continue;
+                for (size_t at = 0; at + (size_t)tp <= w->nodes[i].n_devices; at++) {
+                        int64_t cost = window_cost(w, group, i, at, left);
+
+                        if (cost >= 0 && (best.node < 0 || cost < best.cost))
+                                best = (struct window){ .node = (int)i, .at = at, .cost = cost };
+                }
+        }
+        if (best.node < 0)
+                return false;
+        *ret = best;
+        return true;
+}
+
+static void take(struct work *w, int group, const struct window *win, struct sched_slot *ret) {
+        for (int t = 0; t < w->want->tp; t++) {
+                size_t at = win->at + (size_t)t;
+
+                w->taken[win->node][at] = true;
+                ret[group * w->want->tp + t] = (struct sched_slot){ .node = win->node, .device = w->nodes[win->node].devices[at].index };
+        }
+        w->used[win->node] += w->want->tp;
+}
+
+/* A group with pinned ranks keeps them; each of its lost ranks goes on a free device of the same node. */
+static int place_pinned(struct work *w, int group, struct sched_slot *ret) {
+        const struct sched_want *want = w->want;
+        int node = -1;
+
+        for (int t = 0; t < want->tp; t++)
+                if (want->pinned[group * want->tp + t].node >= 0)
+                        node = want->pinned[group * want->tp + t].node;
+        if (node < 0 || (size_t)node >= w->n)
+                return 0;
+        for (int t = 0; t < want->tp; t++) {
+                int r = group * want->tp + t;
+                bool done = want->pinned[r].node >= 0;
+
+                if (done) {
+                        ret[r] = want->pinned[r];
+                        continue;
+                }
+                for (size_t at = 0; at < w->nodes[node].n_devices && !done; at++)
+                        if (device_fits(w, (size_t)node, at)) {
+                                w->taken[node][at] = true;
+                                ret[r] = (struct sched_slot){ .node = node, .device = w->nodes[node].devices[at].index };
+                                done = true;
+                        }
+                if (!done)
+                        return -ENOSPC;
+        }
+        w->used[node] += want->tp;
+        return 1;
+}
+
+static int place_kind(const struct sched_node *nodes, size_t n, const struct sched_want *want, int kind, int effort, struct sched_slot *ret) {
+        _cleanup_(work_free) struct work w = { .nodes = nodes, .n = n, .want = want, .kind = kind, .effort = effort };
+        int groups = rank_plan_groups(want->pp, want->dp), r;
+
+        r = work_init(&w);
+        if (r < 0)
+                return r;
+        for (int i = 0; want->prefer && i < groups * want->tp; i++)
+                if (want->prefer[i].node >= 0 && (size_t)want->prefer[i].node < n)
+                        w.was[want->prefer[i].node] = true;
+        for (int g = 0; g < groups; g++) {
+                struct window win;
+
+                r = want->pinned ? place_pinned(&w, g, ret) : 0;
+                if (r < 0)
+                        return r;
+                if (r > 0)
+                        continue;
+                if (!find_window(&w, g, -1, &win))
+                        return -ENOSPC;
+                take(&w, g, &win, ret);
+        }
+        return 0;
+}
+
+int scheduler_place(const struct sched_node *nodes, size_t n, const struct sched_want *want, struct sched_slot *ret) {
+        _cleanup_free_ struct sched_slot *tmp = NULL;
+        int kinds[16], n_kinds = 0;
+        size_t world;
+
+        if (want->tp < 1 || want->pp < 1 || want->dp < 1)
+                return -EINVAL;
+        world = (size_t)want->tp * (size_t)want->pp * (size_t)want->dp;
+        tmp = calloc(world, sizeof(*tmp));
+        if (!tmp)
+                return -ENOMEM;
+        for (size_t i = 0; i < n; i++)
+                for (size_t k = 0; k < nodes[i].n_devices; k++) {
+                        int j = 0;
+
+                        while (j < n_kinds && kinds[j] != nodes[i].devices[k].kind)
+                                j++;
+                        if (j == n_kinds && n_kinds < (int)ARRAY_SIZE(kinds))
+                                kinds[n_kinds++] = nodes[i].devices[k].kind;
+                }
+        for (int k = 0; k < n_kinds; k++)
+                for (int effort = 2; effort >= 0; effort--) {
+                        int r = place_kind(nodes, n, want, kinds[k], effort, tmp);
+
+                        if (r == -ENOMEM)
+                                return r;
+                        if (r == 0) {
+                                memcpy(ret, tmp, world * sizeof(*ret));
+                                return 0;
+                        }
+                }
+        return -ENOSPC;
+}
+
+/* A copy of the nodes whose devices can be marked. */
+struct board {
+        struct sched_node *nodes;
+        struct sched_device *devices;
+        size_t n;
+};
+
+static struct board *board_free(struct board *b) {
+        free(b->nodes);
+        free(b->devices);
+        b->nodes = NULL;
+        b->devices = NULL;
+        return NULL;
+}
+
+static int board_init(struct board *b, const struct sched_node *nodes, size_t n) {
+        size_t total = 0, at = 0;
+
+        for (size_t i = 0; i < n; i++)
+                total += nodes[i].n_devices;
+        b->n = n;
+        b->nodes = calloc(n + 1, sizeof(*b->nodes));
+        b->devices = calloc(total + 1, sizeof(*b->devices));
+        if (!b->nodes || !b->devices)
+                return -ENOMEM;
+        for (size_t i = 0; i < n; i++) {
+                memcpy(b->devices + at, nodes[i].devices, nodes[i].n_devices * sizeof(*b->devices));
+                b->nodes[i] = (struct sched_node){ .name = nodes[i].name, .devices = b->devices + at, .n_devices = nodes[i].n_devices };
+                at += nodes[i].n_devices;
+        }
+        return 0;
+}
+
+static void board_mark(struct board *b, const struct sched_slot *slots, size_t world, enum sched_device_state state) {
+        for (size_t r = 0; r < world; r++) {
+                const struct sched_node *nd = &b->nodes[slots[r].node];
+
+                for (size_t i = 0; i < nd->n_devices; i++)
+                        if (nd->devices[i].index == slots[r].device)
+                                b->devices[(size_t)(nd->devices - b->devices) + i].state = state;
+        }
+}
+
+int scheduler_queue(const struct sched_node *nodes, size_t n, const struct sched_want *wants, size_t n_wants, struct sched_slot **ret, bool *ret_placed) {
+        _cleanup_(board_free) struct board b = { 0 };
+        bool reserved = false;
+        int r;
+
+        r = board_init(&b, nodes, n);
+        if (r < 0)
+                return r;
+        for (size_t i = 0; i < n_wants; i++) {
+                size_t world = (size_t)wants[i].tp * (size_t)wants[i].pp * (size_t)wants[i].dp;
+                struct sched_want again = wants[i];
+
+                r = scheduler_place(b.nodes, n, &wants[i], ret[i]);
+                if (r == -ENOMEM)
+                        return r;
+                ret_placed[i] = r == 0;
+                if (r == 0)
+                        board_mark(&b, ret[i], world, SCHED_BUSY);
+                if (r == 0 || reserved)
+                        continue;
+                again.reserve = true;
+                again.pinned = NULL;
+                r = scheduler_place(b.nodes, n, &again, ret[i]);
+                if (r == -ENOMEM)
+                        return r;
+                if (r == 0) {
+                        board_mark(&b, ret[i], world, SCHED_GONE);
+                        reserved = true;
+                }
+        }
+        return 0;
+}
