@@ -11,7 +11,7 @@ typedef uint8_t bytes16 __attribute__((vector_size(16)));
 static void transpose_tile(uint8_t *dst, int64_t ldd, const uint8_t *src, int64_t lds) {
         bytes16 a[TILE], b[TILE];
 
-        for (int i = 0; i < TILE; i++)
+        for (int64_t i = 0; i < TILE; i++)
                 memcpy(&a[i], src + i * lds, TILE);
         for (int round = 0; round < 4; round++) {
                 for (int i = 0; i < TILE / 2; i++) {
@@ -20,7 +20,7 @@ static void transpose_tile(uint8_t *dst, int64_t ldd, const uint8_t *src, int64_
                 }
                 memcpy(a, b, sizeof a);
         }
-        for (int i = 0; i < TILE; i++)
+        for (int64_t i = 0; i < TILE; i++)
                 memcpy(dst + i * ldd, &a[i], TILE);
 }
 
