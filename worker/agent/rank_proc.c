@@ -332,14 +332,18 @@ bool rank_proc_read_log(struct rank_proc *p) {
         return p->log_fd >= 0;
 }
 
-/* The last line that says something, printable characters only. */
+/* The last line that says something, printable characters only, without the log's time, name and level (base/log.c). */
 static void last_line(const struct rank_proc *p, char *ret, size_t size) {
         size_t end = p->tail_len, begin, n = 0;
+        const char *text;
 
         while (end > 0 && (p->tail[end - 1] == '\n' || p->tail[end - 1] == '\r' || p->tail[end - 1] == ' '))
                 end--;
         for (begin = end; begin > 0 && p->tail[begin - 1] != '\n'; begin--)
                 ;
+        text = memmem(p->tail + begin, end - begin, " error: ", 8);
+        if (text)
+                begin = (size_t)(text - p->tail) + 8;
         for (size_t i = begin; i < end && n + 1 < size; i++)
                 ret[n++] = (unsigned char)p->tail[i] < 0x20 ? ' ' : p->tail[i];
         ret[n] = '\0';
