@@ -175,7 +175,9 @@ static int read_config(struct job_parse *p, struct model_config *ret) {
         r = file_read(path, CONFIG_MAX, &text, &len, p->e);
         if (r < 0) {
                 error_prefix(p->e, "%s:%d: key 'model.config'", p->src.file, line);
-                return r;
+                if (p->e)
+                        p->e->code = -EINVAL; /* what is wrong is the job file */
+                return -EINVAL;
         }
         return model_config_from_json(text, len, path, ret, p->e);
 }
