@@ -104,13 +104,14 @@ int test_cluster(const struct job_spec *s, struct flight **flights, int (*fn)(st
         struct cluster c = { .spec = s, .flights = flights, .fn = fn, .arg = arg, .n = n };
         struct member *members = calloc((size_t)n, sizeof(*members));
         pthread_t *threads = calloc((size_t)n, sizeof(*threads));
-        char dir[] = "/tmp/fp8-train-XXXXXX", name[32];
+        const char *tmp = getenv("TMPDIR");
+        char dir[128], name[32];
         struct error e = { 0 };
 
         c.listeners = calloc((size_t)n, sizeof(struct comm_listener *));
         c.peers = calloc((size_t)n, sizeof(*c.peers));
-        if (!mkdtemp(dir))
-                return -1;
+        snprintf(dir, sizeof(dir), "%.90s/fp8-train-XXXXXX", tmp ? tmp : "/tmp");
+        CU_ASSERT_PTR_NOT_NULL_FATAL(mkdtemp(dir));
         for (int i = 0; i < n; i++) {
                 snprintf(name, sizeof(name), "r%d.i%d", i, i + 1);
                 ASSERT_OK(comm_listener_new(dir, "127.0.0.1", name, &c.listeners[i], &e), e);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "tests/train/harness.h"
 
 #define RANKS 8
@@ -168,14 +169,19 @@ static int three_steps(struct test_rank *r) {
 
 /* The wait status of a process that runs the job. */
 static int status_of(const struct job_spec *s, bool armed) {
-        pid_t pid = fork();
+        char dir[] = "/tmp/fp8-kill-XXXXXX"; /* what the killed one cannot clear away */
+        pid_t pid;
         int status;
 
+        CU_ASSERT_PTR_NOT_NULL_FATAL(mkdtemp(dir));
+        pid = fork();
         if (pid == 0) {
+                setenv("TMPDIR", dir, 1);
                 test_hooks_armed = armed;
                 _exit(test_cluster(s, NULL, three_steps, NULL) == 0 ? 0 : 1);
         }
         CU_ASSERT_EQUAL(waitpid(pid, &status, 0), pid);
+        file_remove_tree(dir, NULL);
         return status;
 }
 

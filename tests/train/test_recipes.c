@@ -7,7 +7,7 @@
 
 #include "tests/train/harness.h"
 
-#define STEPS 6
+#define STEPS 4
 
 struct run {
         double losses[STEPS];
@@ -58,7 +58,7 @@ static struct job_spec four_layers(void) {
         s.model.head_dim = 32;
         s.model.num_hidden_layers = 4;
         s.train.micro_batch = 4;
-        s.train.global_batch = 32;
+        s.train.global_batch = 16;
         s.precision.recipe = RECIPE_BF16;
         s.precision.reduce = JOB_DTYPE_FP32;
         return s;

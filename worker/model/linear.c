@@ -88,8 +88,8 @@ int norm_forward(struct model *m, const struct norm *n, void *x, const void *del
 }
 
 int norm_backward(struct model *m, const struct norm *n, const void *x, const real *rstd, struct error *e) {
-        enum dtype t;
-        void *dy;
+        enum dtype t = DT_F32;
+        void *dy = NULL;
 
         TRY(tp_reduce_dx(m, &dy, &t, e));
         TRY_DEV(e, m->ops->rmsnorm_bwd(m->work.dres, n->grad, dy, t, x, n->weight, rstd, m->act, m->Ts, m->H, m->stream));

@@ -243,7 +243,7 @@ int model_init(struct model *m, const struct job_spec *spec, const struct layout
         if (m->n_micro < 1)
                 return error_set(e, -EINVAL, "train.global_batch: found %lld, expected at least micro_batch * dp", (long long)spec->train.global_batch);
         m->layers = calloc((size_t)l->n_layers, sizeof(*m->layers));
-        m->acts = calloc((size_t)(l->n_layers * m->n_slots), sizeof(*m->acts));
+        m->acts = calloc((size_t)l->n_layers * (size_t)m->n_slots, sizeof(*m->acts));
         m->batches = calloc((size_t)m->n_slots, sizeof(*m->batches));
         if (!m->layers || !m->acts || !m->batches)
                 return error_set(e, -ENOMEM, "no memory for the model's tables");
@@ -258,7 +258,9 @@ int model_init(struct model *m, const struct job_spec *spec, const struct layout
 }
 
 void model_done(struct model *m) {
-        for (int i = 0; i < ARENA_KINDS && m->ops; i++)
+        if (!m->ops) /* never initialised */
+                return;
+        for (int i = 0; i < ARENA_KINDS; i++)
                 arena_release(&m->arenas[i], m->ops, m->dev);
         if (m->stream)
                 m->ops->stream_free(m->stream);

@@ -128,9 +128,9 @@ void quant_specs_init(struct model *m, struct layer *layer, int local) {
                         .index = finding_site(m->config, layer->number, site, m->layout->rank),
                 };
                 if (m->amax)
-                        q->amax = m->amax + local * SITES + i;
+                        q->amax = m->amax + (ptrdiff_t)local * SITES + i;
                 if (m->scale)
-                        q->scale = m->scale + local * SITES + i;
+                        q->scale = m->scale + (ptrdiff_t)local * SITES + i;
                 if (m->fp8_max)
                         m->fp8_max[local * SITES + i] = (double)(e5m2 ? FP8_E5M2_MAX : FP8_E4M3_MAX);
         }

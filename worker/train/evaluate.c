@@ -18,7 +18,7 @@ static void observe(struct model *m, bool on) {
                         struct quant_spec *q = &m->layers[i].spec[k];
 
                         q->bad = on && q->scaling != Q_NONE ? m->bad : NULL;
-                        q->amax = on && q->scaling != Q_NONE && m->amax ? m->amax + i * SITES + k : NULL;
+                        q->amax = on && q->scaling != Q_NONE && m->amax ? m->amax + (ptrdiff_t)i * SITES + k : NULL;
                 }
 }
 

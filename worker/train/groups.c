@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "base/cleanup.h"
 #include "worker/train/trainer_private.h"
 
 enum group_tag { GROUP_WORLD, GROUP_TP, GROUP_DP, GROUP_PP, GROUP_STAGE, GROUP_EMBED };
@@ -42,13 +41,14 @@ static int build(struct groups *g, const struct layout *l, bool tied, struct com
 }
 
 int groups_new(struct groups *g, const struct layout *l, bool tied, struct comm_mesh *m, struct error *e) {
-        _cleanup_free_ int *ranks = malloc(sizeof(*ranks) * (size_t)(l->n_ranks + 2));
+        int *ranks = malloc(sizeof(*ranks) * (size_t)(l->n_ranks + 2));
         int r;
 
         *g = (struct groups){ 0 };
         if (!ranks)
                 return error_set(e, -ENOMEM, "no memory for the groups");
         r = build(g, l, tied, m, ranks, e);
+        free(ranks);
         if (r != 0)
                 groups_free(g);
         return r;

@@ -46,7 +46,7 @@ int state_list(struct trainer *t, struct error *e) {
 
                 snprintf(name, sizeof(name), "model.layers.%d", t->layout.layer0 + i);
                 add(t, "amax_history:", name, f, SITES, len, 0, SITES, 0, len, m->history + (int64_t)i * SITES * len);
-                add(t, "scale:", name, f, 1, SITES, 0, 1, 0, SITES, m->scale + i * SITES);
+                add(t, "scale:", name, f, 1, SITES, 0, 1, 0, SITES, m->scale + (ptrdiff_t)i * SITES);
         }
         return 0;
 }
@@ -115,7 +115,7 @@ static int number_or_null(json_t *root, const char *key, double *ret, struct err
 
 static int parse(struct trainer *t, json_t *root, struct progress *p, struct error *e) {
         json_t *scaler = json_object_get(root, "scaler"), *scale = json_object_get(scaler, "scale");
-        uint64_t version;
+        uint64_t version = 0;
 
         TRY(counter(root, "version", &version, e));
         if (version != 1)
