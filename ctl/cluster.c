@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -94,10 +95,15 @@ static int make_home(const char *home, struct error *e) {
 static int spawn_keeper(const char *home, bool stop, struct error *e) {
         _cleanup_free_ char *log_path = file_path("%s/keeper.log", home), *dir = file_path("--dir=%s", home);
         _cleanup_close_ int log_fd = -1, null_fd = -1;
+        char self[PATH_MAX];
+        ssize_t len = readlink("/proc/self/exe", self, sizeof(self) - 1);
         pid_t pid;
 
         if (!log_path || !dir)
                 return error_set(e, -ENOMEM, "no memory");
+        if (len < 0)
+                return error_errno(e, errno, "/proc/self/exe");
+        self[len] = 0;
         log_fd = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
         null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
         if (log_fd < 0 || null_fd < 0)
@@ -114,7 +120,7 @@ static int spawn_keeper(const char *home, bool stop, struct error *e) {
                 dup2(log_fd, STDERR_FILENO);
                 if (chdir("/") < 0)
                         _exit(1);
-                execl("/proc/self/exe", "fp8ctl", "cluster", "keep", dir, stop ? "--stop" : NULL, (char *)NULL);
+                execl(self, "fp8ctl", "cluster", "keep", dir, stop ? "--stop" : NULL, (char *)NULL);
                 _exit(127);
         }
         waitpid(pid, NULL, 0);
@@ -203,7 +209,7 @@ static int wait_ready(struct ctl *c, int64_t n, const struct local_state *before
                 if (r == 0 && clock_mono_ns() > end_ns)
                         r = st ? error_set(e, -ETIMEDOUT, "%u of %" PRId64 " nodes are ready after %" PRId64 " s; see nodes/*/worker.log in %s", st->nodes_ready, n,
                                            given.timeout_ms / 1000, c->home)
-                               : error_set(e, -ETIMEDOUT, "no controller after %" PRId64 " s: %.600s", given.timeout_ms / 1000, why.text);
+                               : error_set(e, -ETIMEDOUT, "after %" PRId64 " s: %.600s", given.timeout_ms / 1000, why.text);
                 pause_ms(POLL_MS);
         }
         return r;

@@ -12,13 +12,17 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/file.h"
 
 #define FILE_VERSION 1
 #define STATE_MAX (1u << 20)
+#define LOCK_TRIES 30
+#define LOCK_PAUSE_MS 10
 #define SOCKET_NAME_ROOM 40 /* the longest name below a node's folder: sockets of ranks */
 
 /* A JSON object of our version from a file of the home. */
@@ -182,10 +186,15 @@ int local_keeper_lock(const char *home, int *ret_fd, struct error *e) {
         fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
         if (fd < 0)
                 return error_errno(e, errno, "%s", path);
-        if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-                if (errno == EWOULDBLOCK)
+        /* Who only looks (local_keeper) holds the lock for a moment, and so does a child between fork and exec of a keeper that was killed. */
+        for (int tries = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; tries++) {
+                struct timespec pause = { 0, LOCK_PAUSE_MS * (long)NSEC_PER_MSEC };
+
+                if (errno != EWOULDBLOCK)
+                        return error_errno(e, errno, "%s", path);
+                if (tries == LOCK_TRIES)
                         return error_set(e, -EBUSY, "%s: another keeper holds this cluster", home);
-                return error_errno(e, errno, "%s", path);
+                nanosleep(&pause, NULL);
         }
         *ret_fd = STEAL_FD(fd);
         return 0;

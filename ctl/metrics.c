@@ -19,7 +19,6 @@
 #include "ctl/print.h"
 
 #define READ_MAX (1024u * 1024)
-#define LINE_MAX_BYTES (64u * 1024)
 #define POLL_MS 250
 
 static struct {
@@ -30,124 +29,6 @@ const struct opt metrics_opts[] = {
         { "follow", 'f', OPT_FLAG, NULL, "go on with new rows until the job is over (json: one object a line)", &given.follow, 0, 0, NULL },
         { 0 },
 };
-
-/* The columns, in the order of csv and json. */
-static const char *const keys[] = { "step", "epoch", "loss", "loss_hex", "grad_norm", "lr", "loss_scale", "skipped", "tokens", "tokens_per_s", "ms", "memory",
-                                    "val_loss", "digest", "t" };
-
-struct metrics {
-        struct metrics_row *rows; /* sorted by step when asked for */
-        size_t n, size;
-        char *line; /* a line whose end has not come yet */
-        size_t line_len, line_size;
-        bool line_bad;
-};
-
-struct metrics *metrics_new(void) {
-        return calloc(1, sizeof(struct metrics));
-}
-
-struct metrics *metrics_free(struct metrics *m) {
-        if (!m)
-                return NULL;
-        for (size_t i = 0; i < m->n; i++)
-                json_decref(m->rows[i].row);
-        free(m->rows);
-        free(m->line);
-        free(m);
-        return NULL;
-}
-
-/* Steps mostly come in order: the place is searched from the end. */
-static int put_row(struct metrics *m, uint64_t step, uint64_t epoch, json_t *row) {
-        size_t at = m->n;
-
-        while (at > 0 && m->rows[at - 1].step > step)
-                at--;
-        if (at > 0 && m->rows[at - 1].step == step) {
-                struct metrics_row *old = &m->rows[at - 1];
-
-                if (old->epoch > epoch)
-                        return 0;
-                json_decref(old->row);
-                *old = (struct metrics_row){ step, epoch, json_incref(row), false };
-                return 0;
-        }
-        if (m->n == m->size) {
-                size_t size = m->size ? 2 * m->size : 256;
-                struct metrics_row *rows = realloc(m->rows, size * sizeof(*rows));
-
-                if (!rows)
-                        return -ENOMEM;
-                m->rows = rows;
-                m->size = size;
-        }
-        memmove(m->rows + at + 1, m->rows + at, (m->n - at) * sizeof(*m->rows));
-        m->rows[at] = (struct metrics_row){ step, epoch, json_incref(row), false };
-        m->n++;
-        return 0;
-}
-
-/* A row with our keys only, in our order; what is not there is null. */
-static int add_line(struct metrics *m, const char *line, size_t len) {
-        _cleanup_json_ json_t *in = json_loadb(line, len, 0, NULL), *row = json_object();
-        const json_t *step = json_object_get(in, "step"), *epoch = json_object_get(in, "epoch");
-
-        if (!row)
-                return -ENOMEM;
-        if (!json_is_integer(step) || !json_is_integer(epoch) || json_integer_value(step) < 0 || json_integer_value(epoch) < 0)
-                return 0;
-        for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
-                json_t *v = json_object_get(in, keys[i]);
-
-                if (v && (json_is_object(v) || json_is_array(v)))
-                        v = NULL;
-                json_object_set(row, keys[i], v ? v : json_null());
-        }
-        return put_row(m, (uint64_t)json_integer_value(step), (uint64_t)json_integer_value(epoch), row);
-}
-
-int metrics_feed(struct metrics *m, const void *data, size_t len) {
-        const char *p = data, *end = p + len;
-
-        while (p < end) {
-                const char *nl = memchr(p, '\n', (size_t)(end - p));
-                size_t part = (size_t)((nl ? nl : end) - p);
-
-                if (m->line_len + part > LINE_MAX_BYTES)
-                        m->line_bad = true;
-                if (!m->line_bad && part) {
-                        if (m->line_len + part > m->line_size) {
-                                size_t size = 2 * (m->line_len + part);
-                                char *line = realloc(m->line, size);
-
-                                if (!line)
-                                        return -ENOMEM;
-                                m->line = line;
-                                m->line_size = size;
-                        }
-                        memcpy(m->line + m->line_len, p, part);
-                        m->line_len += part;
-                }
-                if (!nl)
-                        return 0;
-                if (!m->line_bad && m->line_len) {
-                        int r = add_line(m, m->line, m->line_len);
-
-                        if (r < 0)
-                                return r;
-                }
-                m->line_len = 0;
-                m->line_bad = false;
-                p = nl + 1;
-        }
-        return 0;
-}
-
-struct metrics_row *metrics_rows(struct metrics *m, size_t *ret_n) {
-        *ret_n = m->n;
-        return m->rows;
-}
 
 static void print_csv_value(const json_t *v) {
         if (json_is_string(v))
@@ -161,17 +42,17 @@ static void print_csv_value(const json_t *v) {
 }
 
 static void print_csv(const json_t *row) {
-        for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
-                if (i)
+        for (const char *const *key = metrics_keys; *key; key++) {
+                if (key != metrics_keys)
                         putchar(',');
-                print_csv_value(json_object_get(row, keys[i]));
+                print_csv_value(json_object_get(row, *key));
         }
         putchar('\n');
 }
 
 static void print_csv_head(void) {
-        for (size_t i = 0; i < ARRAY_SIZE(keys); i++)
-                printf("%s%s", i ? "," : "", keys[i]);
+        for (const char *const *key = metrics_keys; *key; key++)
+                printf("%s%s", key == metrics_keys ? "" : ",", *key);
         putchar('\n');
 }
 
@@ -227,27 +108,32 @@ static void print_head(const struct ctl *c) {
 
 static void print_all(struct ctl *c, struct metrics *m, uint64_t job) {
         _cleanup_json_ json_t *o = NULL;
+        size_t n;
+        struct metrics_row *all = metrics_rows(m, &n);
         json_t *rows;
 
         if (c->format == FORMAT_TABLE || c->format == FORMAT_CSV) {
                 print_head(c);
-                for (size_t i = 0; i < m->n; i++)
-                        print_row(c, &m->rows[i]);
+                for (size_t i = 0; i < n; i++)
+                        print_row(c, &all[i]);
                 return;
         }
         rows = json_array();
-        for (size_t i = 0; i < m->n; i++)
-                json_array_append(rows, m->rows[i].row);
+        for (size_t i = 0; i < n; i++)
+                json_array_append(rows, all[i].row);
         o = json_pack("{s:i, s:I, s:o}", "v", CTL_JSON_VERSION, "job", (json_int_t)job, "rows", rows);
         print_object(c, o);
 }
 
 /* Rows that are new, or that a higher epoch replaced. */
 static void print_new(struct ctl *c, struct metrics *m) {
-        for (size_t i = 0; i < m->n; i++)
-                if (!m->rows[i].shown) {
-                        print_row(c, &m->rows[i]);
-                        m->rows[i].shown = true;
+        size_t n;
+        struct metrics_row *rows = metrics_rows(m, &n);
+
+        for (size_t i = 0; i < n; i++)
+                if (!rows[i].shown) {
+                        print_row(c, &rows[i]);
+                        rows[i].shown = true;
                 }
         fflush(stdout);
 }
@@ -278,7 +164,7 @@ int metrics_run(struct ctl *c, int n, char **args) {
                 if (client_read_file(cl, &rq, &reply, &e) < 0)
                         return ctl_fail(&e);
                 if (metrics_feed(m, reply->data.data, reply->data.len) < 0) {
-                        error_set(&e, -ENOMEM, "no memory for %zu rows", m->n);
+                        error_set(&e, -ENOMEM, "no memory for the rows");
                         return ctl_fail(&e);
                 }
                 rq.offset = reply->next_offset;

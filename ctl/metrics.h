@@ -13,6 +13,9 @@ struct metrics_row {
         bool shown; /* for the reader's use; false again when a higher epoch replaced the row */
 };
 
+/* The keys of a row, in the order of csv and json; ends with NULL. */
+extern const char *const metrics_keys[];
+
 struct metrics *metrics_new(void);
 struct metrics *metrics_free(struct metrics *m);
 /* Any piece of the file, cut anywhere. -ENOMEM. */
