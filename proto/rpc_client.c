@@ -22,6 +22,7 @@
 #include "proto/rpc_queue.h"
 
 #define MAX_MESSAGE (16u * 1024 * 1024)
+#define CONNECT_TIMEOUT_MS 10000 /* a TLS handshake on a busy machine takes its time */
 #define BACKOFF_MIN_MS 100
 #define BACKOFF_MAX_MS 1000
 #define TOKEN_FRESH_MS 30000 /* half of what a token lives */
@@ -86,7 +87,7 @@ int rpc_client_new(const char *address, const struct tls_files *tls, struct rpc_
         args[channel_args.num_args++] = rpc_arg_int(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, MAX_MESSAGE);
         args[channel_args.num_args++] = rpc_arg_int(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
         args[channel_args.num_args++] = rpc_arg_int(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, BACKOFF_MIN_MS);
-        args[channel_args.num_args++] = rpc_arg_int(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, BACKOFF_MAX_MS);
+        args[channel_args.num_args++] = rpc_arg_int(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, CONNECT_TIMEOUT_MS);
         args[channel_args.num_args++] = rpc_arg_int(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, BACKOFF_MAX_MS);
         args[channel_args.num_args++] = rpc_arg_int(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
         args[channel_args.num_args++] = rpc_arg_int(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
