@@ -66,7 +66,7 @@ struct quant_spec {
         bool pow2;           /* s: mantissa bits masked off */
         bool want_row, want_col;
         real *scale;         /* Q_DELAYED: device, the quantisation scale s to use */
-        real *amax;          /* Q_DELAYED, Q_TENSOR: device, atomically maxed with this tensor's amax (NaN-propagating); may be NULL */
+        real *amax;          /* any scaling: device, atomically maxed with this tensor's amax (NaN-propagating); may be NULL */
         uint64_t *bad;       /* device: min'ed with `index` when amax is non-finite (sticky, first offender); may be NULL. UINT64_MAX: none */
         uint64_t index;      /* this tensor's index, see trainer's table of tensors */
 };
