@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Steps that must not count: every rank skips, nothing changes by a bit, all name the same culprit, and training goes on. And what travels beside: requests, leases. */
+#include <errno.h>
 #include <math.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -155,6 +156,72 @@ TEST(no_commit_without_a_lease) {
                 flight_unmap(f[i]);
                 close(fd[i]);
         }
+}
+
+/* Batches 2 and 3 overflow: met again they do so again, passed over they do not, and step numbers do not follow the data. */
+static int past_bad_batches(struct test_rank *r) {
+        struct step_result res;
+        char json[TRAINER_STATE_JSON_MAX];
+
+        TRY(trainer_init(r->trainer, &r->error));
+        TRY(trainer_sync(r->trainer, &r->error));
+        TRY(trainer_step(r->trainer, &res, &r->error));
+        TRY(trainer_state_json(r->trainer, json, sizeof(json), &r->error));
+        for (uint64_t i = 1; i <= 2; i++) {
+                TRY(trainer_step(r->trainer, &res, &r->error));
+                CU_ASSERT_EQUAL(res.consecutive_skips, i);
+        }
+        TRY(trainer_set_state_json(r->trainer, json, &r->error)); /* the weights never changed */
+        CU_ASSERT_EQUAL(trainer_step(r->trainer, &res, &r->error), -ENOTCONN); /* not before trainer_sync */
+        trainer_skip_data_to(r->trainer, 3);
+        TRY(trainer_sync(r->trainer, &r->error));
+        for (uint64_t i = 2; i <= 3; i++) {
+                TRY(trainer_step(r->trainer, &res, &r->error));
+                CU_ASSERT_FALSE(res.skipped);
+                CU_ASSERT_EQUAL(res.step, i);
+                CU_ASSERT_EQUAL(r->trainer->progress.data_step, i + 2);
+        }
+        trainer_skip_data_to(r->trainer, 1); /* never backwards */
+        CU_ASSERT_EQUAL(r->trainer->progress.data_step, 5);
+        return 0;
+}
+
+TEST(bad_batches_can_be_passed_over) {
+        struct job_spec s = test_spec();
+
+        test_layout(&s, 1, 2, 2);
+        s.test.overflow_step = 2;
+        s.test.overflow_steps = 2;
+        s.test.overflow_rank = 3;
+        s.test.overflow_tensor = (char *)(uintptr_t)"model.norm.weight";
+        CU_ASSERT_EQUAL(test_cluster(&s, NULL, past_bad_batches, NULL), 0);
+}
+
+static int ranks_apart(struct test_rank *r) {
+        int rc;
+
+        TRY(trainer_init(r->trainer, &r->error));
+        r->trainer->progress.step = (uint64_t)(r->rank == 1);
+        rc = trainer_sync(r->trainer, &r->error);
+        CU_ASSERT_EQUAL(rc, -EPROTO);
+        CU_ASSERT_PTR_NOT_NULL(strstr(r->error.text, "stands at step"));
+        return 0;
+}
+
+TEST(ranks_at_different_steps_are_refused) {
+        struct job_spec s = test_spec();
+
+        test_layout(&s, 1, 1, 2);
+        CU_ASSERT_EQUAL(test_cluster(&s, NULL, ranks_apart, NULL), 0);
+}
+
+TEST(small_state_is_checked) {
+        const char *const bad[] = { "", "{}", "[1]", "{\"version\":2}", "{\"version\":1,\"step\":-1}" };
+        struct trainer t = { 0 };
+        struct error e = { 0 };
+
+        for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+                CU_ASSERT_EQUAL(trainer_set_state_json(&t, bad[i], &e), -EBADMSG);
 }
 
 static int three_steps(struct test_rank *r) {
