@@ -6,6 +6,7 @@
  */
 #include <CUnit/Basic.h>
 #include <CUnit/CUnit.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,6 +54,14 @@ extern struct test_entry **test_tail;
                 exit(77);                           \
         } while (0)
 
+/* Out of line: under -fsanitize=undefined gcc 12 takes the inlined form for a print of NULL. */
+__attribute__((noinline, unused)) static bool test_contains(const char *file, int line, const char *text, const char *want) {
+        if (strstr(text, want))
+                return true;
+        printf("    %s:%d: found '%s', expected '%s' in it\n", file, line, text, want);
+        return false;
+}
+
 /* Fails with the message of a struct error. */
 #define ASSERT_OK(rc, err)                                                                \
         do {                                                                              \
@@ -65,7 +74,5 @@ extern struct test_entry **test_tail;
         do {                                                                              \
                 int test_rc = (rc);                                                       \
                 CU_ASSERT_EQUAL(test_rc, (want));                                         \
-                if (!strstr((err).text, (substring)))                                     \
-                        printf("    %s:%d: found '%s', expected '%s' in it\n", __FILE__, __LINE__, (err).text, (substring)); \
-                CU_ASSERT_PTR_NOT_NULL(strstr((err).text, (substring)));                  \
+                CU_ASSERT_TRUE(test_contains(__FILE__, __LINE__, (err).text, (substring))); \
         } while (0)
