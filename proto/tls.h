@@ -14,5 +14,8 @@ struct tls_files {
 
 /* A new CA in dir (ca.pem, ca.key); -EEXIST when there is one. */
 int tls_make_ca(const char *dir, const char *name, int days, struct error *e);
-/* NAME.pem and NAME.key in dir, signed by dir's CA. cn: "admin", "user:NAME", "node:NAME", "controller". ips: NULL-terminated, may be NULL. */
+/*
+ * NAME.pem and NAME.key in dir, signed by dir's CA. cn: "admin", "user:NAME", "node:NAME", "controller". ips: NULL-terminated, may be NULL. -EEXIST when there is one
+ * of this cn, -EINVAL when the files are those of another.
+ */
 int tls_make_cert(const char *dir, const char *cn, const char *const *ips, int days, struct error *e);

@@ -221,6 +221,23 @@ static int sign_cert(X509 *x, X509 *ca, EVP_PKEY *ca_key, const char *san, struc
         return r;
 }
 
+/* -EEXIST when there is a certificate of this very name; a file of another name is never replaced. */
+static int refuse_existing_cert(const char *pem, const char *keyfile, const char *cn, struct error *e) {
+        _cleanup_(X509_freep) X509 *x = NULL;
+        _cleanup_fclose_ FILE *f = fopen(pem, "re");
+        char found[128] = "";
+
+        if (!f)
+                return refuse_existing(keyfile, e);
+        x = PEM_read_X509(f, NULL, NULL, NULL);
+        if (x)
+                X509_NAME_get_text_by_NID(X509_get_subject_name(x), NID_commonName, found, sizeof(found));
+        ERR_clear_error();
+        if (strcmp(found, cn) != 0)
+                return error_set(e, -EINVAL, "%s: found a certificate of '%s', expected none or one of '%s'", pem, found, cn);
+        return error_set(e, -EEXIST, "%s is there already; it is not replaced", pem);
+}
+
 int tls_make_cert(const char *dir, const char *cn, const char *const *ips, int days, struct error *e) {
         _cleanup_(EVP_PKEY_freep) EVP_PKEY *key = NULL, *ca_key = NULL;
         _cleanup_(X509_freep) X509 *x = X509_new(), *ca = NULL;
@@ -238,6 +255,8 @@ int tls_make_cert(const char *dir, const char *cn, const char *const *ips, int d
                 r = check_days(days, e);
         if (r == 0 && (strcmp(name, "ca") == 0 || (name != cn && (strcmp(name, "admin") == 0 || strcmp(name, "controller") == 0))))
                 r = error_set(e, -EINVAL, "name '%s': its files would be those of another", cn);
+        if (r == 0)
+                r = refuse_existing_cert(pem, keyfile, cn, e);
         if (r == 0)
                 r = san_of(ips, san, sizeof(san), e);
         if (r == 0)

@@ -68,6 +68,8 @@ TEST(files_and_extensions) {
         CU_ASSERT_EQUAL(X509_check_ca(x), 0);
         X509_free(x);
         CU_ASSERT_EQUAL(tls_make_ca(c.dir, "again", 30, &e), -EEXIST);
+        CU_ASSERT_EQUAL(tls_make_cert(c.dir, "user:ann", NULL, 30, &e), -EEXIST);
+        ASSERT_ERROR(tls_make_cert(c.dir, "node:ann", NULL, 30, &e), -EINVAL, e, "'user:ann'");
         CU_ASSERT_EQUAL(tls_make_cert(c.dir, "root", NULL, 30, &e), -EINVAL);
         CU_ASSERT_EQUAL(tls_make_cert(c.dir, "user:../x", NULL, 30, &e), -EINVAL);
         CU_ASSERT_EQUAL(tls_make_cert(c.dir, "user:ca", NULL, 30, &e), -EINVAL);
