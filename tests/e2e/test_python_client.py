@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
 """A stock grpcio client, from the .proto alone: lists the nodes and submits a job.
 
@@ -7,6 +7,7 @@ usage: test_python_client.py ADDRESS JOB_FILE     ADDRESS: unix:/PATH/fp8d.sock
 Exits 77 (skipped) where grpcio or its tools are not installed.
 """
 import os
+import re
 import sys
 import tempfile
 import uuid
@@ -27,6 +28,13 @@ def check(what, found, condition):
     print(f"ok: {what}")
 
 
+def read_job(path):
+    """Relative paths mean nothing to a controller elsewhere: they are made absolute here, as fp8ctl does."""
+    here = os.path.dirname(os.path.abspath(path))
+    with open(path, encoding="utf-8") as f:
+        return re.sub(r"^(\s+(?:path|dir):\s*)(?!/)(\S+)", lambda m: m[1] + os.path.normpath(os.path.join(here, m[2])), f.read(), flags=re.M)
+
+
 def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
@@ -45,8 +53,7 @@ def main():
             check("a controller answers", status.version, status.version != "")
             nodes = cluster.ListNodes(pb.ListNodesRequest(), timeout=10).nodes
             check("it lists its nodes", len(nodes), len(nodes) == status.nodes_total)
-            with open(job_file, encoding="utf-8") as f:
-                request = pb.SubmitRequest(request_id=str(uuid.uuid4()), job_file=f.read(), file_name=os.path.abspath(job_file))
+            request = pb.SubmitRequest(request_id=str(uuid.uuid4()), job_file=read_job(job_file), file_name=os.path.abspath(job_file))
             job = cluster.Submit(request, timeout=30).job
             check("a job is taken", job.id, job.id > 0)
             check("the same request again is the same job", job.id, cluster.Submit(request, timeout=30).job.id == job.id)
