@@ -23,6 +23,8 @@ static bool rpc_ready;
 struct client {
         struct rpc_client *rpc;
         char *address;
+        struct tls_files tls;
+        bool has_tls;
         bool local; /* the local cluster's own socket: we can say how to start one */
 };
 
@@ -51,24 +53,24 @@ int client_address(const struct ctl *c, char **ret, struct error *e) {
 }
 
 int client_new(const struct ctl *c, struct client **ret, struct error *e) {
-        struct tls_files tls = { c->tls_ca, c->tls_cert, c->tls_key };
-        bool has_tls = c->tls_ca && c->tls_cert && c->tls_key;
         struct client *cl;
         int r;
 
-        if ((c->tls_ca || c->tls_cert || c->tls_key) && !has_tls)
+        if ((c->tls_ca || c->tls_cert || c->tls_key) && !(c->tls_ca && c->tls_cert && c->tls_key))
                 return error_set(e, -EINVAL, "TLS: expected all of --tls-ca, --tls-cert and --tls-key (or FP8CTL_TLS_CA, _CERT, _KEY)");
         cl = calloc(1, sizeof(*cl));
         if (!cl)
                 return error_set(e, -ENOMEM, "no memory");
         cl->local = !c->controller;
+        cl->tls = (struct tls_files){ c->tls_ca, c->tls_cert, c->tls_key };
+        cl->has_tls = c->tls_ca != NULL;
         r = client_address(c, &cl->address, e);
         if (r >= 0 && !rpc_ready) {
                 r = rpc_init(e);
                 rpc_ready = r >= 0;
         }
         if (r >= 0)
-                r = rpc_client_new(cl->address, has_tls ? &tls : NULL, &cl->rpc, e);
+                r = rpc_client_new(cl->address, cl->has_tls ? &cl->tls : NULL, &cl->rpc, e);
         if (r < 0) {
                 client_free(cl);
                 return r;
@@ -96,10 +98,21 @@ const char *client_where(const struct client *c) {
         return c->address;
 }
 
+/* A channel that was refused waits before it tries again, longer than a controller takes to come back: the next attempt gets a fresh one. */
+static void renew(struct client *c) {
+        struct rpc_client *fresh;
+
+        if (rpc_client_new(c->address, c->has_tls ? &c->tls : NULL, &fresh, NULL) < 0)
+                return;
+        rpc_client_free(c->rpc);
+        c->rpc = fresh;
+}
+
 static int unreachable(struct client *c, struct error *e) {
         char said[sizeof(e->text)];
 
         memcpy(said, e->text, sizeof(said));
+        renew(c);
         if (c->local)
                 return error_set(e, -ECONNREFUSED, "no controller answers at %s; `fp8ctl cluster up` starts one here (%.300s)", c->address, said);
         return error_set(e, -ECONNREFUSED, "no controller answers at %s (%.300s)", c->address, said);

@@ -304,6 +304,32 @@ static int set_string(const struct job_key *k, const struct yaml_node *n, const 
         return ok ? put_string(strdup(n->text), target, e) : refuse_node(k, n, src, path, e);
 }
 
+/* "/a/./b//../c" becomes "/a/c" in place: what is compared and removed later by name has one name. (A ".." behind a symbolic link is taken by its text.) */
+static char *tidy_path(char *path) {
+        char *to = path;
+
+        for (const char *from = path; path && *from;) {
+                size_t len;
+
+                from += strspn(from, "/");
+                len = strcspn(from, "/");
+                if (len == 2 && from[0] == '.' && from[1] == '.') {
+                        while (to > path && *--to != '/')
+                                ;
+                } else if (len && !(len == 1 && from[0] == '.')) {
+                        *to++ = '/';
+                        memmove(to, from, len);
+                        to += len;
+                }
+                from += len;
+        }
+        if (path && to == path)
+                *to++ = '/';
+        if (path)
+                *to = 0;
+        return path;
+}
+
 static int set_path(const struct job_key *k, const struct yaml_node *n, const struct job_source *src, const char *path, void *target, struct error *e) {
         _cleanup_free_ char *cwd = NULL;
         const char *text = n->text;
@@ -313,7 +339,7 @@ static int set_path(const struct job_key *k, const struct yaml_node *n, const st
         if (r < 0)
                 return r;
         if (*text == '/')
-                return put_string(value, target, e);
+                return put_string(tidy_path(value), target, e);
         free(value);
         if (!src->base_dir) {
                 char found[128];
@@ -324,13 +350,13 @@ static int set_path(const struct job_key *k, const struct yaml_node *n, const st
         while (strncmp(text, "./", 2) == 0)
                 text += 2;
         if (*src->base_dir == '/')
-                return put_string(file_path("%s%s%s", src->base_dir, src->base_dir[1] ? "/" : "", text), target, e);
+                return put_string(tidy_path(file_path("%s%s%s", src->base_dir, src->base_dir[1] ? "/" : "", text)), target, e);
         cwd = getcwd(NULL, 0);
         if (!cwd)
                 return error_errno(e, errno, "cannot tell the current folder");
         if (strcmp(src->base_dir, ".") == 0)
-                return put_string(file_path("%s/%s", cwd, text), target, e);
-        return put_string(file_path("%s/%s/%s", cwd, src->base_dir, text), target, e);
+                return put_string(tidy_path(file_path("%s/%s", cwd, text)), target, e);
+        return put_string(tidy_path(file_path("%s/%s/%s", cwd, src->base_dir, text)), target, e);
 }
 
 static int compare_i64(const void *a, const void *b) {
