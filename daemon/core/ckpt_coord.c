@@ -103,6 +103,14 @@ bool save_in_flight(const struct job *j, uint64_t step) {
         return false;
 }
 
+/* The newest try for this step was given up. */
+bool save_failed(const struct job *j, uint64_t step) {
+        for (const struct save *s = j->saves; s; s = s->next)
+                if (s->step == step && s->epoch == j->epoch)
+                        return s->state == SAVE_DROPPED;
+        return false;
+}
+
 static struct save *save_new(struct controller *c, struct job *j, const Fp8ctl__V1__CheckpointPrepared *m) {
         struct save *s, *tomb = NULL;
         unsigned n = 0, tombs = 0;

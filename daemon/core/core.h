@@ -375,6 +375,7 @@ void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp
 bool save_file_done(struct controller *c, uint64_t id, int rc, const char *text);
 void save_fence(struct controller *c, struct job *j, const char *why); /* the epoch is over */
 uint32_t save_request(struct controller *c, struct job *j, uint64_t step);
+bool save_failed(const struct job *j, uint64_t step);
 bool save_in_flight(const struct job *j, uint64_t step);
 void save_tick(struct controller *c, struct job *j, uint64_t now);
 uint64_t save_next_deadline(const struct job *j);

@@ -16,6 +16,7 @@
 #define STOP_MARGIN_MS 1000u    /* beyond the grace: messages on their way, the manifest */
 #define RELEASE_MS 10000u       /* ranks told to leave that are still there are killed */
 #define FINAL_RETRY_MS 3000u    /* all done, nothing being saved, no commit: ask for the last save again */
+#define FINAL_ANSWER_MS 60000u  /* ... and so long for the first rank to have written it */
 #define FINAL_RETRIES_MAX 3
 
 #define S(x) FP8CTL__V1__JOB_STATE__##x
@@ -505,9 +506,11 @@ void job_check_done(struct controller *c, struct job *j) {
         if (save_in_flight(j, step))
                 return;
         must_save = j->spec->checkpoint.dir && j->spec->checkpoint.dir[0] && (stopped || j->spec->checkpoint.at_end);
-        if (must_save && !checkpoint_has(j, step) && step > 0 && j->final_retries < FINAL_RETRIES_MAX) {
-                if (!j->final_retry_at)
-                        j->final_retry_at = core_now(c) + FINAL_RETRY_MS * NSEC_PER_MSEC;
+        if (must_save && !checkpoint_has(j, step) && step > 0 && (j->final_retry_at || j->final_retries < FINAL_RETRIES_MAX)) {
+                uint64_t soon = core_now(c) + FINAL_RETRY_MS * NSEC_PER_MSEC;
+
+                if (!j->final_retry_at || (j->final_retries < FINAL_RETRIES_MAX && save_failed(j, step) && j->final_retry_at > soon))
+                        j->final_retry_at = soon;
                 return;
         }
         if (stopped && step < (uint64_t)j->spec->train.steps) {
@@ -574,6 +577,28 @@ static void release_late(struct controller *c, struct job *j) {
                 }
 }
 
+/* All ranks are done and their last save was lost or failed. */
+static void retry_last_save(struct controller *c, struct job *j, uint64_t now) {
+        uint64_t step = 0;
+
+        j->final_retry_at = 0;
+        if (!job_placed(j))
+                return;
+        for (int i = 0; i < j->world; i++) {
+                if (j->ranks[i].state != RANK_FINISHED)
+                        return;
+                if (j->ranks[i].step > step)
+                        step = j->ranks[i].step;
+        }
+        if (!save_in_flight(j, step) && !checkpoint_has(j, step) && j->final_retries < FINAL_RETRIES_MAX) {
+                j->final_retries++;
+                save_request(c, j, step);
+                j->final_retry_at = now + FINAL_ANSWER_MS * NSEC_PER_MSEC;
+                return;
+        }
+        job_check_done(c, j);
+}
+
 void job_tick(struct controller *c, struct job *j, uint64_t now) {
         if (j->stop_deadline && now >= j->stop_deadline) {
                 j->stop_deadline = 0;
@@ -584,22 +609,8 @@ void job_tick(struct controller *c, struct job *j, uint64_t now) {
                         job_finish(c, j, stop_outcome(j), why);
                 }
         }
-        if (j->final_retry_at && now >= j->final_retry_at) {
-                j->final_retry_at = 0;
-                j->final_retries++;
-                if (job_placed(j) && (j->state == S(RUNNING) || j->state == S(STOPPING))) {
-                        uint64_t step = j->ranks[0].step;
-
-                        for (int i = 0; i < j->world; i++)
-                                if (j->ranks[i].state != RANK_FINISHED)
-                                        step = 0;
-                        if (step && !save_in_flight(j, step) && !checkpoint_has(j, step)) {
-                                save_request(c, j, step);
-                                j->final_retry_at = now + FINAL_RETRY_MS * NSEC_PER_MSEC;
-                        }
-                }
-                job_check_done(c, j);
-        }
+        if (j->final_retry_at && now >= j->final_retry_at)
+                retry_last_save(c, j, now);
         if (j->release_deadline && now >= j->release_deadline)
                 release_late(c, j);
         if (job_placed(j))

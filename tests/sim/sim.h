@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * A whole cluster in one process on virtual time: the true controller core, a store that commits late, streams that lose what is under way when they break, and
+ * workers whose ranks step together.  Everything random comes from one seed: a failing run replays exactly.
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/core/controller.h"
+
+#define MS UINT64_C(1000000)
+#define SEC UINT64_C(1000000000)
+
+enum { SIM_NODES = 5, SIM_DEVICES = 2, SIM_RANKS_MAX = 64, SIM_REPLICAS_MAX = 256, SIM_WORLD_MAX = 16 };
+
+struct sim;
+
+struct ev {
+        uint64_t at, seq;
+        void (*fn)(struct sim *s, struct ev *e);
+        uint64_t a, b, c, d;
+        uint8_t *data;
+        size_t len;
+};
+
+struct kv {
+        char *key;
+        uint8_t *value;
+        size_t len;
+};
+
+struct item {
+        enum { ITEM_SEND, ITEM_CLOSE, ITEM_REPLY, ITEM_FILE } kind;
+        uint64_t id;
+        int status;
+        char *text;
+        uint8_t *data;
+        size_t len;
+};
+
+struct batch {
+        struct kv *ops;
+        int *kinds;
+        size_t n_ops;
+        struct item *items;
+        size_t n_items;
+};
+
+struct stream {
+        uint64_t id;
+        int node;
+        bool up;
+        uint64_t last_down, last_up; /* nothing overtakes within a stream */
+};
+
+struct replica {
+        uint64_t job, step, epoch;
+        uint32_t rank;
+};
+
+/* A rank process. */
+struct proc {
+        bool used, dead, reaped, faulted, planned, meshed, stop, done, hangs, told_stopped;
+        uint64_t job, epoch, start_epoch, incarnation, step, pending_abort;
+        uint32_t rank, device, world, attempt;
+        uint32_t save_attempt;
+        int phase, signal;
+        uint64_t gen; /* of the node's life */
+};
+
+struct snode {
+        char name[16];
+        bool up, leaving;
+        uint64_t life, stream, lease_until, lease_number, lease_ttl;
+        struct proc procs[SIM_RANKS_MAX];
+        struct replica replicas[SIM_REPLICAS_MAX];
+};
+
+struct sim {
+        uint64_t seed, rng, now, seq;
+        struct ev **heap;
+        size_t n_heap, cap_heap;
+        struct kv *store;
+        size_t n_store;
+        struct controller *core;
+        uint64_t core_gen, wake_at, last_commit, flushes, crash_at_flush;
+        bool in_core, faults, fail_next_commit;
+        struct batch cur;
+        struct stream *streams;
+        size_t n_streams;
+        struct snode nodes[SIM_NODES];
+        uint64_t next_session, next_request;
+        /* what the run saw */
+        uint64_t stepped_epoch[16], jobs[16], best[16];
+        bool cancelled[16];
+        int job_state[16];
+        char job_reason[16][256];
+        int n_jobs, steps, world;
+        uint64_t kills, crashes, drops, losses, commits, recoveries;
+        int failures;
+        bool verbose;
+        int last_status;
+        uint64_t submit_requests[16];
+};
+
+/* world.c */
+uint64_t sim_random(struct sim *s, uint64_t n); /* 0 .. n - 1 */
+bool sim_chance(struct sim *s, unsigned percent);
+struct ev *sim_after(struct sim *s, uint64_t ns, void (*fn)(struct sim *, struct ev *));
+void sim_fail(struct sim *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void sim_say(struct sim *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+bool sim_turn(struct sim *s); /* false: nothing left */
+void sim_core_start(struct sim *s);
+void sim_core_crash(struct sim *s);
+void sim_enter(struct sim *s);
+void sim_leave(struct sim *s);
+struct stream *sim_stream(struct sim *s, uint64_t id);
+uint64_t sim_open_stream(struct sim *s, int node);
+void sim_break_stream(struct sim *s, uint64_t id);
+void sim_to_core(struct sim *s, uint64_t stream, const Fp8ctl__V1__WorkerMessage *m);
+const struct kv *sim_stored(const struct sim *s, const char *key);
+void sim_free(struct sim *s);
+
+/* worker.c */
+void worker_boot(struct sim *s, int node);
+void worker_power_off(struct sim *s, int node);
+void worker_connect(struct sim *s, int node);
+void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage *m);
+void worker_kill(struct sim *s, int node, struct proc *p, int signal);
+void worker_leave(struct sim *s, int node);
+struct proc *worker_some_rank(struct sim *s, int *ret_node);
+void worker_fault(struct sim *s, int node, struct proc *p, int kind);
+void worker_check(struct sim *s);

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * test_sim [--seed N] [--seeds COUNT] [-v]
+ *
+ * Two or three jobs on five nodes.  For a minute of virtual time ranks die, streams break, nodes lose power and come back, controllers die at transactions, the store fails, workers leave;
+ * then all is mended and every job must end.  Checked after every event: see worker_check, check_commit, step and on_plan.
+ */
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "tests/sim/sim.h"
+
+static const char job_text[] = "{\"version\": 1, \"name\": \"sim\", \"model\": {\"preset\": \"%s\"}, \"data\": {\"path\": \"/data/text\", \"seq_len\": 32},"
+                               " \"parallel\": {\"tp\": 2, \"pp\": 1, \"dp\": 2}, \"train\": {\"steps\": %d, \"micro_batch\": 1, \"global_batch\": 4},"
+                               " \"checkpoint\": {\"dir\": \"/ckpt\", \"every_steps\": 10, \"keep_last\": 2},"
+                               " \"recovery\": {\"max_restarts\": -1, \"same_cause_limit\": %d, \"start_timeout_ms\": 20000, \"grace_ms\": 3000}}";
+
+static void submit(struct sim *s, int i, int limit) {
+        Fp8ctl__V1__SubmitRequest q = FP8CTL__V1__SUBMIT_REQUEST__INIT;
+        struct caller who = { .admin = true, .user = "sim" };
+        char text[1024], id[32];
+
+        if (!s->core)
+                return;
+        snprintf(text, sizeof(text), job_text, "tiny", s->steps, limit);
+        snprintf(id, sizeof(id), "request-%d", i);
+        q.job_file = text;
+        q.request_id = id;
+        s->submit_requests[i] = ++s->next_request;
+        sim_enter(s);
+        controller_request(s->core, s->submit_requests[i], REQ_SUBMIT, &q.base, &who);
+        sim_leave(s);
+}
+
+/* A client asks again until it has an answer: what was accepted before is found by its request id. */
+static void submit_until_known(struct sim *s, struct ev *e) {
+        if (s->jobs[e->a])
+                return;
+        submit(s, (int)e->a, 1000);
+        sim_after(s, 5 * SEC, submit_until_known)->a = e->a;
+}
+
+static void boot(struct sim *s, struct ev *e) {
+        worker_boot(s, (int)e->a);
+}
+
+static void cancel(struct sim *s, int i) {
+        Fp8ctl__V1__CancelJobRequest q = FP8CTL__V1__CANCEL_JOB_REQUEST__INIT;
+        struct caller who = { .admin = true, .user = "sim" };
+
+        if (!s->jobs[i] || !s->core)
+                return;
+        q.id = s->jobs[i];
+        q.now = sim_chance(s, 30);
+        s->cancelled[i] = true;
+        sim_say(s, "cancel job %" PRIu64, q.id);
+        sim_enter(s);
+        controller_request(s->core, ++s->next_request, REQ_CANCEL_JOB, &q.base, &who);
+        sim_leave(s);
+}
+
+static void save_now(struct sim *s, int i) {
+        Fp8ctl__V1__SaveJobRequest q = FP8CTL__V1__SAVE_JOB_REQUEST__INIT;
+        struct caller who = { .admin = true, .user = "sim" };
+
+        if (!s->jobs[i] || !s->core)
+                return;
+        q.id = s->jobs[i];
+        sim_enter(s);
+        controller_request(s->core, ++s->next_request, REQ_SAVE_JOB, &q.base, &who);
+        sim_leave(s);
+}
+
+static void inject(struct sim *s, struct ev *e) {
+        uint64_t what = sim_random(s, 100);
+        int node = (int)sim_random(s, SIM_NODES);
+        struct proc *p;
+
+        if (!s->faults)
+                return;
+        if (what < 45) {
+                p = worker_some_rank(s, &node);
+                if (p) {
+                        sim_say(s, "kill job %" PRIu64 " rank %u (incarnation %" PRIu64 ") on %s", p->job, p->rank, p->incarnation, s->nodes[node].name);
+                        s->kills++;
+                        worker_kill(s, node, p, 9);
+                }
+        } else if (what < 65) {
+                s->drops++;
+                sim_say(s, "%s loses its stream", s->nodes[node].name);
+                if (s->nodes[node].stream)
+                        sim_break_stream(s, s->nodes[node].stream);
+        } else if (what < 70) {
+                s->losses++;
+                worker_power_off(s, node);
+                sim_after(s, SEC + sim_random(s, 20 * SEC), boot)->a = (uint64_t)node;
+        } else if (what < 78) {
+                sim_core_crash(s);
+        } else if (what < 80) {
+                s->fail_next_commit = true;
+        } else if (what < 85) {
+                worker_leave(s, node);
+                if (s->nodes[node].stream && sim_chance(s, 50))
+                        sim_break_stream(s, s->nodes[node].stream); /* it says hello again: it changed its mind */
+        } else if (what < 92) {
+                p = worker_some_rank(s, &node);
+                if (p)
+                        worker_fault(s, node, p, sim_chance(s, 50) ? FP8CTL__V1__RANK_FAULT__KIND__TIMEOUT : FP8CTL__V1__RANK_FAULT__KIND__FATAL);
+        } else if (what < 97) {
+                save_now(s, (int)sim_random(s, (uint64_t)s->n_jobs));
+        } else if (s->n_jobs > 2) {
+                cancel(s, s->n_jobs - 1);
+        }
+        sim_after(s, sim_random(s, 3 * SEC), inject);
+}
+
+static void mend(struct sim *s, struct ev *e) {
+        sim_say(s, "no more faults");
+        s->faults = s->fail_next_commit = false;
+        for (int i = 0; i < SIM_NODES; i++)
+                worker_boot(s, i);
+        for (int i = 0; i < SIM_NODES; i++) /* one that said it leaves and did not is started again */
+                if (s->nodes[i].stream)
+                        sim_break_stream(s, s->nodes[i].stream);
+}
+
+
+static bool all_ended(struct sim *s) {
+        bool ended = true;
+
+        for (int i = 0; i < s->n_jobs; i++) {
+                char key[64];
+                const struct kv *at;
+                Fp8ctl__V1__JobRecord *r;
+
+                if (!s->jobs[i])
+                        return false;
+                snprintf(key, sizeof(key), "job/%" PRIu64, s->jobs[i]);
+                at = sim_stored(s, key);
+                if (!at) {
+                        sim_fail(s, "job %" PRIu64 " is forgotten", s->jobs[i]);
+                        continue;
+                }
+                r = fp8ctl__v1__job_record__unpack(NULL, at->len, at->value);
+                if (!r)
+                        abort();
+                s->job_state[i] = r->job->state;
+                snprintf(s->job_reason[i], sizeof(s->job_reason[i]), "%s", r->job->reason);
+                ended = ended && r->job->state >= FP8CTL__V1__JOB_STATE__COMPLETED;
+                fp8ctl__v1__job_record__free_unpacked(r, NULL);
+        }
+        return ended;
+}
+
+static int run(uint64_t seed, bool verbose, bool faults, struct sim *total) {
+        static struct sim s;
+        uint64_t next_look = 0;
+        int failures;
+
+        memset(&s, 0, sizeof(s));
+        s.seed = s.rng = seed;
+        s.verbose = verbose;
+        s.faults = faults;
+        s.world = 4;
+        s.steps = faults ? 400 : 30;
+        s.n_jobs = faults ? 3 : 2;
+        s.crash_at_flush = faults ? 1 + sim_random(&s, 100) : 0;
+        sim_core_start(&s);
+        for (int i = 0; i < SIM_NODES; i++) {
+                snprintf(s.nodes[i].name, sizeof(s.nodes[i].name), "node-%d", i);
+                worker_boot(&s, i);
+        }
+        for (int i = 0; i < s.n_jobs; i++)
+                sim_after(&s, SEC + (uint64_t)i * SEC, submit_until_known)->a = (uint64_t)i;
+        if (faults) {
+                sim_after(&s, 2 * SEC, inject);
+                sim_after(&s, 60 * SEC, mend);
+        }
+        while (s.failures == 0 && s.now < 600 * SEC && sim_turn(&s)) {
+                worker_check(&s);
+                if (s.now >= next_look) {
+                        next_look = s.now + SEC;
+                        if (all_ended(&s))
+                                break;
+                }
+        }
+        if (s.failures == 0 && !all_ended(&s))
+                for (int i = 0; i < s.n_jobs; i++)
+                        sim_fail(&s, "job %" PRIu64 " is in state %d (%s) at step %" PRIu64 " after %.0f s, expected an end", s.jobs[i], s.job_state[i], s.job_reason[i], s.best[s.jobs[i] % 16],
+                                 (double)s.now / 1e9);
+        for (int i = 0; s.failures == 0 && i < s.n_jobs; i++)
+                if (s.job_state[i] != FP8CTL__V1__JOB_STATE__COMPLETED && !(s.cancelled[i] && s.job_state[i] == FP8CTL__V1__JOB_STATE__CANCELLED))
+                        sim_fail(&s, "job %" PRIu64 " ended in state %d (%s), expected COMPLETED", s.jobs[i], s.job_state[i], s.job_reason[i]);
+        total->kills += s.kills;
+        total->crashes += s.crashes;
+        total->drops += s.drops;
+        total->losses += s.losses;
+        total->commits += s.commits;
+        total->recoveries += s.recoveries;
+        failures = s.failures;
+        sim_free(&s);
+        return failures;
+}
+
+int main(int argc, char **argv) {
+        static const struct option options[] = { { "seed", required_argument, NULL, 's' }, { "seeds", required_argument, NULL, 'n' }, { NULL, 0, NULL, 0 } };
+        static struct sim total;
+        uint64_t seed = 1, seeds = 1, bad = 0;
+        bool verbose = false;
+        int opt;
+
+        while ((opt = getopt_long(argc, argv, "s:n:v", options, NULL)) != -1)
+                switch (opt) {
+                case 's': seed = strtoull(optarg, NULL, 10); break;
+                case 'n': seeds = strtoull(optarg, NULL, 10); break;
+                case 'v': verbose = true; break;
+                default: return 2;
+                }
+        if (run(0, verbose && seed == 0, false, &total) != 0) {
+                printf("the undisturbed run failed\n");
+                return 1;
+        }
+        for (uint64_t i = 0; i < seeds && seed > 0; i++)
+                if (run(seed + i, verbose, true, &total) != 0)
+                        bad++;
+        printf("%" PRIu64 " seeds, %" PRIu64 " failed; %" PRIu64 " kills, %" PRIu64 " node losses, %" PRIu64 " broken streams, %" PRIu64 " controller deaths, %" PRIu64 " recoveries, %" PRIu64
+               " commits\n",
+               seeds, bad, total.kills, total.losses, total.drops, total.crashes, total.recoveries, total.commits);
+        return bad ? 1 : 0;
+}

@@ -1,0 +1,715 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A small, faithful model of the worker's side of PROTOCOL.md: processes, replica memory with two generations, steps that all ranks finish together or not at all. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/sim/sim.h"
+
+enum { STARTING, PARKED, LOADING, RUNNING, DONE, EXITED };
+enum { SAVE_EVERY = 10 };
+
+#define BODY(x) FP8CTL__V1__WORKER_MESSAGE__BODY_##x
+
+static void send(struct sim *s, int node, Fp8ctl__V1__WorkerMessage *m) {
+        if (s->nodes[node].stream)
+                sim_to_core(s, s->nodes[node].stream, m);
+}
+
+static struct proc *proc_find(struct sim *s, int node, uint64_t job, uint64_t incarnation) {
+        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+                struct proc *p = &s->nodes[node].procs[i];
+
+                if (p->used && p->job == job && p->incarnation == incarnation)
+                        return p;
+        }
+        return NULL;
+}
+
+/* An event about one process: node in a, slot in b, incarnation in c; gone processes are not spoken for. */
+static struct proc *proc_of(struct sim *s, struct ev *e) {
+        struct proc *p = &s->nodes[e->a].procs[e->b];
+
+        return p->used && p->incarnation == e->c && p->gen == s->nodes[e->a].life ? p : NULL;
+}
+
+static struct ev *proc_after(struct sim *s, int node, struct proc *p, uint64_t ns, void (*fn)(struct sim *, struct ev *)) {
+        struct ev *e = sim_after(s, ns, fn);
+
+        e->a = (uint64_t)node;
+        e->b = (uint64_t)(p - s->nodes[node].procs);
+        e->c = p->incarnation;
+        return e;
+}
+
+/* ------------------------------------------------------------------ replica memory */
+static struct replica *replica_find(struct sim *s, int node, uint64_t job, uint32_t rank, uint64_t step, uint64_t epoch) {
+        for (int i = 0; i < SIM_REPLICAS_MAX; i++) {
+                struct replica *r = &s->nodes[node].replicas[i];
+
+                if (r->job == job && r->rank == rank && r->step == step && r->epoch == epoch)
+                        return r;
+        }
+        return NULL;
+}
+
+static void snapshot(struct sim *s, int node, const struct proc *p) {
+        struct replica *mine[2] = { NULL, NULL }, *empty = NULL, *at;
+        int n = 0;
+
+        for (int i = 0; i < SIM_REPLICAS_MAX; i++) {
+                struct replica *r = &s->nodes[node].replicas[i];
+
+                if (r->job == p->job && r->rank == p->rank && n < 2)
+                        mine[n++] = r;
+                else if (!r->job && !empty)
+                        empty = r;
+        }
+        at = n < 2 ? empty : mine[0]->epoch < mine[1]->epoch || (mine[0]->epoch == mine[1]->epoch && mine[0]->step < mine[1]->step) ? mine[0] : mine[1];
+        if (at)
+                *at = (struct replica){ .job = p->job, .rank = p->rank, .step = p->step, .epoch = p->epoch };
+}
+
+/* ------------------------------------------------------------------ deaths */
+static void say_exit(struct sim *s, struct ev *e) {
+        struct proc *p = proc_of(s, e);
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__RankExited x = FP8CTL__V1__RANK_EXITED__INIT;
+
+        if (!p)
+                return;
+        x.job_id = p->job;
+        x.epoch = p->epoch;
+        x.rank = p->rank;
+        x.incarnation = p->incarnation;
+        x.signal = p->signal;
+        x.exit_status = p->signal ? -1 : 0;
+        x.reaped = e->d == 1;
+        x.cause = x.reaped ? (char *)(p->signal ? "killed by SIGKILL" : "exit 0") : (char *)"";
+        m.body_case = BODY(RANK_EXITED);
+        m.rank_exited = &x;
+        if (x.reaped)
+                p->reaped = true;
+        send(s, (int)e->a, &m);
+        if (x.reaped && s->nodes[e->a].stream)
+                p->used = false; /* told; what a broken stream loses, a hello without it tells */
+}
+
+void worker_kill(struct sim *s, int node, struct proc *p, int signal) {
+        if (p->dead)
+                return;
+        p->dead = true;
+        p->signal = signal;
+        p->phase = EXITED;
+        if (signal)
+                proc_after(s, node, p, MS / 3, say_exit);
+        proc_after(s, node, p, MS + sim_random(s, 400 * MS), say_exit)->d = 1;
+}
+
+/* ------------------------------------------------------------------ ready, park, load */
+static void park(struct sim *s, int node, struct proc *p, uint64_t epoch) {
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__RankParked x = FP8CTL__V1__RANK_PARKED__INIT;
+
+        p->phase = PARKED;
+        p->epoch = epoch;
+        p->planned = p->meshed = p->stop = p->done = p->faulted = false;
+        p->save_attempt = 0;
+        x.job_id = p->job;
+        x.epoch = epoch;
+        x.rank = p->rank;
+        x.incarnation = p->incarnation;
+        x.step = p->step;
+        m.body_case = BODY(RANK_PARKED);
+        m.rank_parked = &x;
+        send(s, node, &m);
+}
+
+static void parked(struct sim *s, struct ev *e) {
+        struct proc *p = proc_of(s, e);
+
+        if (p && !p->dead && p->phase != STARTING && p->epoch < e->d)
+                park(s, (int)e->a, p, e->d);
+}
+
+static void endpoint_of(const struct proc *p, char *buf, size_t size) {
+        snprintf(buf, size, "unix:/sim/%" PRIu64 ".%" PRIu64, p->job, p->incarnation);
+}
+
+static void ready(struct sim *s, struct ev *e) {
+        struct proc *p = proc_of(s, e);
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__RankReady x = FP8CTL__V1__RANK_READY__INIT;
+        char endpoint[64];
+
+        if (!p || p->dead)
+                return;
+        endpoint_of(p, endpoint, sizeof(endpoint));
+        p->phase = PARKED;
+        x.job_id = p->job;
+        x.epoch = p->start_epoch;
+        x.rank = p->rank;
+        x.incarnation = p->incarnation;
+        x.endpoint = endpoint;
+        x.fingerprint = (char *)"sim";
+        x.pid = (uint32_t)p->incarnation + 1000;
+        m.body_case = BODY(RANK_READY);
+        m.rank_ready = &x;
+        send(s, (int)e->a, &m);
+        if (p->pending_abort > p->epoch)
+                park(s, (int)e->a, p, p->pending_abort);
+}
+
+static void on_start(struct sim *s, int node, const Fp8ctl__V1__StartRanks *m) {
+        struct snode *n = &s->nodes[node];
+
+        for (size_t i = 0; i < m->n_ranks; i++) {
+                struct proc *p = NULL;
+
+                for (int k = 0; k < SIM_RANKS_MAX; k++) {
+                        if (n->procs[k].used && !n->procs[k].dead && n->procs[k].device == m->ranks[i]->device)
+                                sim_fail(s, "%s: device %u is given to job %" PRIu64 " rank %u while job %" PRIu64 " rank %u (incarnation %" PRIu64 ") lives on it", n->name,
+                                         m->ranks[i]->device, m->job_id, m->ranks[i]->rank, n->procs[k].job, n->procs[k].rank, n->procs[k].incarnation);
+                        if (!p && !n->procs[k].used)
+                                p = &n->procs[k];
+                }
+                if (!p)
+                        abort();
+                *p = (struct proc){ .used = true, .job = m->job_id, .epoch = m->epoch, .start_epoch = m->epoch, .rank = m->ranks[i]->rank, .incarnation = m->ranks[i]->incarnation,
+                                    .device = m->ranks[i]->device, .world = (uint32_t)s->world, .phase = STARTING, .gen = n->life, .hangs = s->faults && sim_chance(s, 2) };
+                proc_after(s, node, p, 20 * MS + sim_random(s, 100 * MS), ready);
+        }
+}
+
+static void fault(struct sim *s, int node, struct proc *p, int kind, const char *text) {
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__RankFault x = FP8CTL__V1__RANK_FAULT__INIT;
+
+        p->faulted = true;
+        p->phase = PARKED;
+        x.kind = (Fp8ctl__V1__RankFault__Kind)kind;
+        x.job_id = p->job;
+        x.epoch = p->epoch;
+        x.rank = p->rank;
+        x.incarnation = p->incarnation;
+        x.step = p->step;
+        x.peer = -1;
+        x.text = (char *)text;
+        m.body_case = BODY(RANK_FAULT);
+        m.rank_fault = &x;
+        send(s, node, &m);
+}
+
+void worker_fault(struct sim *s, int node, struct proc *p, int kind) {
+        if (!p->dead && p->phase == RUNNING)
+                fault(s, node, p, kind, "injected");
+}
+
+/* ------------------------------------------------------------------ steps */
+struct group {
+        struct proc *p[SIM_WORLD_MAX];
+        int node[SIM_WORLD_MAX], n;
+};
+
+static struct group group_of(struct sim *s, uint64_t job, uint64_t epoch) {
+        struct group g = { 0 };
+
+        for (int n = 0; n < SIM_NODES; n++)
+                for (int i = 0; s->nodes[n].up && i < SIM_RANKS_MAX; i++) {
+                        struct proc *p = &s->nodes[n].procs[i];
+
+                        if (p->used && !p->dead && !p->faulted && p->job == job && p->epoch == epoch && p->meshed && g.n < SIM_WORLD_MAX) {
+                                g.p[g.n] = p;
+                                g.node[g.n++] = n;
+                        }
+                }
+        return g;
+}
+
+static void prepared(struct sim *s, struct ev *e) {
+        struct proc *p = proc_of(s, e);
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__CheckpointPrepared x = FP8CTL__V1__CHECKPOINT_PREPARED__INIT;
+        Fp8ctl__V1__ShardInfo shard = FP8CTL__V1__SHARD_INFO__INIT, *shards[1] = { &shard };
+        uint64_t step = e->d >> 16, attempt = e->d & 0xffff;
+        char dir[128], file[64];
+
+        if (!p || p->dead)
+                return;
+        snprintf(dir, sizeof(dir), "/ckpt/step_%08" PRIu64 ".e%" PRIu64 ".%" PRIu64, step, p->epoch, attempt);
+        snprintf(file, sizeof(file), "shard-%05u.safetensors", p->rank);
+        shard.file = file;
+        shard.bytes = 1000;
+        shard.digest = (char *)"00112233445566778899aabbccddeeff";
+        shard.rank = p->rank;
+        x.job_id = p->job;
+        x.epoch = p->epoch;
+        x.rank = p->rank;
+        x.incarnation = p->incarnation;
+        x.step = step;
+        x.attempt = (uint32_t)attempt;
+        x.directory = dir;
+        x.shards = shards;
+        x.n_shards = 1;
+        x.state_json = p->rank == 0 ? (char *)"{\"step\": 1}" : (char *)"";
+        x.error = s->faults && sim_chance(s, 1) ? (char *)"No space left on device" : (char *)"";
+        m.body_case = BODY(CHECKPOINT_PREPARED);
+        m.checkpoint_prepared = &x;
+        send(s, (int)e->a, &m);
+}
+
+static void save(struct sim *s, int node, struct proc *p, uint32_t attempt, uint64_t ns) {
+        proc_after(s, node, p, ns, prepared)->d = p->step << 16 | attempt;
+}
+
+static void say_done(struct sim *s, struct ev *e) {
+        struct proc *p = proc_of(s, e);
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__RankDone x = FP8CTL__V1__RANK_DONE__INIT;
+        Fp8ctl__V1__RankProgress g = FP8CTL__V1__RANK_PROGRESS__INIT;
+
+        if (!p || p->dead || !p->meshed || p->epoch != e->d || p->faulted)
+                return;
+        p->phase = DONE;
+        p->done = true;
+        x.job_id = p->job;
+        x.epoch = p->epoch;
+        x.rank = p->rank;
+        x.incarnation = p->incarnation;
+        x.stopped = p->stop;
+        g.step = p->step;
+        x.progress = &g;
+        m.body_case = BODY(RANK_DONE);
+        m.rank_done = &x;
+        send(s, (int)e->a, &m);
+}
+
+static void peer_lost(struct sim *s, struct ev *e) {
+        struct proc *p = proc_of(s, e);
+
+        if (p && !p->dead && !p->faulted && p->meshed && p->epoch == e->d && p->phase == RUNNING)
+                fault(s, (int)e->a, p, FP8CTL__V1__RANK_FAULT__KIND__PEER_LOST, "a peer hung up");
+}
+
+static void step(struct sim *s, struct ev *e) {
+        struct group g = group_of(s, e->a, e->b);
+        bool stop = false, last, partial;
+        uint32_t attempt = 0;
+
+        for (int i = 0; i < g.n; i++)
+                if (g.p[i]->phase != RUNNING) {
+                        g.p[i] = g.p[--g.n];
+                        g.node[i] = g.node[g.n];
+                        i--;
+                }
+        if (g.n == 0)
+                return;
+        if (g.n < s->world) {
+                for (int i = 0; i < g.n; i++)
+                        proc_after(s, g.node[i], g.p[i], MS + sim_random(s, 20 * MS), peer_lost)->d = e->b;
+                return;
+        }
+        for (int i = 0; i < g.n; i++) {
+                if (g.p[i]->rank == 0) {
+                        stop = g.p[i]->stop;
+                        attempt = g.p[i]->save_attempt;
+                }
+                if (g.p[i]->step != g.p[0]->step)
+                        sim_fail(s, "job %" PRIu64 " epoch %" PRIu64 ": ranks step at %" PRIu64 " and %" PRIu64, e->a, e->b, g.p[i]->step, g.p[0]->step);
+        }
+        if (e->b < s->stepped_epoch[e->a % 16])
+                sim_fail(s, "job %" PRIu64 " steps in epoch %" PRIu64 " after %" PRIu64, e->a, e->b, s->stepped_epoch[e->a % 16]);
+        s->stepped_epoch[e->a % 16] = e->b;
+        /* Between the parameter all-gather of some ranks and others: a part of them has the step. */
+        partial = s->faults && sim_chance(s, 1);
+        for (int i = 0; i < g.n; i++) {
+                if (partial && sim_chance(s, 50))
+                        continue;
+                g.p[i]->step++;
+                snapshot(s, g.node[i], g.p[i]);
+        }
+        if (partial) {
+                s->kills++;
+                worker_kill(s, g.node[0], g.p[0], 9);
+                for (int i = 1; i < g.n; i++)
+                        proc_after(s, g.node[i], g.p[i], MS + sim_random(s, 20 * MS), peer_lost)->d = e->b;
+                return;
+        }
+        if (g.p[0]->step > s->best[e->a % 16])
+                s->best[e->a % 16] = g.p[0]->step;
+        last = g.p[0]->step >= (uint64_t)s->steps;
+        for (int i = 0; i < g.n; i++) {
+                uint64_t ns = MS + sim_random(s, 50 * MS);
+
+                if (g.p[i]->step % SAVE_EVERY == 0 || last || stop)
+                        save(s, g.node[i], g.p[i], 1, ns);
+                if (attempt)
+                        save(s, g.node[i], g.p[i], attempt, ns);
+                g.p[i]->save_attempt = 0;
+                if (last || stop) {
+                        g.p[i]->stop = stop;
+                        proc_after(s, g.node[i], g.p[i], ns + MS, say_done)->d = e->b;
+                }
+        }
+        if (!last && !stop) {
+                struct ev *next = sim_after(s, 20 * MS + sim_random(s, 40 * MS), step);
+
+                next->a = e->a;
+                next->b = e->b;
+        }
+}
+
+static void loaded(struct sim *s, struct ev *e) {
+        struct proc *p = proc_of(s, e);
+        struct group g;
+        struct ev *next;
+
+        if (!p || p->dead || p->faulted || !p->planned || p->epoch != e->d)
+                return;
+        p->meshed = true;
+        g = group_of(s, p->job, p->epoch);
+        if (g.n < s->world) {
+                return;
+        }
+        for (int i = 0; i < g.n; i++) {
+                Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+                Fp8ctl__V1__RankRunning x = FP8CTL__V1__RANK_RUNNING__INIT;
+
+                g.p[i]->phase = RUNNING;
+                x.job_id = p->job;
+                x.epoch = p->epoch;
+                x.rank = g.p[i]->rank;
+                x.incarnation = g.p[i]->incarnation;
+                x.step = g.p[i]->step;
+                m.body_case = BODY(RANK_RUNNING);
+                m.rank_running = &x;
+                send(s, g.node[i], &m);
+        }
+        next = sim_after(s, 20 * MS, step);
+        next->a = p->job;
+        next->b = p->epoch;
+}
+
+static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
+        struct snode *n = &s->nodes[node];
+
+        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+                struct proc *p = &n->procs[i];
+
+                if (!p->used || p->dead || p->job != m->job_id || p->epoch != m->epoch || p->phase != PARKED || p->planned || p->faulted)
+                        continue;
+                if (p->rank >= m->n_peers || m->peers[p->rank]->incarnation != p->incarnation)
+                        continue;
+                p->planned = true;
+                p->phase = LOADING;
+                if (m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA && !replica_find(s, node, p->job, p->rank, m->load->step, m->load->generation_epoch))
+                        sim_fail(s, "%s: job %" PRIu64 " rank %u is told to load step %" PRIu64 " of epoch %" PRIu64 " from replica memory that does not hold it", n->name, p->job, p->rank,
+                                 m->load->step, m->load->generation_epoch);
+                if (m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__CHECKPOINT) {
+                        char key[80];
+
+                        snprintf(key, sizeof(key), "commit/%" PRIu64 "/%020" PRIu64, p->job, m->load->step);
+                        if (!sim_stored(s, key))
+                                sim_fail(s, "job %" PRIu64 " is told to load step %" PRIu64 ", which is not committed", p->job, m->load->step);
+                }
+                p->step = m->load->step;
+                proc_after(s, node, p, 5 * MS + sim_random(s, 30 * MS), loaded)->d = p->epoch;
+        }
+}
+
+static void on_inventory(struct sim *s, int node, const Fp8ctl__V1__InventoryRequest *m) {
+        Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__Inventory x = FP8CTL__V1__INVENTORY__INIT;
+        Fp8ctl__V1__Generation list[SIM_REPLICAS_MAX], *ptrs[SIM_REPLICAS_MAX];
+
+        x.job_id = m->job_id;
+        x.epoch = m->epoch;
+        for (int i = 0; i < SIM_REPLICAS_MAX; i++) {
+                const struct replica *r = &s->nodes[node].replicas[i];
+                Fp8ctl__V1__Generation *g = &list[x.n_generations];
+
+                if (r->job != m->job_id)
+                        continue;
+                fp8ctl__v1__generation__init(g);
+                g->rank = r->rank;
+                g->step = r->step;
+                g->epoch = r->epoch;
+                g->shard_count = (uint32_t)s->world;
+                g->layout = (char *)"tp2.pp1.dp2/sim";
+                ptrs[x.n_generations++] = g;
+        }
+        x.generations = ptrs;
+        out.body_case = BODY(INVENTORY);
+        out.inventory = &x;
+        send(s, node, &out);
+}
+
+/* ------------------------------------------------------------------ the stream */
+static void heartbeat(struct sim *s, struct ev *e) {
+        struct snode *n = &s->nodes[e->a];
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__Heartbeat h = FP8CTL__V1__HEARTBEAT__INIT;
+        Fp8ctl__V1__RankProgress list[SIM_RANKS_MAX], *ptrs[SIM_RANKS_MAX];
+        struct ev *next;
+
+        if (!n->up || n->life != e->b)
+                return;
+        next = sim_after(s, 200 * MS, heartbeat);
+        next->a = e->a;
+        next->b = e->b;
+        if (n->lease_until && s->now > n->lease_until) {
+                for (int i = 0; i < SIM_RANKS_MAX; i++)
+                        if (n->procs[i].used && !n->procs[i].dead)
+                                worker_kill(s, (int)e->a, &n->procs[i], 9);
+        }
+        h.sent_mono_ns = s->now;
+        h.lease_number = n->lease_number;
+        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+                const struct proc *p = &n->procs[i];
+                Fp8ctl__V1__RankProgress *g = &list[h.n_ranks];
+
+                if (!p->used || p->dead || p->phase < RUNNING)
+                        continue;
+                fp8ctl__v1__rank_progress__init(g);
+                g->job_id = p->job;
+                g->epoch = p->epoch;
+                g->rank = p->rank;
+                g->incarnation = p->incarnation;
+                g->step = p->step;
+                ptrs[h.n_ranks++] = g;
+        }
+        h.ranks = ptrs;
+        m.body_case = BODY(HEARTBEAT);
+        m.heartbeat = &h;
+        if (n->lease_number)
+                send(s, (int)e->a, &m);
+}
+
+static void hello(struct sim *s, int node, uint64_t stream) {
+        struct snode *n = &s->nodes[node];
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__WorkerHello h = FP8CTL__V1__WORKER_HELLO__INIT;
+        Fp8ctl__V1__Node nd = FP8CTL__V1__NODE__INIT;
+        Fp8ctl__V1__NodeDevice dev[SIM_DEVICES], *devs[SIM_DEVICES];
+        Fp8ctl__V1__RankStatus list[SIM_RANKS_MAX], *ptrs[SIM_RANKS_MAX];
+        Fp8ctl__V1__RankExited exited[SIM_RANKS_MAX];
+        char endpoints[SIM_RANKS_MAX][64];
+
+        for (uint32_t i = 0; i < SIM_DEVICES; i++) {
+                fp8ctl__v1__node_device__init(&dev[i]);
+                dev[i].index = i;
+                dev[i].kind = (char *)"cpu";
+                devs[i] = &dev[i];
+        }
+        nd.name = n->name;
+        nd.devices = devs;
+        nd.n_devices = SIM_DEVICES;
+        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+                struct proc *p = &n->procs[i];
+                Fp8ctl__V1__RankStatus *st = &list[h.n_ranks];
+
+                if (!p->used)
+                        continue;
+                if (p->dead && p->reaped && sim_chance(s, 30)) {
+                        p->used = false; /* the worker came back without a word of it */
+                        continue;
+                }
+                fp8ctl__v1__rank_status__init(st);
+                st->job_id = p->job;
+                st->epoch = p->epoch;
+                st->rank = p->rank;
+                st->incarnation = p->incarnation;
+                st->device = p->device;
+                st->phase = (Fp8ctl__V1__RankPhase)p->phase;
+                st->step = p->step;
+                endpoint_of(p, endpoints[h.n_ranks], sizeof(endpoints[0]));
+                if (p->phase != STARTING)
+                        st->endpoint = endpoints[h.n_ranks];
+                if (p->dead) {
+                        fp8ctl__v1__rank_exited__init(&exited[h.n_ranks]);
+                        exited[h.n_ranks].cause = (char *)"killed by SIGKILL";
+                        exited[h.n_ranks].reaped = p->reaped;
+                        st->exited = &exited[h.n_ranks];
+                        if (p->reaped)
+                                p->used = false;
+                }
+                ptrs[h.n_ranks++] = st;
+        }
+        h.protocol_min = h.protocol_max = 1;
+        h.node = &nd;
+        h.ranks = ptrs;
+        m.body_case = BODY(HELLO);
+        m.hello = &h;
+        sim_to_core(s, stream, &m);
+}
+
+static void connect_again(struct sim *s, struct ev *e) {
+        worker_connect(s, (int)e->a);
+}
+
+void worker_connect(struct sim *s, int node) {
+        struct snode *n = &s->nodes[node];
+
+        if (!n->up || n->stream)
+                return;
+        if (!s->core || n->leaving) {
+                sim_after(s, 200 * MS + sim_random(s, 300 * MS), connect_again)->a = (uint64_t)node;
+                return;
+        }
+        n->lease_number = 0;
+        n->stream = sim_open_stream(s, node);
+        hello(s, node, n->stream);
+}
+
+static void kill_some(struct sim *s, int node, const Fp8ctl__V1__KillRanks *m) {
+        for (size_t i = 0; i < m->n_ranks; i++) {
+                struct proc *p = proc_find(s, node, m->job_id, m->ranks[i]->incarnation);
+
+                if (p)
+                        worker_kill(s, node, p, 9);
+        }
+}
+
+void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage *m) {
+        struct snode *n = &s->nodes[node];
+
+        switch (m->body_case) {
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_WELCOME:
+                n->lease_number = m->welcome->lease_number;
+                n->lease_ttl = m->welcome->lease_ttl_ms * MS;
+                if (!n->lease_until || s->now > n->lease_until)
+                        n->lease_until = s->now + n->lease_ttl;
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_HEARTBEAT_ACK:
+                if (m->heartbeat_ack->sent_mono_ns + n->lease_ttl > n->lease_until)
+                        n->lease_until = m->heartbeat_ack->sent_mono_ns + n->lease_ttl;
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_START_RANKS: on_start(s, node, m->start_ranks); break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_KILL_RANKS: kill_some(s, node, m->kill_ranks); break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_ABORT_EPOCH:
+                for (int i = 0; i < SIM_RANKS_MAX; i++) {
+                        struct proc *p = &n->procs[i];
+
+                        if (!p->used || p->dead || p->job != m->abort_epoch->job_id || p->epoch >= m->abort_epoch->epoch || p->hangs)
+                                continue;
+                        if (p->phase == STARTING)
+                                p->pending_abort = m->abort_epoch->epoch;
+                        else
+                                proc_after(s, node, p, MS / 2 + sim_random(s, 5 * MS), parked)->d = m->abort_epoch->epoch;
+                }
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RANK_PLAN: on_plan(s, node, m->rank_plan); break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_INVENTORY_REQUEST: on_inventory(s, node, m->inventory_request); break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_NOW:
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_STOP_RANKS:
+                for (int i = 0; i < SIM_RANKS_MAX; i++) {
+                        struct proc *p = &n->procs[i];
+                        bool is_save = m->body_case == FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_NOW;
+
+                        if (!p->used || p->dead || p->job != (is_save ? m->save_now->job_id : m->stop_ranks->job_id) || p->epoch != (is_save ? m->save_now->epoch : m->stop_ranks->epoch))
+                                continue;
+                        if (!is_save)
+                                p->stop = p->stop || !p->done;
+                        else if (p->done && m->save_now->step == p->step)
+                                save(s, node, p, m->save_now->attempt, MS + sim_random(s, 50 * MS));
+                        else
+                                p->save_attempt = m->save_now->attempt;
+                }
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB:
+                for (int i = 0; i < SIM_RANKS_MAX; i++)
+                        if (n->procs[i].used && n->procs[i].job == m->release_job->job_id)
+                                worker_kill(s, node, &n->procs[i], 0);
+                for (int i = 0; i < SIM_REPLICAS_MAX; i++)
+                        if (n->replicas[i].job == m->release_job->job_id)
+                                n->replicas[i] = (struct replica){ 0 };
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_PREFLIGHT_REQUEST: {
+                Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
+                Fp8ctl__V1__PreflightReply x = FP8CTL__V1__PREFLIGHT_REPLY__INIT;
+
+                x.request = m->preflight_request->request;
+                x.data_digest = (char *)"aa";
+                out.body_case = BODY(PREFLIGHT_REPLY);
+                out.preflight_reply = &x;
+                send(s, node, &out);
+                break;
+        }
+        default:
+                break;
+        }
+}
+
+/* ------------------------------------------------------------------ a node's life */
+void worker_boot(struct sim *s, int node) {
+        struct snode *n = &s->nodes[node];
+        struct ev *e;
+
+        if (n->up)
+                return;
+        n->up = true;
+        n->leaving = false;
+        n->life++;
+        e = sim_after(s, sim_random(s, 200 * MS), heartbeat);
+        e->a = (uint64_t)node;
+        e->b = n->life;
+        worker_connect(s, node);
+}
+
+void worker_power_off(struct sim *s, int node) {
+        struct snode *n = &s->nodes[node];
+
+        if (!n->up)
+                return;
+        sim_say(s, "%s loses power", n->name);
+        n->up = false;
+        if (n->stream)
+                sim_break_stream(s, n->stream);
+        n->stream = 0;
+        n->lease_until = n->lease_number = 0;
+        memset(n->procs, 0, sizeof(n->procs));
+        memset(n->replicas, 0, sizeof(n->replicas));
+}
+
+void worker_leave(struct sim *s, int node) {
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__WorkerLeaving x = FP8CTL__V1__WORKER_LEAVING__INIT;
+
+        x.grace_ms = 3000;
+        x.reason = (char *)"spot notice";
+        m.body_case = BODY(LEAVING);
+        m.leaving = &x;
+        send(s, node, &m);
+}
+
+struct proc *worker_some_rank(struct sim *s, int *ret_node) {
+        struct proc *found = NULL;
+        uint64_t n = 0;
+
+        for (int k = 0; k < SIM_NODES; k++)
+                for (int i = 0; s->nodes[k].up && i < SIM_RANKS_MAX; i++)
+                        if (s->nodes[k].procs[i].used && !s->nodes[k].procs[i].dead && sim_random(s, ++n) == 0) {
+                                found = &s->nodes[k].procs[i];
+                                *ret_node = k;
+                        }
+        return found;
+}
+
+/* After every event: no device in two jobs. */
+void worker_check(struct sim *s) {
+        for (int k = 0; k < SIM_NODES; k++) {
+                uint64_t owner[SIM_DEVICES] = { 0 };
+
+                for (int i = 0; s->nodes[k].up && i < SIM_RANKS_MAX; i++) {
+                        const struct proc *p = &s->nodes[k].procs[i];
+
+                        if (!p->used || p->dead)
+                                continue;
+                        if (p->device >= SIM_DEVICES || owner[p->device])
+                                sim_fail(s, "%s: device %u is held by job %" PRIu64 " and job %" PRIu64, s->nodes[k].name, p->device, owner[p->device % SIM_DEVICES], p->job);
+                        else
+                                owner[p->device] = p->job;
+                }
+        }
+}
