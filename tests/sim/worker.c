@@ -324,8 +324,8 @@ static void step(struct sim *s, struct ev *e) {
         /* Between the parameter all-gather of some ranks and others: a part of them has the step. */
         partial = s->faults && sim_chance(s, 1);
         for (int i = 0; i < g.n; i++) {
-                if (partial && sim_chance(s, 50))
-                        continue;
+                if ((partial && sim_chance(s, 50)) || g.p[i]->step >= (uint64_t)s->steps)
+                        continue; /* loaded at the last step: saves it again and is done */
                 g.p[i]->step++;
                 snapshot(s, g.node[i], g.p[i]);
         }
