@@ -8,13 +8,15 @@
 #include <string.h>
 
 /*
- * One copy of a hot loop for each x86-64 level, chosen when the program is loaded.  Not under sanitizers (the chooser would run before their shadow
- * memory is there), not with clang, whose target_clones does not know the levels, and not where FP8_NO_CLONES asks for one plain copy (tests compare them).
+ * One copy of a hot loop for each x86-64 level (gcc before 12 knows single extensions only), chosen when the program is loaded.  Not under sanitizers (the chooser would run before
+ * their shadow memory is there), not with clang, whose target_clones does not know the levels, and not where FP8_NO_CLONES asks for one plain copy (tests compare them).
  */
-#if !defined(FP8_NO_CLONES) && defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(FP8_NO_CLONES) || !defined(__x86_64__) || defined(__clang__) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define FP8_CLONES
+#elif __GNUC__ >= 12
 #define FP8_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
-#define FP8_CLONES
+#define FP8_CLONES __attribute__((target_clones("avx2", "default")))
 #endif
 
 static inline uint32_t float_bits(float x) {
