@@ -165,6 +165,37 @@ TEST(any_size_is_written_exactly) {
         free(image);
 }
 
+/* One write after another in the same memory: nothing of the larger one is left in the smaller. */
+TEST(memory_is_used_again) {
+        static const size_t sizes[] = { 70000, 5000, 70001, 1 };
+        _cleanup_(remove_dirp) char *dir = new_dir();
+        struct checkpoint_write *w = NULL;
+        struct error e = { 0 };
+        uint8_t image[70001];
+
+        ASSERT_OK(checkpoint_write_prepare(70000, &w, &e), e);
+        for (size_t k = 0; k < ARRAY_SIZE(sizes); k++) {
+                _cleanup_free_ char *path = NULL, *data = NULL;
+                struct outcome o = { 0 };
+                size_t len = 0;
+
+                memset(image, (int)k + 1, sizeof(image));
+                ASSERT_OK(checkpoint_write_start(dir, 0, 1, image, sizes[k], written, &o, &w, &e), e);
+                memset(image, 0xee, sizeof(image));
+                checkpoint_write_wait(w);
+                CU_ASSERT_EQUAL(o.calls, 1);
+                CU_ASSERT_EQUAL_FATAL(o.rc, 0);
+                path = file_path("%s/%s", dir, o.file);
+                ASSERT_OK(file_read(path, 1 << 20, &data, &len, &e), e);
+                CU_ASSERT_EQUAL_FATAL(len, sizes[k]);
+                memset(image, (int)k + 1, sizeof(image));
+                CU_ASSERT(memcmp(data, image, len) == 0 && digest_equal(o.digest, digest_of(image, len)));
+        }
+        CU_ASSERT_EQUAL(checkpoint_write_start(dir, 1, 1, image, 1, written, NULL, &w, &e), -EINVAL);
+        CU_ASSERT_PTR_NOT_NULL(w);
+        w = checkpoint_write_free(w);
+}
+
 TEST(a_write_that_fails_says_so) {
         _cleanup_(remove_dirp) char *dir = new_dir();
         _cleanup_free_ char *blocker = file_path("%s/file", dir), *folder = file_path("%s/file/step", dir);

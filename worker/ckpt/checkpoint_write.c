@@ -23,12 +23,12 @@
 
 struct checkpoint_write {
         char *folder, *file;
-        uint8_t *copy; /* len rounded up to ALIGN, zero-filled */
+        uint8_t *copy; /* `mapped` bytes, whole pages; zero from len to the next multiple of ALIGN */
         size_t len, mapped;
         void (*done)(void *arg, int rc, const char *text, struct digest d, const char *file);
         void *arg;
         pthread_t thread;
-        bool started;
+        bool running; /* or ended and not joined */
 };
 
 void checkpoint_step_name(uint64_t step, uint64_t epoch, uint32_t attempt, char *buf, size_t size) {
@@ -117,59 +117,114 @@ static void *write_thread(void *arg) {
         struct digest d = { 0, 0 };
         int r = write_shard(w, &d, &e);
 
-        /* The copy is as large as the shard: given back before anybody is told. */
-        (void)munmap(w->copy, w->mapped);
-        w->copy = NULL;
         w->done(w->arg, r, e.text, d, r < 0 ? NULL : w->file);
         return NULL;
 }
 
+static void *touch_thread(void *arg) {
+        struct checkpoint_write *w = arg;
+
+        memset(w->copy, 0, w->mapped);
+        return NULL;
+}
+
+static int start_thread(struct checkpoint_write *w, void *(*fn)(void *arg), struct error *e) {
+        sigset_t all, old;
+        int r;
+
+        /* Signals are the program's own affair, in its own threads. */
+        (void)sigfillset(&all);
+        (void)pthread_sigmask(SIG_SETMASK, &all, &old);
+        r = pthread_create(&w->thread, NULL, fn, w);
+        (void)pthread_sigmask(SIG_SETMASK, &old, NULL);
+        if (r != 0)
+                return error_errno(e, r, "shard: cannot start a thread");
+        w->running = true;
+        return 0;
+}
+
+/* Room for len bytes; what is there is kept when it is enough. */
+static int make_room(struct checkpoint_write *w, size_t len, struct error *e) {
+        size_t mapped = (len + ALIGN - 1) / ALIGN * ALIGN;
+        void *p;
+
+        if (w->copy && w->mapped >= mapped)
+                return 0;
+        p = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED)
+                return error_set(e, -ENOMEM, "shard: no memory for a copy of %zu bytes", len);
+        if (w->copy)
+                (void)munmap(w->copy, w->mapped);
+        w->copy = p;
+        w->mapped = mapped;
+        return 0;
+}
+
 DEFINE_CLEANUP(struct checkpoint_write *, checkpoint_write_free);
+
+int checkpoint_write_prepare(size_t len, struct checkpoint_write **ret, struct error *e) {
+        _cleanup_(checkpoint_write_freep) struct checkpoint_write *w = calloc(1, sizeof(*w));
+        int r;
+
+        if (!w)
+                return error_set(e, -ENOMEM, "shard: out of memory");
+        r = make_room(w, len, e);
+        if (r == 0)
+                r = start_thread(w, touch_thread, e);
+        if (r < 0)
+                return r;
+        *ret = STEAL_PTR(w);
+        return 0;
+}
 
 int checkpoint_write_start(const char *folder, int rank, int n_ranks, const void *image, size_t len,
                            void (*done)(void *arg, int rc, const char *text, struct digest d, const char *file), void *arg, struct checkpoint_write **ret,
                            struct error *e) {
-        _cleanup_(checkpoint_write_freep) struct checkpoint_write *w = NULL;
-        sigset_t all, old;
+        _cleanup_free_ char *new_folder = NULL, *new_file = NULL;
+        _cleanup_(checkpoint_write_freep) struct checkpoint_write *fresh = NULL;
+        struct checkpoint_write *w = *ret;
         int r;
 
         if (rank < 0 || rank >= n_ranks || len == 0)
                 return error_set(e, -EINVAL, "shard of rank %d of %d, %zu bytes: expected a rank and something to write", rank, n_ranks, len);
-        w = calloc(1, sizeof(*w));
         if (!w)
+                w = fresh = calloc(1, sizeof(*w));
+        new_folder = strdup(folder);
+        new_file = file_path("shard-%05d-of-%05d.safetensors", rank, n_ranks);
+        if (!w || !new_folder || !new_file)
                 return error_set(e, -ENOMEM, "shard: out of memory");
+        checkpoint_write_wait(w);
+        r = make_room(w, len, e);
+        if (r < 0)
+                return r;
+        free(w->folder);
+        free(w->file);
+        w->folder = STEAL_PTR(new_folder);
+        w->file = STEAL_PTR(new_file);
         w->len = len;
-        w->mapped = (len + ALIGN - 1) / ALIGN * ALIGN;
         w->done = done;
         w->arg = arg;
-        w->folder = strdup(folder);
-        w->file = file_path("shard-%05d-of-%05d.safetensors", rank, n_ranks);
-        if (!w->folder || !w->file)
-                return error_set(e, -ENOMEM, "shard: out of memory");
-        w->copy = mmap(NULL, w->mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (w->copy == MAP_FAILED) {
-                w->copy = NULL;
-                return error_set(e, -ENOMEM, "shard: no memory for a copy of %zu bytes", len);
-        }
-        (void)madvise(w->copy, w->mapped, MADV_HUGEPAGE); /* few page faults: the copy is what the step waits for */
         memcpy(w->copy, image, len);
-        /* Signals are the program's own affair, in its own threads. */
-        (void)sigfillset(&all);
-        (void)pthread_sigmask(SIG_SETMASK, &all, &old);
-        r = pthread_create(&w->thread, NULL, write_thread, w);
-        (void)pthread_sigmask(SIG_SETMASK, &old, NULL);
-        if (r != 0)
-                return error_errno(e, r, "shard: cannot start a thread");
-        w->started = true;
-        *ret = STEAL_PTR(w);
+        memset(w->copy + len, 0, (ALIGN - len % ALIGN) % ALIGN); /* goes to the disk for a moment: nothing of an earlier image */
+        r = start_thread(w, write_thread, e);
+        if (r < 0)
+                return r;
+        *ret = w;
+        fresh = NULL;
         return 0;
+}
+
+void checkpoint_write_wait(struct checkpoint_write *w) {
+        if (!w || !w->running)
+                return;
+        (void)pthread_join(w->thread, NULL);
+        w->running = false;
 }
 
 struct checkpoint_write *checkpoint_write_free(struct checkpoint_write *w) {
         if (!w)
                 return NULL;
-        if (w->started)
-                (void)pthread_join(w->thread, NULL);
+        checkpoint_write_wait(w);
         if (w->copy)
                 (void)munmap(w->copy, w->mapped);
         free(w->folder);

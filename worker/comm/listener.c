@@ -18,8 +18,8 @@
 #include "base/cleanup.h"
 #include "worker/comm/comm_private.h"
 
-/* Room for a window in flight; the kernel may grant less (net.core.wmem_max). */
-#define SOCKET_BUFFER (4 << 20)
+/* What is in flight should still be in the cache when it is read: larger buffers cost more time in the kernel (bench/collectives), smaller ones more wake-ups. */
+#define SOCKET_BUFFER (256 << 10)
 
 void comm_socket_tune(int fd, bool tcp) {
         int size = SOCKET_BUFFER, one = 1;

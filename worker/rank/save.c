@@ -44,7 +44,7 @@ int save_new(const struct identity *id, const struct job_spec *spec, struct cont
 }
 
 void save_wait(struct save *s) {
-        s->write = checkpoint_write_free(s->write);
+        checkpoint_write_wait(s->write); /* kept: the next one uses its memory */
         free(STEAL_PTR(s->folder));
         free(STEAL_PTR(s->state));
 }
@@ -53,6 +53,7 @@ struct save *save_free(struct save *s) {
         if (!s)
                 return NULL;
         save_wait(s);
+        checkpoint_write_free(s->write);
         free(s);
         return NULL;
 }
