@@ -2,9 +2,16 @@
 /* Any bytes as a shard image: refused, or consistent in itself. */
 #include <stdlib.h>
 
+#include "base/cleanup.h"
+#include "fuzz.h"
 #include "worker/ckpt/shard.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+static const char two[] = "\xa1\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"U8\",\"shape\":[1,2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"BF16\",\"shape\":[3],\"data_offsets\":[2,8]},"
+                          "\"__metadata__\":{\"slice:a\":\"[[1,2],[0,2]] of [9,2]\"}}12345678";
+static const char none[] = "\x02\0\0\0\0\0\0\0{}";
+
+const struct fuzz_seed fuzz_seeds[] = { { two, sizeof(two) - 1 }, { none, sizeof(none) - 1 } };
+const size_t fuzz_seeds_n = ARRAY_SIZE(fuzz_seeds);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         struct shard_view *v = NULL;
