@@ -237,13 +237,14 @@ static int make_mesh(struct session *s, struct error *e) {
         struct comm_mesh_config c = { .job = s->id->job, .epoch = p->epoch, .rank = (int)s->id->rank, .n_ranks = (int)p->n_peers, .node = s->id->node,
                                       .timeout_ms = (int)s->spec->recovery.collective_timeout_ms, .connect_timeout_ms = (int)s->spec->recovery.start_timeout_ms,
                                       .flight = s->flight, .ops = s->ops };
-        _cleanup_free_ struct comm_peer *peers = calloc(p->n_peers, sizeof(*peers));
+        _cleanup_free_ struct comm_peer *peers = NULL;
 
-        if (!peers)
-                return error_errno(e, ENOMEM, "mesh");
         if ((int)p->n_peers != s->spec->parallel.tp * s->spec->parallel.pp * s->spec->parallel.dp || p->mesh_key.len != sizeof(c.key))
                 return error_set(e, -EPROTO, "plan: found %zu ranks and a key of %zu bytes, expected %d and %zu", p->n_peers, p->mesh_key.len,
                                  s->spec->parallel.tp * s->spec->parallel.pp * s->spec->parallel.dp, sizeof(c.key));
+        peers = calloc(p->n_peers, sizeof(*peers));
+        if (!peers)
+                return error_errno(e, ENOMEM, "mesh");
         for (size_t i = 0; i < p->n_peers; i++) {
                 if (p->peers[i]->rank != i)
                         return error_set(e, -EPROTO, "plan: found rank %" PRIu32 " in place %zu, expected rank order", p->peers[i]->rank, i);

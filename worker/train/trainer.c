@@ -133,6 +133,7 @@ struct trainer *trainer_free(struct trainer *t) {
 
 int trainer_attach(struct trainer *t, struct comm_mesh *m, struct error *e) {
         trainer_detach(t);
+        atomic_store(&t->requests, 0); /* what was asked for in an epoch that is over is asked again, or not wanted any more */
         TRY(groups_new(&t->groups, &t->layout, t->spec->model.tie_word_embeddings, m, e));
         t->model.tp = t->groups.tp;
         return 0;
