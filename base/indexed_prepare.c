@@ -95,7 +95,7 @@ static int output_publish(struct output *o, struct error *e) {
 }
 
 static int write_document(struct writer *w, const char *text, size_t len) {
-        uint16_t ids[CHUNK];
+        uint16_t ids[CHUNK] = { 0 };
 
         if (len >= INT32_MAX)
                 return error_set(w->e, -EFBIG, "found a document of %zu bytes, expected less than %d; separate documents by blank lines", len, INT32_MAX);

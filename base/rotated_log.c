@@ -118,7 +118,7 @@ DEFINE_CLEANUP(struct rotated_log *, rotated_log_free);
 
 static int log_attach(struct rotated_log *l, struct error *e) {
         struct offsets o;
-        struct stat st, old = { 0 };
+        struct stat st = { 0 }, old = { 0 };
         uint64_t old_start = 0;
 
         /* A writer killed in the middle of a rotation: PATH was renamed already, PATH.new not yet. */
@@ -164,7 +164,7 @@ int rotated_log_open(const char *path, uint64_t max_bytes, struct rotated_log **
 }
 
 static int rotate(struct rotated_log *l) {
-        struct stat st, new_st;
+        struct stat st, new_st = { 0 };
         _cleanup_close_ int fd = -1;
         int r;
 

@@ -20,7 +20,7 @@
 #include "base/cleanup.h"
 #include "base/file.h"
 
-#define INLINE_MAX (64u * 1024)
+#define INLINE_MAX 65536u
 #define BUFFER_WANTED (1024 * 1024)
 #define WIRE_FDS (IPC_MAX_FDS + 1)
 #define BACKLOG 16

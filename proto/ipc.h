@@ -11,7 +11,7 @@
 #include "base/error.h"
 
 #define IPC_VERSION 1
-#define IPC_MAX (1024u * 1024)
+#define IPC_MAX 1048576u
 #define IPC_MAX_FDS 4
 
 int ipc_pair(int ret_fds[2], struct error *e);

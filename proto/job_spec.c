@@ -18,7 +18,7 @@
 #include "proto/job_schema.h"
 #include "proto/yaml_tree.h"
 
-#define CONFIG_MAX (1024u * 1024)
+#define CONFIG_MAX 1048576u
 #define NAME_MAX_LEN 63
 #define PATH_TEXT 256
 

@@ -12,7 +12,7 @@
 
 #include "base/error.h"
 
-#define JOB_FILE_MAX (256u * 1024)
+#define JOB_FILE_MAX 262144u /* 256 KiB */
 #define JOB_MAX_GROUPS 16
 #define JOB_MAX_LAYERS 512
 #define JOB_MAX_RANKS 4096

@@ -218,7 +218,8 @@ static double stage_bytes(const struct job_spec *s, int stage) {
         const struct model_config *m = &s->model;
         double tp = s->parallel.tp, dp = s->parallel.dp, embedding = (double)m->vocab_size * (double)m->hidden_size / tp;
         double tokens = (double)(s->train.micro_batch * s->data.seq_len);
-        double params = (double)(m->num_hidden_layers / s->parallel.pp) * (double)layer_parameters(m) / tp + (double)m->hidden_size;
+        int64_t layers = m->num_hidden_layers / s->parallel.pp;
+        double params = (double)layers * (double)layer_parameters(m) / tp + (double)m->hidden_size;
         double weight = s->precision.recipe == RECIPE_FP32 ? 4 : s->precision.recipe == RECIPE_BF16 ? 2 : 2 + 2.125; /* BF16, two FP8 forms with scales */
         double moment = s->precision.moments == JOB_DTYPE_BF16 ? 2 : 4, state, workspace;
         bool first = stage == 0, last = stage == s->parallel.pp - 1;
