@@ -31,6 +31,17 @@ void core_text(char *dst, size_t size, const char *src) {
         dst[n] = 0;
 }
 
+/* So that "rank 5 on node-2" can stand before it. */
+void core_cause(char *dst, size_t size, const Fp8ctl__V1__RankExited *m) {
+        char said[TEXT_MAX_LEN - 8];
+
+        core_text(said, sizeof(said), m->cause);
+        if (m->oom)
+                snprintf(dst, size, "was killed by the kernel: out of memory");
+        else
+                snprintf(dst, size, "%s%s", strncmp(said, "killed", 6) == 0 ? "was " : "", said);
+}
+
 char *core_strdup(const char *src, size_t max) {
         size_t n = src ? strnlen(src, max - 1) : 0;
         char *s = malloc(n + 1);
@@ -349,11 +360,7 @@ static void on_exited(struct controller *c, struct session *s, const Fp8ctl__V1_
                 core_drop(c, DROP_JOB, "rank_exited");
                 return;
         }
-        core_text(why, sizeof(why), m->cause);
-        if (m->oom)
-                core_text(why, sizeof(why), "was killed by the kernel: out of memory");
-        else if (strncmp(why, "killed", 6) == 0)
-                memmove(why + 4, why, strnlen(why, sizeof(why) - 5) + 1), memcpy(why, "was ", 4);
+        core_cause(why, sizeof(why), m);
         r = &j->ranks[m->rank];
         if (job_placed(j) && r->incarnation == m->incarnation && r->node == s->node && r->state != RANK_LOST) {
                 if (m->reaped)

@@ -260,6 +260,7 @@ struct controller {
 /* text.c-like helpers (controller.c) */
 void core_text(char *dst, size_t size, const char *src);               /* bounded copy, control characters blanked; NULL is "" */
 char *core_strdup(const char *src, size_t max);                        /* as above; never NULL for a string within memory */
+void core_cause(char *dst, size_t size, const Fp8ctl__V1__RankExited *m);
 uint64_t core_now(const struct controller *c);
 void core_drop(struct controller *c, enum drop_kind why, const char *what);
 void core_persist(struct controller *c, enum store_op_kind kind, const char *key, const void *value, size_t len);

@@ -170,6 +170,16 @@ send:
         node_send(c, n, &m);
 }
 
+/* What a node said about its replica memory is void: it is lost, or it says hello again and may have been through a boot. */
+static void forget_generations(struct job *j, const struct node *n) {
+        size_t kept = 0;
+
+        for (size_t i = 0; i < j->n_generations; i++)
+                if (j->generations[i].node != n)
+                        j->generations[kept++] = j->generations[i];
+        j->n_generations = kept;
+}
+
 static void send_plan(struct controller *c, struct job *j, struct node *only) {
         Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
         Fp8ctl__V1__RankPlan plan = FP8CTL__V1__RANK_PLAN__INIT;
@@ -427,6 +437,7 @@ void recovery_node_lost(struct controller *c, struct job *j, struct node *n) {
         for (size_t i = 0; i < j->n_inventory_wait; i++)
                 if (j->inventory_wait[i] == n)
                         j->inventory_wait[i--] = j->inventory_wait[--j->n_inventory_wait];
+        forget_generations(j, n);
         snprintf(cause, sizeof(cause), "node %.100s was lost with %d ranks", n->name, lost);
         act(c, j, cause, cause, true, false, 0);
         if (job_placed(j))
@@ -710,7 +721,7 @@ static void hello_gone(struct controller *c, struct job *j, uint32_t i, const Fp
         struct rank *r = &j->ranks[i];
 
         if (st && st->exited && st->exited->cause && st->exited->cause[0]) {
-                core_text(res->why, sizeof(res->why), st->exited->cause);
+                core_cause(res->why, sizeof(res->why), st->exited);
                 res->count = res->count || j->rec != REC_FENCE || r->start_epoch == j->epoch;
         } else {
                 snprintf(res->why, sizeof(res->why), "%s", st ? "died" : r->state == RANK_STARTED ? "was never started there" : "is gone: its worker came back without it");
@@ -788,6 +799,7 @@ void recovery_hello(struct controller *c, struct job *j, struct node *n, const F
         if (j->rec == REC_FENCE) {
                 if (res.abort_needed)
                         send_abort(c, j, n, "an epoch began while the stream was away");
+                forget_generations(j, n);
                 if (!j->start_is_new)
                         ask_inventory(c, j, n);
         }

@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "daemon/core/scheduler.h"
+
+#include <errno.h>
+
+#include "base/cleanup.h"
+#include "tests/test.h"
+
+enum { NODES = 6, DEVICES = 4 };
+
+struct cluster {
+        struct sched_device devices[NODES][DEVICES];
+        struct sched_node nodes[NODES];
+};
+
+static void cluster_init(struct cluster *c) {
+        static const char *const names[NODES] = { "a", "b", "c", "d", "e", "f" };
+
+        for (int i = 0; i < NODES; i++) {
+                for (uint32_t k = 0; k < DEVICES; k++)
+                        c->devices[i][k] = (struct sched_device){ .index = k, .state = SCHED_FREE, .memory_bytes = 100, .kind = 1 };
+                c->nodes[i] = (struct sched_node){ .name = names[i], .devices = c->devices[i], .n_devices = DEVICES };
+        }
+}
+
+static void check_placement(const struct cluster *c, const struct sched_want *w, const struct sched_slot *s) {
+        int used[NODES][DEVICES] = { { 0 } };
+
+        for (int r = 0; r < w->tp * w->pp * w->dp; r++) {
+                CU_ASSERT_FATAL(s[r].node >= 0 && s[r].node < NODES && s[r].device < DEVICES);
+                CU_ASSERT_EQUAL(used[s[r].node][s[r].device]++, 0);
+                CU_ASSERT_EQUAL(c->devices[s[r].node][s[r].device].state, SCHED_FREE);
+                if (r % w->tp) {
+                        CU_ASSERT_EQUAL(s[r].node, s[r - 1].node);
+                        CU_ASSERT_EQUAL(s[r].device, s[r - 1].device + 1);
+                }
+        }
+}
+
+TEST(random_clusters_keep_the_rules_and_fit_when_something_fits) {
+        unsigned seed = 1;
+
+        for (int round = 0; round < 3000; round++) {
+                struct cluster c;
+                struct sched_want w = { .tp = 1 << rand_r(&seed) % 3, .pp = 1 + rand_r(&seed) % 3, .dp = 1 + rand_r(&seed) % 3, .bytes_per_rank = 50 };
+                struct sched_slot s[64], prefer[64];
+                int rows = 0, r;
+
+                cluster_init(&c);
+                for (int i = 0; i < NODES; i++)
+                        for (int k = 0; k < DEVICES; k++)
+                                c.devices[i][k].state = rand_r(&seed) % 3 ? SCHED_FREE : SCHED_BUSY;
+                for (int i = 0; i < 64; i++)
+                        prefer[i] = (struct sched_slot){ .node = (int)(rand_r(&seed) % (NODES + 1)) - 1, .device = (uint32_t)rand_r(&seed) % DEVICES };
+                if (rand_r(&seed) % 2)
+                        w.prefer = prefer;
+                /* How many groups fit, counted apart: runs of free devices, cut from the left. */
+                for (int i = 0; i < NODES; i++) {
+                        int run = 0;
+
+                        for (int k = 0; k < DEVICES; k++) {
+                                run = c.devices[i][k].state == SCHED_FREE ? run + 1 : 0;
+                                if (run == w.tp) {
+                                        rows++;
+                                        run = 0;
+                                }
+                        }
+                }
+                r = scheduler_place(c.nodes, NODES, &w, s);
+                CU_ASSERT_EQUAL(r, rows >= w.pp * w.dp ? 0 : -ENOSPC);
+                if (r == 0)
+                        check_placement(&c, &w, s);
+        }
+}
+
+TEST(a_restarted_job_stays_where_it_was) {
+        struct cluster c;
+        struct sched_slot was[4] = { { 3, 2 }, { 3, 3 }, { 1, 0 }, { 1, 1 } }, s[4];
+        struct sched_want w = { .tp = 2, .pp = 1, .dp = 2, .prefer = was };
+
+        cluster_init(&c);
+        CU_ASSERT_EQUAL_FATAL(scheduler_place(c.nodes, NODES, &w, s), 0);
+        for (int i = 0; i < 4; i++)
+                CU_ASSERT(s[i].node == was[i].node && s[i].device == was[i].device);
+}
+
+TEST(survivors_are_pinned_and_lost_groups_move) {
+        struct cluster c;
+        struct sched_slot pinned[4] = { { 3, 2 }, { 3, 3 }, { -1, 0 }, { -1, 0 } }, s[4];
+        struct sched_want w = { .tp = 2, .pp = 1, .dp = 2, .prefer = pinned, .pinned = pinned };
+
+        cluster_init(&c);
+        c.devices[3][2].state = c.devices[3][3].state = SCHED_BUSY; /* its own ranks */
+        for (int k = 0; k < DEVICES; k++)
+                c.devices[1][k].state = SCHED_GONE;
+        CU_ASSERT_EQUAL_FATAL(scheduler_place(c.nodes, NODES, &w, s), 0);
+        CU_ASSERT(s[0].node == 3 && s[0].device == 2 && s[1].node == 3 && s[1].device == 3);
+        CU_ASSERT(s[2].node != 1 && s[2].node == s[3].node && s[3].device == s[2].device + 1);
+}
+
+TEST(too_little_memory_is_no_place) {
+        struct cluster c;
+        struct sched_slot s[1];
+        struct sched_want w = { .tp = 1, .pp = 1, .dp = 1, .bytes_per_rank = 101 };
+
+        cluster_init(&c);
+        CU_ASSERT_EQUAL(scheduler_place(c.nodes, NODES, &w, s), -ENOSPC);
+        w.bytes_per_rank = 100;
+        CU_ASSERT_EQUAL(scheduler_place(c.nodes, NODES, &w, s), 0);
+}
+
+/* Small jobs come for ever; the large one that came first starts as soon as the running ones end. */
+TEST(backfill_never_starves_the_head) {
+        struct cluster c;
+        struct sched_slot a[32], b[4], *ret[2] = { a, b };
+        struct sched_want w[2] = { { .tp = 2, .pp = 1, .dp = 10 }, { .tp = 2, .pp = 1, .dp = 1 } };
+        int until[NODES][DEVICES] = { { 0 } }, started = -1;
+        bool placed[2];
+
+        cluster_init(&c);
+        for (int i = 0; i < NODES; i++)
+                for (int k = 0; k < DEVICES; k++)
+                        if (i < 4) {
+                                c.devices[i][k].state = SCHED_BUSY;
+                                until[i][k] = 5 + 3 * i;
+                        }
+        for (int t = 0; t < 40 && started < 0; t++) {
+                for (int i = 0; i < NODES; i++)
+                        for (int k = 0; k < DEVICES; k++)
+                                if (c.devices[i][k].state == SCHED_BUSY && t >= until[i][k])
+                                        c.devices[i][k].state = SCHED_FREE;
+                CU_ASSERT_EQUAL_FATAL(scheduler_queue(c.nodes, NODES, w, 2, ret, placed), 0);
+                if (placed[0])
+                        started = t;
+                if (placed[1] && !placed[0])
+                        for (int r = 0; r < 2; r++) {
+                                c.devices[b[r].node][b[r].device].state = SCHED_BUSY;
+                                until[b[r].node][b[r].device] = t + 1000; /* would never end */
+                        }
+        }
+        CU_ASSERT(started >= 0 && started <= 14);
+}
+
+TEST(too_large_a_job_blocks_nobody) {
+        struct cluster c;
+        struct sched_slot a[64], b[4], *ret[2] = { a, b };
+        struct sched_want w[2] = { { .tp = 4, .pp = 1, .dp = 7 }, { .tp = 2, .pp = 1, .dp = 1 } };
+        bool placed[2];
+
+        cluster_init(&c);
+        CU_ASSERT_EQUAL(scheduler_queue(c.nodes, NODES, w, 2, ret, placed), 0);
+        CU_ASSERT(!placed[0] && placed[1]);
+}
+
+TEST_MAIN("scheduler")
