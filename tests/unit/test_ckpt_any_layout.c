@@ -199,7 +199,7 @@ TEST(a_lost_shard_is_a_hole_that_is_named) {
         struct layout two = { 2, 1, 1 };
         struct shard_tensor t[PER_RANK_MOST];
         size_t n = rank_tensors((struct layout){ 1, 1, 1 }, 0, t);
-        _cleanup_free_ char *text = NULL, *path = NULL;
+        _cleanup_free_ char *text = NULL;
         struct checkpoint_manifest *m = NULL;
         struct error e = { 0 };
         struct prepared p;
