@@ -61,6 +61,7 @@ struct keeper {
         enum { KEEP, STOP_WORKERS, STOP_CONTROLLER, STOP_SPAWNERS } phase;
         uint64_t deadline_ns; /* of the phase */
         bool killed;          /* SIGKILL was sent in this phase */
+        bool workers_killed;  /* their spawners will not end by themselves */
 };
 
 static int pidfd_open_(pid_t pid) {
@@ -189,6 +190,16 @@ static void exec_daemon(struct keeper *k, const struct kept *kp, int log_fd) {
         _exit(127);
 }
 
+/* Makes the table by which base/file.h's reader finds its way in a log that another process appends to. */
+static int prepare_log(const char *path, struct error *e) {
+        struct rotated_log *l;
+        int r = rotated_log_open(path, LOG_MAX_BYTES, &l, e);
+
+        if (r >= 0)
+                rotated_log_free(l);
+        return r;
+}
+
 static int start(struct kept *kp, struct error *e) {
         struct keeper *k = kp->keeper;
         _cleanup_free_ char *log_path = local_log_path(k->home, kp->d->name), *dir = file_path("%s/nodes/%s", k->home, kp->d->name);
@@ -204,6 +215,9 @@ static int start(struct kept *kp, struct error *e) {
                 if (r < 0)
                         return r;
         }
+        r = prepare_log(log_path, e);
+        if (r < 0)
+                return r;
         log_fd = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
         if (log_fd < 0)
                 return error_errno(e, errno, "%s", log_path);
@@ -299,7 +313,7 @@ static void on_stop_timer(void *arg) {
                 enter(k, STOP_CONTROLLER, CONTROLLER_GRACE_MS);
                 signal_all(k, true, SIGTERM);
         } else if (left == 0 && k->phase == STOP_CONTROLLER)
-                enter(k, STOP_SPAWNERS, k->killed ? 0 : SPAWNER_GRACE_MS);
+                enter(k, STOP_SPAWNERS, k->workers_killed ? 0 : SPAWNER_GRACE_MS);
         else if (left == 0) {
                 loop_stop(k->loop, 0);
                 return;
@@ -307,6 +321,7 @@ static void on_stop_timer(void *arg) {
                 log_warning("%zu %s did not end in time: SIGKILL", left,
                             k->phase == STOP_WORKERS ? "workers" : k->phase == STOP_CONTROLLER ? "controller" : "spawners");
                 k->killed = true;
+                k->workers_killed |= k->phase == STOP_WORKERS;
                 if (k->phase == STOP_SPAWNERS)
                         signal_spawners(k, SIGKILL);
                 else
@@ -336,16 +351,21 @@ static void begin_stop(struct keeper *k, bool now) {
 
 /* The daemons hold their log files open, so the oldest part is copied away and the file cut (as logrotate's copytruncate does). */
 static void bound_log(const char *path) {
-        _cleanup_free_ char *old = file_path("%s.old", path), *text = NULL;
+        _cleanup_free_ char *old = file_path("%s.1", path), *table = file_path("%s.offset", path), *text = NULL;
+        struct error e = { 0 };
         struct stat st;
         size_t len;
 
-        if (!old || stat(path, &st) < 0 || st.st_size <= LOG_MAX_BYTES)
+        if (!old || !table || stat(path, &st) < 0 || st.st_size <= LOG_MAX_BYTES)
                 return;
         if (file_read(path, (size_t)2 * LOG_MAX_BYTES, &text, &len, NULL) == 0)
                 file_write_atomic(old, text, len, 0600, NULL);
         if (truncate(path, 0) < 0)
                 log_warning("%s: %s", path, strerror(errno));
+        /* The table told where the bytes of before began: made anew, it counts from the older file's first byte. */
+        unlink(table);
+        if (prepare_log(path, &e) < 0)
+                log_warning("%s", e.text);
 }
 
 static void on_log_timer(void *arg) {
