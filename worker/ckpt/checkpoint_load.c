@@ -71,7 +71,7 @@ static int check_digest(const char *folder, const struct manifest_shard *s, cons
 
 int checkpoint_verify(const char *folder, const struct checkpoint_manifest *m, struct error *e) {
         for (size_t i = 0; i < m->n_shards; i++) {
-                void *data;
+                void *data = NULL;
                 int r = map_file(folder, &m->shards[i], &data, e);
 
                 if (r < 0)

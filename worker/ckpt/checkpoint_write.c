@@ -151,8 +151,10 @@ static int make_room(struct checkpoint_write *w, size_t len, struct error *e) {
         if (w->copy && w->mapped >= mapped)
                 return 0;
         p = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (p == MAP_FAILED)
-                return error_set(e, -ENOMEM, "shard: no memory for a copy of %zu bytes", len);
+        if (p == MAP_FAILED) {
+                error_set(e, -ENOMEM, "shard: no memory for a copy of %zu bytes", len);
+                return -ENOMEM;
+        }
         if (w->copy)
                 (void)munmap(w->copy, w->mapped);
         w->copy = p;
@@ -187,8 +189,10 @@ int checkpoint_write_start(const char *folder, int rank, int n_ranks, const void
 
         if (rank < 0 || rank >= n_ranks || len == 0)
                 return error_set(e, -EINVAL, "shard of rank %d of %d, %zu bytes: expected a rank and something to write", rank, n_ranks, len);
-        if (!w)
-                w = fresh = calloc(1, sizeof(*w));
+        if (!w) {
+                fresh = calloc(1, sizeof(*fresh));
+                w = fresh;
+        }
         new_folder = strdup(folder);
         new_file = file_path("shard-%05d-of-%05d.safetensors", rank, n_ranks);
         if (!w || !new_folder || !new_file)
@@ -209,8 +213,8 @@ int checkpoint_write_start(const char *folder, int rank, int n_ranks, const void
         r = start_thread(w, write_thread, e);
         if (r < 0)
                 return r;
+        (void)STEAL_PTR(fresh); /* when there was none before, it is *ret now */
         *ret = w;
-        fresh = NULL;
         return 0;
 }
 

@@ -37,7 +37,7 @@ static bool plain_file_name(const char *s) {
 
 static int parse_shard(const json_t *j, struct manifest_shard *s, struct error *e) {
         const char *file = json_string_value(json_object_get(j, "file")), *digest = json_string_value(json_object_get(j, "digest"));
-        uint64_t rank;
+        uint64_t rank = 0;
         int r;
 
         if (!file || !plain_file_name(file))
@@ -83,7 +83,7 @@ static int check_twice(const struct checkpoint_manifest *m, struct error *e) {
 
 static int parse_head(const json_t *root, struct checkpoint_manifest *m, struct error *e) {
         const char *format = json_string_value(json_object_get(root, "format")), *layout = json_string_value(json_object_get(root, "layout"));
-        uint64_t version, attempt;
+        uint64_t version = 0, attempt = 0;
         int r;
 
         if (!format || strcmp(format, "fp8ctl-checkpoint") != 0)

@@ -229,7 +229,7 @@ static int write_header(const struct shard_layout *l, const char *state, uint8_t
                         *p++ = '\\';
                 *p++ = (uint8_t)state[i];
         }
-        memcpy(p, "\"}}", 3);
+        memcpy(p, "\"}}", 3); // NOLINT(bugprone-not-null-terminated-result): a length stands before the text
         p += 3;
         memset(p, ' ', (size_t)(image + 8 + l->header_len - p));
         return 0;

@@ -204,8 +204,10 @@ static int cut_make(struct comm *c, struct cut *x, size_t count, const size_t *c
         size_t n = (size_t)c->n, at = 0;
 
         x->counts = calloc(3 * n, sizeof(size_t));
-        if (!x->counts)
-                return comm_mesh_fail(c->mesh, -ENOMEM, -1, e, "out of memory");
+        if (!x->counts) {
+                comm_mesh_fail(c->mesh, -ENOMEM, -1, e, "out of memory");
+                return -ENOMEM;
+        }
         x->offsets = x->counts + n;
         x->sizes = x->offsets + n;
         for (int i = 0; i < c->n; i++) {

@@ -80,7 +80,11 @@ static int listen_tcp(const char *host, int *ret, int *ret_port, struct error *e
         const struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE };
         struct addrinfo *found = NULL;
         _cleanup_close_ int fd = -1;
-        struct sockaddr_storage bound;
+        union {
+                struct sockaddr any;
+                struct sockaddr_in v4;
+                struct sockaddr_in6 v6;
+        } bound = { .v6 = { 0 } };
         socklen_t len = sizeof(bound);
         int r = getaddrinfo(host, "0", &hints, &found);
 
@@ -88,13 +92,13 @@ static int listen_tcp(const char *host, int *ret, int *ret_port, struct error *e
                 return error_set(e, -EADDRNOTAVAIL, "cannot resolve %s: %s", host, gai_strerror(r));
         fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         r = fd < 0 || bind(fd, found->ai_addr, found->ai_addrlen) < 0 || listen(fd, SOMAXCONN) < 0 ||
-                            getsockname(fd, (struct sockaddr *)&bound, &len) < 0
+                            getsockname(fd, &bound.any, &len) < 0
                     ? errno
                     : 0;
         freeaddrinfo(found);
         if (r)
                 return error_errno(e, r, "cannot listen on %s", host);
-        *ret_port = ntohs(bound.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&bound)->sin6_port : ((struct sockaddr_in *)&bound)->sin_port);
+        *ret_port = ntohs(bound.any.sa_family == AF_INET6 ? bound.v6.sin6_port : bound.v4.sin_port);
         *ret = STEAL_FD(fd);
         return 0;
 }

@@ -381,8 +381,10 @@ int comm_mesh_build(struct comm_mesh *m, struct comm_listener *l, struct error *
         b.in = calloc(b.max_in, sizeof(*b.in));
         b.polls = calloc(2 * n + b.max_in + 3, sizeof(*b.polls));
         b.polled = calloc(2 * n + b.max_in + 3, sizeof(*b.polled));
-        if (!b.out || !b.in || !b.polls || !b.polled)
-                r = error_set(e, -ENOMEM, "mesh of %zu ranks: out of memory", n);
+        if (!b.out || !b.in || !b.polls || !b.polled) {
+                error_set(e, -ENOMEM, "mesh of %zu ranks: out of memory", n);
+                r = -ENOMEM;
+        }
         for (size_t i = 0; b.out && i < n; i++)
                 b.out[i] = (struct link){ .fd = -1, .peer = (int)i };
         while (r == 0 && b.missing > 0) {
