@@ -40,7 +40,7 @@ static json_t *groups_json(const struct job_spec *s) {
 
 /* NULL: a text that is not set, or no memory. */
 static json_t *value_json(const struct job_key *k, const struct job_spec *s) {
-        const char *p = (const char *)s + k->offset;
+        const void *p = (const char *)s + k->offset;
 
         switch (k->type) {
         case KEY_INT:
@@ -75,7 +75,8 @@ static int digits_needed(const struct job_spec *s) {
 
         for (size_t i = 0; i < job_keys_n; i++)
                 for (; job_keys[i].type == KEY_F64 && digits < 17; digits++) {
-                        double v = *(const double *)((const char *)s + job_keys[i].offset);
+                        const void *at = (const char *)s + job_keys[i].offset;
+                        double v = *(const double *)at;
 
                         snprintf(text, sizeof(text), "%.*g", digits, v);
                         if (strtod(text, NULL) == v)

@@ -174,9 +174,10 @@ static int read_config(struct job_parse *p, struct model_config *ret) {
                 return job_refuse(&p->src, line, "model.config", "a path", p->e, "the values themselves: files are read where the job is submitted");
         r = file_read(path, CONFIG_MAX, &text, &len, p->e);
         if (r < 0) {
-                error_prefix(p->e, "%s:%d: key 'model.config'", p->src.file, line);
-                if (p->e)
+                if (p->e) {
+                        error_prefix(p->e, "%s:%d: key 'model.config'", p->src.file, line);
                         p->e->code = -EINVAL; /* what is wrong is the job file */
+                }
                 return -EINVAL;
         }
         return model_config_from_json(text, len, path, ret, p->e);

@@ -158,7 +158,7 @@ int model_config_to_json(const struct model_config *m, char **ret, struct error 
 
         for (size_t i = 0; i < job_keys_n && r == 0; i++) {
                 const struct job_key *k = &job_keys[i];
-                const char *p = (const char *)&s + k->offset;
+                const void *p = (const char *)&s + k->offset;
 
                 if (!is_model_value(k))
                         continue;
