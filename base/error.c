@@ -12,7 +12,7 @@ static void keep_one_line(char *s) {
 }
 
 int error_setv(struct error *e, int code, const char *fmt, va_list ap) {
-        char text[sizeof(e->text)];
+        char text[ERROR_TEXT_SIZE];
 
         if (!e)
                 return code;
@@ -35,7 +35,7 @@ int error_set(struct error *e, int code, const char *fmt, ...) {
 
 int error_errno(struct error *e, int errnum, const char *fmt, ...) {
         const char *why = strerrordesc_np(errnum);
-        char text[sizeof(e->text)];
+        char text[ERROR_TEXT_SIZE];
         va_list ap;
 
         va_start(ap, fmt);
@@ -45,7 +45,7 @@ int error_errno(struct error *e, int errnum, const char *fmt, ...) {
 }
 
 int error_prefix(struct error *e, const char *fmt, ...) {
-        char prefix[sizeof(e->text)];
+        char prefix[ERROR_TEXT_SIZE];
         va_list ap;
 
         if (!e)

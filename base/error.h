@@ -9,9 +9,11 @@
  */
 #include <stdarg.h>
 
+#define ERROR_TEXT_SIZE 1024
+
 struct error {
         int code;        /* negative errno, 0 when nothing failed */
-        char text[1024]; /* one line, no newline at its end */
+        char text[ERROR_TEXT_SIZE]; /* one line, no newline at its end */
 };
 
 /* Sets code and text; returns code, so that a failing path reads `return error_set(e, -EINVAL, ...)`. */
