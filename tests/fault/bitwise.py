@@ -75,7 +75,7 @@ def case_pair(c, want):
 
 
 def case_controller(c, want):
-    job = submit(c, "controller")
+    job = submit(c, "controller", "--set", "test.slow_ms=40")
     c.wait_step(job, 10)
     pid = c.daemon_pid("fp8d")
     os.kill(pid, signal.SIGKILL)
@@ -92,7 +92,7 @@ def case_controller(c, want):
 
 
 def case_worker(c, want):
-    job = submit(c, "worker")
+    job = submit(c, "worker", "--set", "test.slow_ms=40")
     c.wait_step(job, 10)
     before = c.pids(job)
     os.kill(c.daemon_pid("node-1"), signal.SIGKILL)

@@ -11,6 +11,12 @@ JOB = os.path.join(ROOT, "tests/fault/job.yaml")
 TENSOR = "model.layers.1.mlp.up_proj.weight"
 
 
+def storm(c, name, steps):
+    return c.submit(JOB, "--set", "train.steps=40", "--set", f"checkpoint.dir={c.home}/ckpt-{name}", "--set", "test.overflow_step=23",
+                    "--set", f"test.overflow_steps={steps}", "--set", "precision.max_consecutive_skips=3", "--set", "test.overflow_rank=2",
+                    "--set", f"test.overflow_tensor={TENSOR}")
+
+
 def main():
     with Cluster(sys.argv[1], nodes=4, devices=2, test_hooks=True) as c:
         job = c.submit(JOB, "--set", "train.steps=14", "--set", f"checkpoint.dir={c.home}/ckpt", "--set", "test.overflow_step=9",
@@ -30,15 +36,21 @@ def main():
         if len(events) != 1 or TENSOR not in events[0]["text"] or "rank 1" not in events[0]["text"]:
             raise Failure(f"events: found {[e['text'] for e in events]}, expected one that names rank 1 and {TENSOR}")
         print("ok  overflow:", events[0]["text"])
-        # A storm of them: rollback to the last commit and past the batches, then stop with the reason.
-        job = c.submit(JOB, "--set", "train.steps=40", "--set", f"checkpoint.dir={c.home}/ckpt2", "--set", "test.overflow_step=23",
-                       "--set", "test.overflow_steps=8", "--set", "precision.max_consecutive_skips=3", "--set", "test.overflow_rank=2",
-                       "--set", f"test.overflow_tensor={TENSOR}")
+        # As many in a row as the job allows: back to the last commit, past those batches, and on to the end.
+        job = storm(c, "passed", 3)
         j = c.wait_done(job)
         kinds = [e["kind"] for e in c.events(job)["events"]]
         if "rollback" not in kinds:
             raise Failure(f"a storm of overflows: found events {kinds}, expected a rollback")
-        print("ok  storm: rolled back and finished with", j["skipped_steps"], "steps skipped")
+        rows = c.final(job)
+        if sorted(rows) != list(range(1, 41)) or any(rows[s]["skipped"] for s in rows):
+            raise Failure(f"after the rollback: skipped {[s for s in rows if rows[s]['skipped']]}, {len(rows)} steps; expected 40 steps, none of them skipped")
+        print("ok  storm passed: rolled back, went past the batches, finished")
+        # More than that: the second time it stops, with the reason.
+        j = c.wait_done(storm(c, "endless", 20), state="FAILED")
+        if TENSOR not in j["failure"]:
+            raise Failure(f"a storm without end: failure {j['failure']!r}, expected it to name {TENSOR}")
+        print("ok  storm without end:", j["failure"])
     with Cluster(sys.argv[1], nodes=4, devices=2) as c:
         p = c.ctl("submit", JOB, "--set", "test.overflow_step=9", check=False)
         if p.returncode != 2 or "test" not in p.stderr:
