@@ -362,10 +362,12 @@ static void on_exited(struct controller *c, struct session *s, const Fp8ctl__V1_
         }
         core_cause(why, sizeof(why), m);
         r = &j->ranks[m->rank];
+        if (m->reaped && r->zombie == m->incarnation)
+                r->zombie = 0;
         if (job_placed(j) && r->incarnation == m->incarnation && r->node == s->node && r->state != RANK_LOST) {
                 if (m->reaped)
                         node_free_device(c, s->node, j->id, m->incarnation);
-                recovery_rank_lost(c, j, m->rank, m->reaped && why[0] ? why : "died", m->reaped, true);
+                recovery_rank_lost(c, j, m->rank, m->reaped && why[0] ? why : "died", m->reaped ? LOST_REAPED : LOST_DYING, true);
                 return;
         }
         if (m->reaped) {

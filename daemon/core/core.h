@@ -80,6 +80,8 @@ struct rank {
         bool start_pending;       /* StartRanks not sent yet: its node has no stream */
         bool suspect;             /* a peer said it is gone, or it said so itself */
         char *endpoint, *fingerprint;
+        struct node *zombie_node; /* reported dead there and not yet reaped: zombie is its incarnation */
+        uint64_t zombie;
 };
 
 /* What a holder of replica memory said it has. */
@@ -184,6 +186,7 @@ struct job {
         char stop_reason[TEXT_MAX_LEN];
         uint64_t stop_deadline;
         bool stop_now;
+        uint64_t zombie_deadline;   /* the dead that are not reaped by then are killed */
         uint64_t release_deadline;  /* ended: ranks that are still there then are killed */
 
         /* checkpoints */
@@ -354,7 +357,8 @@ void rank_set(struct controller *c, struct rank *r, enum rank_state s);
 /* recovery.c: thresholds are at its top */
 extern const struct table recovery_table;
 void recovery_begin(struct controller *c, struct job *j); /* placed: epoch + 1, all ranks started */
-void recovery_rank_lost(struct controller *c, struct job *j, uint32_t rank, const char *cause, bool final, bool count);
+enum lost_how { LOST_KILL /* must be made sure of */, LOST_DYING /* its worker saw it die */, LOST_REAPED };
+void recovery_rank_lost(struct controller *c, struct job *j, uint32_t rank, const char *why, enum lost_how how, bool count);
 void recovery_node_lost(struct controller *c, struct job *j, struct node *n);
 void recovery_again(struct controller *c, struct job *j, const char *cause, bool count); /* a new round with every rank alive */
 void recovery_fault(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__RankFault *m);
@@ -365,6 +369,7 @@ void recovery_hello(struct controller *c, struct job *j, struct node *n, const F
 void recovery_new_step(struct controller *c, struct job *j);
 void recovery_end(struct controller *c, struct job *j);    /* no live epoch any more */
 void recovery_tick(struct controller *c, struct job *j, uint64_t now);
+void recovery_kill_zombies(struct controller *c, struct job *j);
 void recovery_free(struct job *j);
 
 /* restore.c: what is loaded (pure over what the job knows) */

@@ -611,6 +611,8 @@ void job_tick(struct controller *c, struct job *j, uint64_t now) {
         }
         if (j->final_retry_at && now >= j->final_retry_at)
                 retry_last_save(c, j, now);
+        if (j->zombie_deadline && now >= j->zombie_deadline)
+                recovery_kill_zombies(c, j);
         if (j->release_deadline && now >= j->release_deadline)
                 release_late(c, j);
         if (job_placed(j))
@@ -625,7 +627,7 @@ static uint64_t sooner(uint64_t a, uint64_t b) {
 uint64_t job_next_deadline(const struct job *j) {
         uint64_t d = sooner(j->stop_deadline, j->final_retry_at);
 
-        d = sooner(d, j->release_deadline);
+        d = sooner(sooner(d, j->release_deadline), j->zombie_deadline);
         d = sooner(d, job_placed(j) ? j->rec_deadline : 0);
         return sooner(d, save_next_deadline(j));
 }

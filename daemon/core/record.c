@@ -166,6 +166,7 @@ void record_put_job(struct controller *c, struct job *j) {
         rec.stop_kind = (uint32_t)j->stop_kind;
         rec.stop_reason = j->stop_reason;
         rec.replan_step = j->replan_step;
+        rec.first_run_unix_ms = j->first_run_ms;
         snprintf(key, sizeof(key), "job/%" PRIu64, j->id);
         put_message(c, key, &rec.base);
         job_message_free(&m);
@@ -192,8 +193,6 @@ static void load_progress(struct job *j, const Fp8ctl__V1__Job *m) {
         j->submitted_ms = m->submitted_unix_ms;
         j->started_ms = m->started_unix_ms;
         j->ended_ms = m->ended_unix_ms;
-        if (m->wall_s > 0)
-                j->first_run_ms = j->started_ms;
 }
 
 static int load_ranks(struct controller *c, struct job *j, const Fp8ctl__V1__Plan *plan, struct error *e) {
@@ -277,6 +276,7 @@ static int load_job(struct controller *c, const void *value, size_t len, struct 
         j->stop_kind = rec->stop_kind <= STOP_REQUEUE ? (int)rec->stop_kind : STOP_NONE;
         core_text(j->stop_reason, sizeof(j->stop_reason), rec->stop_reason);
         j->replan_step = rec->replan_step;
+        j->first_run_ms = rec->first_run_unix_ms;
         j->from_checkpoint = core_strdup(rec->from_checkpoint, 4096);
         j->data_digest = core_strdup(rec->data_digest, 64);
         r = rec->job->plan ? load_ranks(c, j, rec->job->plan, e) : 0;

@@ -25,6 +25,7 @@
 #define PARK_TIMEOUT_MS 5000u      /* a survivor that has not parked is killed and replaced: NCCL's abort may hang (FAULTS.md) */
 #define INVENTORY_TIMEOUT_MS 5000u /* then what is known decides */
 #define PEER_GRACE_MS 2000u        /* a lost peer's own worker has so long to say what happened */
+#define ZOMBIE_MS 5000u            /* a rank whose death was seen and that is not reaped is killed */
 #define GENERATIONS_PER_RANK 4u    /* told by one node for one rank, at most */
 #define LOOK_AGAIN_MS 1000u        /* deadlines that wait for a node's stream are looked at again */
 
@@ -398,20 +399,26 @@ static void act(struct controller *c, struct job *j, const char *cause, const ch
                   cause, j->epoch, j->inc.survivors, j->inc.replaced);
 }
 
-static void mark_lost(struct controller *c, struct job *j, uint32_t i, const char *why, const char *kind) {
+static void mark_lost(struct controller *c, struct job *j, uint32_t i, const char *why, enum lost_how how) {
         struct rank *r = &j->ranks[i];
 
-        event_add(c, &(struct event_of){ .job = j, .node = r->node, .rank = (int32_t)i, .severity = "warning" }, kind, "rank %u (incarnation %" PRIu64 ") on %s %s", i, r->incarnation,
+        event_add(c, &(struct event_of){ .job = j, .node = r->node, .rank = (int32_t)i, .severity = "warning" }, "rank_lost", "rank %u (incarnation %" PRIu64 ") on %s %s", i, r->incarnation,
                   r->node->name, why);
         if (r->start_pending)
                 node_free_device(c, r->node, j->id, r->incarnation);
-        else
+        else if (how == LOST_KILL)
                 node_kill_one(c, r->node, j->id, j->epoch, i, r->incarnation, why);
+        if (how == LOST_DYING) {
+                /* Killing it again now would hide from its worker what it dies of (the out-of-memory killer, say). */
+                r->zombie = r->incarnation;
+                r->zombie_node = r->node;
+                j->zombie_deadline = core_now(c) + ZOMBIE_MS * NSEC_PER_MSEC;
+        }
         r->start_pending = false;
         rank_set(c, r, RANK_LOST);
 }
 
-void recovery_rank_lost(struct controller *c, struct job *j, uint32_t i, const char *why, bool final, bool count) {
+void recovery_rank_lost(struct controller *c, struct job *j, uint32_t i, const char *why, enum lost_how how, bool count) {
         struct rank *r = &j->ranks[i];
         char cause[TEXT_MAX_LEN];
         /* Deaths of one blow count once: in a round that is still gathering only a rank started for this very round counts again. */
@@ -420,8 +427,8 @@ void recovery_rank_lost(struct controller *c, struct job *j, uint32_t i, const c
         if (r->state == RANK_LOST || r->state == RANK_NONE)
                 return;
         snprintf(cause, sizeof(cause), "rank %u (incarnation %" PRIu64 ") on %.100s %.200s", i, r->incarnation, r->node->name, why);
-        mark_lost(c, j, i, why, "rank_lost");
-        act(c, j, cause, why, final, counts, r->incarnation);
+        mark_lost(c, j, i, why, how);
+        act(c, j, cause, why, how != LOST_DYING, counts, r->incarnation);
 }
 
 void recovery_node_lost(struct controller *c, struct job *j, struct node *n) {
@@ -522,7 +529,7 @@ void recovery_fault(struct controller *c, struct job *j, struct rank *r, const F
                 job_finish(c, j, JOB_E_FAIL, text);
                 return;
         case FP8CTL__V1__RANK_FAULT__KIND__FATAL:
-                recovery_rank_lost(c, j, m->rank, said[0] ? said : "cannot go on", true, true);
+                recovery_rank_lost(c, j, m->rank, said[0] ? said : "cannot go on", LOST_KILL, true);
                 return;
         default:
                 break;
@@ -728,7 +735,7 @@ static void hello_gone(struct controller *c, struct job *j, uint32_t i, const Fp
                 res->count = res->count || r->state != RANK_STARTED;
         }
         snprintf(res->cause, sizeof(res->cause), "rank %u (incarnation %" PRIu64 ") on %.100s %.200s", i, r->incarnation, r->node->name, res->why);
-        mark_lost(c, j, i, res->why, "rank_lost");
+        mark_lost(c, j, i, res->why, LOST_KILL);
         res->lost++;
 }
 
@@ -816,6 +823,17 @@ void recovery_hello(struct controller *c, struct job *j, struct node *n, const F
 }
 
 /* ------------------------------------------------------------------ time */
+void recovery_kill_zombies(struct controller *c, struct job *j) {
+        j->zombie_deadline = 0;
+        for (int i = 0; i < j->world; i++) {
+                struct rank *r = &j->ranks[i];
+
+                if (r->zombie && r->zombie_node)
+                        node_kill_one(c, r->zombie_node, j->id, j->epoch, (uint32_t)i, r->zombie, "its death was seen, but it was not reaped");
+                r->zombie = 0;
+        }
+}
+
 /* Ranks that can be asked and did not come in time. True: the job is in a new round or over. */
 static bool late(struct controller *c, struct job *j, uint64_t now) {
         uint64_t start_ns = (uint64_t)j->spec->recovery.start_timeout_ms * NSEC_PER_MSEC;
@@ -837,7 +855,7 @@ static bool late(struct controller *c, struct job *j, uint64_t now) {
                         snprintf(why, sizeof(why), "had not loaded and met its peers within recovery.start_timeout_ms (%" PRId64 ")", j->spec->recovery.start_timeout_ms);
                 else
                         continue;
-                recovery_rank_lost(c, j, (uint32_t)i, why, true, r->state != RANK_PARKING);
+                recovery_rank_lost(c, j, (uint32_t)i, why, LOST_KILL, r->state != RANK_PARKING);
                 return true;
         }
         return false;

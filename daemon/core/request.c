@@ -552,9 +552,22 @@ static void answer_submit(struct controller *c, uint64_t request, const struct j
         job_message_free(&m);
 }
 
+/* Two jobs that write the same step folders would destroy each other's checkpoints. */
+static const struct job *other_user_of_folder(const struct controller *c, const struct job *j, bool ended) {
+        const char *dir = j->spec->checkpoint.dir;
+
+        for (size_t i = c->n_jobs; dir && dir[0] && i-- > 0;) {
+                const struct job *o = c->jobs[i];
+
+                if (o->spec->checkpoint.dir && strcmp(o->spec->checkpoint.dir, dir) == 0 && job_ended(o) == ended && (!ended || o->n_checkpoints))
+                        return o;
+        }
+        return NULL;
+}
+
 static void submit_finish(struct controller *c, struct pending *p) {
         struct job *j = p->draft;
-        const struct job *before = job_of_request(c, j->request_id);
+        const struct job *before = job_of_request(c, j->request_id), *other;
 
         if (before && may_touch(&p->who, before)) {
                 answer_submit(c, p->request, before, p);
@@ -566,6 +579,15 @@ static void submit_finish(struct controller *c, struct pending *p) {
                         free(j->data_digest);
                         j->data_digest = strdup(p->preflights[i].data_digest);
                 }
+        other = other_user_of_folder(c, j, false);
+        if (other) {
+                refuse(c, p->request, ST_INVALID, "key 'checkpoint.dir': found %.300s, where job %" PRIu64 " saves, allowed: a folder that no other running job uses", j->spec->checkpoint.dir, other->id);
+                pending_remove(c, p);
+                return;
+        }
+        other = other_user_of_folder(c, j, true);
+        if (other)
+                warn(p, "checkpoint.dir %.200s holds checkpoints of job %" PRIu64 "; those of equal step and epoch are replaced", j->spec->checkpoint.dir, other->id);
         if (p->dry_run) {
                 answer_submit(c, p->request, j, p);
                 pending_remove(c, p);

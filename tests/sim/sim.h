@@ -67,6 +67,7 @@ struct proc {
         uint32_t rank, device, world, attempt;
         uint32_t save_attempt;
         int phase, signal;
+        char ckpt[16];
         uint64_t gen; /* of the node's life */
 };
 

@@ -16,7 +16,7 @@
 
 static const char job_text[] = "{\"version\": 1, \"name\": \"sim\", \"model\": {\"preset\": \"%s\"}, \"data\": {\"path\": \"/data/text\", \"seq_len\": 32},"
                                " \"parallel\": {\"tp\": 2, \"pp\": 1, \"dp\": 2}, \"train\": {\"steps\": %d, \"micro_batch\": 1, \"global_batch\": 4},"
-                               " \"checkpoint\": {\"dir\": \"/ckpt\", \"every_steps\": 10, \"keep_last\": 2},"
+                               " \"checkpoint\": {\"dir\": \"/ckpt/%d\", \"every_steps\": 10, \"keep_last\": 2},"
                                " \"recovery\": {\"max_restarts\": -1, \"same_cause_limit\": %d, \"start_timeout_ms\": 20000, \"grace_ms\": 3000}}";
 
 static void submit(struct sim *s, int i, int limit) {
@@ -26,7 +26,7 @@ static void submit(struct sim *s, int i, int limit) {
 
         if (!s->core)
                 return;
-        snprintf(text, sizeof(text), job_text, "tiny", s->steps, limit);
+        snprintf(text, sizeof(text), job_text, "tiny", s->steps, i, limit);
         snprintf(id, sizeof(id), "request-%d", i);
         q.job_file = text;
         q.request_id = id;

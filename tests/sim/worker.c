@@ -166,6 +166,7 @@ static void on_start(struct sim *s, int node, const Fp8ctl__V1__StartRanks *m) {
 
         for (size_t i = 0; i < m->n_ranks; i++) {
                 struct proc *p = NULL;
+                const char *dir;
 
                 for (int k = 0; k < SIM_RANKS_MAX; k++) {
                         if (n->procs[k].used && !n->procs[k].dead && n->procs[k].device == m->ranks[i]->device)
@@ -177,7 +178,10 @@ static void on_start(struct sim *s, int node, const Fp8ctl__V1__StartRanks *m) {
                 if (!p)
                         abort();
                 *p = (struct proc){ .used = true, .job = m->job_id, .epoch = m->epoch, .start_epoch = m->epoch, .rank = m->ranks[i]->rank, .incarnation = m->ranks[i]->incarnation,
-                                    .device = m->ranks[i]->device, .world = (uint32_t)s->world, .phase = STARTING, .gen = n->life, .hangs = s->faults && sim_chance(s, 2) };
+                                    .device = m->ranks[i]->device, .world = (uint32_t)s->world, .phase = STARTING, 
+                                    .gen = n->life, .hangs = s->faults && sim_chance(s, 2) };
+                dir = strstr(m->job_file, "/ckpt/");
+                snprintf(p->ckpt, sizeof(p->ckpt), "%.7s", dir ? dir : "");
                 proc_after(s, node, p, 20 * MS + sim_random(s, 100 * MS), ready);
         }
 }
@@ -237,7 +241,7 @@ static void prepared(struct sim *s, struct ev *e) {
 
         if (!p || p->dead)
                 return;
-        snprintf(dir, sizeof(dir), "/ckpt/step_%08" PRIu64 ".e%" PRIu64 ".%" PRIu64, step, p->epoch, attempt);
+        snprintf(dir, sizeof(dir), "%s/step_%08" PRIu64 ".e%" PRIu64 ".%" PRIu64, p->ckpt, step, p->epoch, attempt);
         snprintf(file, sizeof(file), "shard-%05u.safetensors", p->rank);
         shard.file = file;
         shard.bytes = 1000;
