@@ -130,7 +130,7 @@ int client_call_once(struct client *c, const char *method, const ProtobufCMessag
         size_t len = protobuf_c_message_get_packed_size(request), reply_len = 0;
         _cleanup_free_ uint8_t *data = malloc(len ? len : 1), *reply = NULL;
         _cleanup_free_ char *path = file_path("%s%s", SERVICE, method);
-        struct error own;
+        struct error own = { 0 };
         ProtobufCMessage *m;
         int r;
 

@@ -239,7 +239,7 @@ static int bring_up(struct ctl *c, struct local_config *ret, struct error *e) {
         uint64_t end = clock_mono_ns() + (uint64_t)given.timeout_ms * NSEC_PER_MSEC;
         struct local_state before = { 0 };
         _cleanup_close_ int lock = -1;
-        bool running;
+        bool running = false;
         int r;
 
         r = local_check_home(c->home, given.nodes ? given.nodes : NODES_DEFAULT, e);
@@ -268,7 +268,7 @@ static int bring_up(struct ctl *c, struct local_config *ret, struct error *e) {
 }
 
 int cluster_up_run(struct ctl *c, int n, char **args) {
-        struct local_config config;
+        struct local_config config = { 0 };
         struct error e;
 
         if (c->controller) {

@@ -192,7 +192,7 @@ static int finish_globals(const struct command *cmd, struct ctl *c, struct error
 /* One table for opt_parse: the command's own options first, so that they win over global ones of the same letter. */
 static struct opt *merged_opts(const struct command *cmd, size_t *ret_n) {
         size_t own = opts_count(cmd->opts), global = opts_count(global_opts);
-        struct opt *all = calloc(own + global, sizeof(*all));
+        struct opt *all = calloc(own + global + 1, sizeof(*all));
 
         if (!all)
                 return NULL;
@@ -242,8 +242,8 @@ static int run_command(const struct command *cmd, int argc, char **argv) {
 }
 
 int ctl_main(int argc, char **argv) {
-        int at[WORDS_MAX], n, took = 0;
-        char *words[WORDS_MAX];
+        int at[WORDS_MAX] = { 0 }, n, took = 0;
+        char *words[WORDS_MAX] = { NULL };
         const struct command *cmd;
         _cleanup_free_ char **rest = calloc((size_t)argc + 1, sizeof(*rest));
         int n_rest = 0;

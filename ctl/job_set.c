@@ -70,7 +70,7 @@ static char *value_text(const char *v) {
 
         if (!needs_quotes(v))
                 return strdup(v);
-        out = p = malloc(2 * strlen(v) + 3);
+        out = p = calloc(2, strlen(v) + 2);
         if (!out)
                 return NULL;
         *p++ = '\'';

@@ -11,7 +11,7 @@
 #include "ctl/handlers.h"
 #include "ctl/job_view.h"
 
-#define READ_MAX (256u * 1024)
+#define READ_MAX ((size_t)256 * 1024)
 #define POLL_MS 300
 #define RANKS_MAX 4096
 

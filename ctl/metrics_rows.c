@@ -7,7 +7,7 @@
 #include "ctl/metrics.h"
 #include "ctl/print.h"
 
-#define LINE_MAX_BYTES (64u * 1024)
+#define LINE_MAX_BYTES ((size_t)64 * 1024)
 
 const char *const metrics_keys[] = { "step", "epoch", "loss", "loss_hex", "grad_norm", "lr", "loss_scale", "skipped", "tokens", "tokens_per_s", "ms", "memory",
                                      "val_loss", "digest", "t", NULL };

@@ -44,16 +44,18 @@ const struct opt submit_opts[] = {
 };
 
 static int read_stdin(char **ret, size_t *ret_len, struct error *e) {
-        _cleanup_free_ char *text = malloc(JOB_FILE_MAX + 2);
-        size_t len;
+        static char buffer[JOB_FILE_MAX + 2];
+        size_t len = fread(buffer, 1, JOB_FILE_MAX + 1, stdin);
+        char *text;
 
-        if (!text)
-                return error_set(e, -ENOMEM, "no memory");
-        len = fread(text, 1, JOB_FILE_MAX + 1, stdin);
         if (len > JOB_FILE_MAX)
                 return error_set(e, -EFBIG, "standard input: found more than %u bytes, allowed for a job file: %u", JOB_FILE_MAX, JOB_FILE_MAX);
+        text = malloc(len + 1);
+        if (!text)
+                return error_set(e, -ENOMEM, "no memory");
+        memcpy(text, buffer, len);
         text[len] = 0;
-        *ret = STEAL_PTR(text);
+        *ret = text;
         *ret_len = len;
         return 0;
 }
@@ -77,7 +79,7 @@ static int read_job_file(const char *path, char **ret_text, char **ret_base_dir,
         }
         if (!*ret_base_dir)
                 return error_errno(e, errno, "%s: its folder", path);
-        if (strlen(text) != len)
+        if (!text || strlen(text) != len)
                 return error_set(e, -EINVAL, "%s: found a NUL byte, expected YAML", path);
         *ret_text = STEAL_PTR(text);
         return 0;
@@ -110,7 +112,7 @@ static int make_json(const char *path, char **ret_json, struct error *e) {
                 name = file_path("name=%s", given.name);
                 r = name ? apply(&text, path, name, e) : error_set(e, -ENOMEM, "no memory");
         }
-        if (r >= 0)
+        if (r >= 0 && text)
                 r = job_spec_parse(text, strlen(text), path, base_dir, &spec, e);
         return r < 0 ? r : job_spec_to_json(spec, ret_json, e);
 }
@@ -191,7 +193,7 @@ static int send_job(struct client *cl, const char *path, char *json, Fp8ctl__V1_
         rq.from_checkpoint = from ? from : "";
         rq.user = pw ? pw->pw_name : "";
         r = client_call(cl, "Submit", &rq.base, &fp8ctl__v1__submit_reply__descriptor, SUBMIT_TIMEOUT_MS, (ProtobufCMessage **)ret, e);
-        if (r >= 0 && !(*ret)->job)
+        if (r >= 0 && (!*ret || !(*ret)->job))
                 return error_set(e, -EIO, "Submit: the controller's answer names no job");
         return r;
 }
@@ -212,6 +214,8 @@ int submit_run(struct ctl *c, int n, char **args) {
                 return ctl_usage(&e);
         if (client_new(c, &cl, &e) < 0 || send_job(cl, args[0], json, &reply, &e) < 0)
                 return ctl_fail(&e);
+        if (!reply || !reply->job)
+                return EXIT_FAILED;
         print_warnings(reply);
         if (given.dry_run || given.plan) {
                 print_dry(c, reply);

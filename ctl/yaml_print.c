@@ -68,9 +68,9 @@ static int emit(yaml_emitter_t *y, const json_t *v) {
                 snprintf(buf, sizeof(buf), "%" JSON_INTEGER_FORMAT, json_integer_value(v));
                 return emit_scalar(y, buf, YAML_PLAIN_SCALAR_STYLE);
         case JSON_REAL:
-                snprintf(buf, sizeof(buf), "%.17g", json_real_value(v));
+                snprintf(buf, sizeof(buf) - 2, "%.17g", json_real_value(v));
                 if (!strpbrk(buf, ".eE"))
-                        strcat(buf, ".0");
+                        memcpy(buf + strlen(buf), ".0", 3);
                 return emit_scalar(y, buf, YAML_PLAIN_SCALAR_STYLE);
         case JSON_TRUE:
                 return emit_scalar(y, "true", YAML_PLAIN_SCALAR_STYLE);
