@@ -93,7 +93,9 @@ void event_add(struct controller *c, const struct event_of *of, const char *kind
         c->next_event++;
         c->cluster_dirty = true;
         c->events_new = true;
-        core_log(c, strcmp(ev.severity, "error") == 0 ? 3 : strcmp(ev.severity, "warning") == 0 ? 4 : 6, "%s%s: %s", ev.job ? "" : "cluster ", kind, text);
+        if (ev.job)
+                snprintf(key, sizeof(key), "job %" PRIu64 " ", ev.job);
+        core_log(c, strcmp(ev.severity, "error") == 0 ? 3 : strcmp(ev.severity, "warning") == 0 ? 4 : 6, "%s%s: %s", ev.job ? key : "", kind, text);
 }
 
 int event_load(struct controller *c, const Fp8ctl__V1__EventRecord *r, struct error *e) {

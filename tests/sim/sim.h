@@ -127,6 +127,7 @@ void sim_free(struct sim *s);
 /* worker.c */
 void worker_boot(struct sim *s, int node);
 void worker_power_off(struct sim *s, int node);
+void worker_hello_again(struct sim *s, int node);
 void worker_connect(struct sim *s, int node);
 void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage *m);
 void worker_kill(struct sim *s, int node, struct proc *p, int signal);

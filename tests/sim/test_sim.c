@@ -106,10 +106,13 @@ static void inject(struct sim *s, struct ev *e) {
                 worker_leave(s, node);
                 if (s->nodes[node].stream && sim_chance(s, 50))
                         sim_break_stream(s, s->nodes[node].stream); /* it says hello again: it changed its mind */
-        } else if (what < 92) {
+        } else if (what < 88) {
+                sim_say(s, "%s says hello again", s->nodes[node].name);
+                worker_hello_again(s, node);
+        } else if (what < 93) {
                 p = worker_some_rank(s, &node);
                 if (p)
-                        worker_fault(s, node, p, sim_chance(s, 50) ? FP8CTL__V1__RANK_FAULT__KIND__TIMEOUT : FP8CTL__V1__RANK_FAULT__KIND__FATAL);
+                        worker_fault(s, node, p, sim_chance(s, 30) ? FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_ROLLBACK : sim_chance(s, 50) ? FP8CTL__V1__RANK_FAULT__KIND__TIMEOUT : FP8CTL__V1__RANK_FAULT__KIND__FATAL);
         } else if (what < 97) {
                 save_now(s, (int)sim_random(s, (uint64_t)s->n_jobs));
         } else if (s->n_jobs > 2) {

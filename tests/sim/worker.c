@@ -206,8 +206,9 @@ static void fault(struct sim *s, int node, struct proc *p, int kind, const char 
 }
 
 void worker_fault(struct sim *s, int node, struct proc *p, int kind) {
-        if (!p->dead && p->phase == RUNNING)
-                fault(s, node, p, kind, "injected");
+        if (p->dead || p->phase != RUNNING)
+                return;
+        fault(s, node, p, kind, "injected");
 }
 
 /* ------------------------------------------------------------------ steps */
@@ -395,6 +396,22 @@ static void loaded(struct sim *s, struct ev *e) {
         next->b = p->epoch;
 }
 
+/* What the store says of roll-backs: generations of older epochs are poisoned. */
+static uint64_t undone_before(struct sim *s, uint64_t job) {
+        Fp8ctl__V1__JobRecord *r;
+        const struct kv *at;
+        char key[64];
+        uint64_t epoch;
+
+        snprintf(key, sizeof(key), "job/%" PRIu64, job);
+        at = sim_stored(s, key);
+        r = at ? fp8ctl__v1__job_record__unpack(NULL, at->len, at->value) : NULL;
+        epoch = r ? r->min_replica_epoch : 0;
+        if (r)
+                fp8ctl__v1__job_record__free_unpacked(r, NULL);
+        return epoch;
+}
+
 static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
         struct snode *n = &s->nodes[node];
 
@@ -417,6 +434,9 @@ static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
                         if (!sim_stored(s, key))
                                 sim_fail(s, "job %" PRIu64 " is told to load step %" PRIu64 ", which is not committed", p->job, m->load->step);
                 }
+                if (m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA && m->load->generation_epoch < undone_before(s, p->job))
+                        sim_fail(s, "job %" PRIu64 " rank %u is told to load step %" PRIu64 " of epoch %" PRIu64 ", which a roll-back undid", p->job, p->rank, m->load->step,
+                                 m->load->generation_epoch);
                 p->step = m->load->step;
                 proc_after(s, node, p, 5 * MS + sim_random(s, 30 * MS), loaded)->d = p->epoch;
         }
@@ -546,6 +566,19 @@ static void hello(struct sim *s, int node, uint64_t stream) {
         m.body_case = BODY(HELLO);
         m.hello = &h;
         sim_to_core(s, stream, &m);
+}
+
+/* Says hello on a second stream while the first is still open: the core closes the first. */
+void worker_hello_again(struct sim *s, int node) {
+        struct snode *n = &s->nodes[node];
+        uint64_t stream;
+
+        if (!n->up || !n->stream || !s->core)
+                return;
+        stream = sim_open_stream(s, node);
+        n->stream = stream;
+        n->lease_number = 0;
+        hello(s, node, stream);
 }
 
 static void connect_again(struct sim *s, struct ev *e) {
