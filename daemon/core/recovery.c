@@ -365,8 +365,7 @@ static void act(struct controller *c, struct job *j, const char *cause, const ch
         }
         for (int i = 0; i < j->world; i++) {
                 lost += j->ranks[i].state == RANK_LOST;
-                moved = moved || (j->ranks[i].state == RANK_LOST && !node_usable(j->ranks[i].node) && j->ranks[i].node->state != NODE_UNHEARD &&
-                                  !(j->ranks[i].node->state == NODE_READY));
+                moved = moved || (j->ranks[i].state == RANK_LOST && (j->ranks[i].node->state == NODE_LOST || j->ranks[i].node->state == NODE_LEAVING));
         }
         open_incident(c, j, cause, final, incarnation);
         if (count && count_failure(c, j, why, final))

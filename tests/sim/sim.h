@@ -87,13 +87,16 @@ struct sim {
         size_t n_store;
         struct controller *core;
         uint64_t core_gen, wake_at, last_commit, flushes, crash_at_flush;
-        bool in_core, faults, fail_next_commit;
+        bool in_core, faults, mended, fail_next_commit;
         struct batch cur;
         struct stream *streams;
         size_t n_streams;
         struct snode nodes[SIM_NODES];
         uint64_t next_session, next_request;
         /* what the run saw */
+        uint64_t plan_epoch[16], plan_key[16]; /* the newest plan seen, by job */
+        uint32_t devices_free, devices_total;  /* of the last StatusReply */
+        uint64_t status_request;
         uint64_t stepped_epoch[16], jobs[16], best[16];
         bool cancelled[16];
         int job_state[16];

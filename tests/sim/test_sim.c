@@ -122,6 +122,9 @@ static void inject(struct sim *s, struct ev *e) {
 }
 
 static void mend(struct sim *s, struct ev *e) {
+        if (s->mended)
+                return;
+        s->mended = true;
         sim_say(s, "no more faults");
         s->faults = s->fail_next_commit = false;
         for (int i = 0; i < SIM_NODES; i++)
@@ -157,6 +160,28 @@ static bool all_ended(struct sim *s) {
                 fp8ctl__v1__job_record__free_unpacked(r, NULL);
         }
         return ended;
+}
+
+/* Jobs that ended leave nothing behind: half a minute later every device is free. */
+static void check_all_free(struct sim *s) {
+        Fp8ctl__V1__StatusRequest q = FP8CTL__V1__STATUS_REQUEST__INIT;
+        struct caller who = { .admin = true, .user = "sim" };
+        uint64_t until = s->now + 30 * SEC;
+
+        mend(s, NULL);
+        while (s->failures == 0 && s->now < until && sim_turn(s))
+                worker_check(s);
+        if (!s->core || s->failures)
+                return;
+        s->status_request = ++s->next_request;
+        sim_enter(s);
+        controller_request(s->core, s->status_request, REQ_STATUS, &q.base, &who);
+        sim_leave(s);
+        until = s->now + SEC;
+        while (s->now < until && sim_turn(s))
+                worker_check(s);
+        if (s->devices_total != SIM_NODES * SIM_DEVICES || s->devices_free != s->devices_total)
+                sim_fail(s, "all jobs have ended and %u of %u devices are free", s->devices_free, s->devices_total);
 }
 
 static int run(uint64_t seed, bool verbose, bool faults, struct sim *total) {
@@ -198,6 +223,8 @@ static int run(uint64_t seed, bool verbose, bool faults, struct sim *total) {
         for (int i = 0; s.failures == 0 && i < s.n_jobs; i++)
                 if (s.job_state[i] != FP8CTL__V1__JOB_STATE__COMPLETED && !(s.cancelled[i] && s.job_state[i] == FP8CTL__V1__JOB_STATE__CANCELLED))
                         sim_fail(&s, "job %" PRIu64 " ended in state %d (%s), expected COMPLETED", s.jobs[i], s.job_state[i], s.job_reason[i]);
+        if (s.failures == 0)
+                check_all_free(&s);
         total->kills += s.kills;
         total->crashes += s.crashes;
         total->drops += s.drops;

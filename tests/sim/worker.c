@@ -414,7 +414,16 @@ static uint64_t undone_before(struct sim *s, uint64_t job) {
 
 static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
         struct snode *n = &s->nodes[node];
+        uint64_t key = 0;
 
+        /* An epoch has one plan: a second one with another key would let two meshes of one epoch be. */
+        memcpy(&key, m->mesh_key.data, m->mesh_key.len < sizeof(key) ? m->mesh_key.len : sizeof(key));
+        if (m->epoch == s->plan_epoch[m->job_id % 16] && key != s->plan_key[m->job_id % 16])
+                sim_fail(s, "job %" PRIu64 ": a second plan under epoch %" PRIu64, m->job_id, m->epoch);
+        if (m->epoch >= s->plan_epoch[m->job_id % 16]) {
+                s->plan_epoch[m->job_id % 16] = m->epoch;
+                s->plan_key[m->job_id % 16] = key;
+        }
         for (int i = 0; i < SIM_RANKS_MAX; i++) {
                 struct proc *p = &n->procs[i];
 
@@ -428,10 +437,10 @@ static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
                         sim_fail(s, "%s: job %" PRIu64 " rank %u is told to load step %" PRIu64 " of epoch %" PRIu64 " from replica memory that does not hold it", n->name, p->job, p->rank,
                                  m->load->step, m->load->generation_epoch);
                 if (m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__CHECKPOINT) {
-                        char key[80];
+                        char name[80];
 
-                        snprintf(key, sizeof(key), "commit/%" PRIu64 "/%020" PRIu64, p->job, m->load->step);
-                        if (!sim_stored(s, key))
+                        snprintf(name, sizeof(name), "commit/%" PRIu64 "/%020" PRIu64, p->job, m->load->step);
+                        if (!sim_stored(s, name))
                                 sim_fail(s, "job %" PRIu64 " is told to load step %" PRIu64 ", which is not committed", p->job, m->load->step);
                 }
                 if (m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA && m->load->generation_epoch < undone_before(s, p->job))

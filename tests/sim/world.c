@@ -203,6 +203,14 @@ static void file_done(struct sim *s, struct ev *e) {
 
 static void on_reply(struct sim *s, const struct item *it) {
         s->last_status = it->status;
+        if (it->id == s->status_request && it->status == 0) {
+                Fp8ctl__V1__StatusReply *r = fp8ctl__v1__status_reply__unpack(NULL, it->len, it->data);
+
+                s->devices_free = r ? r->devices_free : 0;
+                s->devices_total = r ? r->devices_total : 0;
+                if (r)
+                        fp8ctl__v1__status_reply__free_unpacked(r, NULL);
+        }
         for (int i = 0; i < 16; i++)
                 if (s->submit_requests[i] == it->id && it->id) {
                         Fp8ctl__V1__SubmitReply *r = it->status == 0 ? fp8ctl__v1__submit_reply__unpack(NULL, it->len, it->data) : NULL;
