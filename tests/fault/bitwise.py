@@ -51,6 +51,9 @@ def case_ranks(c, want):
         c.kill_rank(job, rank)
         wait_for("the recovery to be counted", lambda: c.job(job)["restarts"] > before, 30)
     finish(c, "ranks", job, want, 3)
+    told = [e["text"] for e in c.events(job)["events"] if e["kind"] == "recovered"]
+    if len(told) != 3 or not all("was killed by SIGKILL;" in t for t in told):
+        raise Failure(f"the cause: found {told}, expected 'was killed by SIGKILL' and no other reason three times")
 
 
 def case_points(c, want):

@@ -285,10 +285,30 @@ int rank_proc_start(struct loop *l, const struct rank_proc_config *c, const stru
         return 0;
 }
 
+/*
+ * Is it on its way out already?  Then whatever took it is the cause, not the kill that comes after.  proc(5), stat: field 3 is the state, field 9 the kernel's
+ * flags, of which 0x4 is PF_EXITING (include/linux/sched.h).
+ */
+static bool is_dying(pid_t pid) {
+        _cleanup_fclose_ FILE *f = NULL;
+        char path[64], line[1024], *at;
+        char state;
+        unsigned flags;
+
+        snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+        f = fopen(path, "re");
+        if (!f || !fgets(line, sizeof(line), f))
+                return true;
+        at = strrchr(line, ')'); /* the name before it may hold anything */
+        if (!at || sscanf(at + 1, " %c %*d %*d %*d %*d %*d %u", &state, &flags) != 2)
+                return false;
+        return state == 'Z' || state == 'X' || (flags & 0x4);
+}
+
 void rank_proc_kill(struct rank_proc *p, const char *reason) {
         if (p->exited || p->pid <= 0)
                 return;
-        if (!p->kill_reason[0])
+        if (!p->kill_reason[0] && !is_dying(p->pid))
                 snprintf(p->kill_reason, sizeof(p->kill_reason), "%s", reason && *reason ? reason : "asked to");
         (void)syscall(SYS_pidfd_send_signal, p->pidfd, SIGKILL, NULL, 0);
         kill(-p->pid, SIGKILL); /* its session's process group */
