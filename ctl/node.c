@@ -122,7 +122,7 @@ int node_describe_run(struct ctl *c, int n, char **args) {
         }
         c->format = FORMAT_WIDE;
         print_sheet(c, &nd, 1);
-        printf("\nboot %s, worker incarnation %" PRIu64 "\n\n", nd->boot_id, nd->incarnation);
+        printf("\nfolder %s\nboot %s, worker incarnation %" PRIu64 "\n\n", nd->dir && *nd->dir ? nd->dir : "-", nd->boot_id, nd->incarnation);
         for (size_t d = 0; d < nd->n_devices; d++) {
                 const Fp8ctl__V1__NodeDevice *dev = nd->devices[d];
 

@@ -24,6 +24,7 @@ enum {
         NAME_MAX_LEN = 128,    /* node names, user names, request ids */
         TEXT_MAX_LEN = 400,    /* a worker's text inside an event */
         ENDPOINT_MAX_LEN = 512,
+        DIR_MAX_LEN = 512,     /* a worker's folder */
         NODE_DEVICES_MAX = 256,
         NODES_MAX = 65536,
         PLACEMENT_MAX = JOB_MAX_RANKS,
@@ -48,7 +49,7 @@ struct node {
         uint64_t session;          /* 0: no stream */
         uint64_t lease_number, lease_until; /* mono ns; lost after it */
         uint64_t last_seen_ms;
-        char address[NAME_MAX_LEN], version[64], kernel[NAME_MAX_LEN], boot_id[64];
+        char address[NAME_MAX_LEN], version[64], kernel[NAME_MAX_LEN], boot_id[64], dir[DIR_MAX_LEN];
         uint64_t incarnation, memory_bytes;
         uint32_t cpus;
         struct device *devices;
@@ -79,6 +80,9 @@ struct rank {
         bool stopped;             /* RankDone{stopped} */
         bool start_pending;       /* StartRanks not sent yet: its node has no stream */
         bool suspect;             /* a peer said it is gone, or it said so itself */
+        uint64_t fault_epoch;     /* under which it last said that it cannot go on */
+        int32_t fault_peer;       /* because of whom; -1: unknown */
+        bool fault_timeout;       /* it waited for that peer in vain */
         char *endpoint, *fingerprint;
         struct node *zombie_node; /* reported dead there and not yet reaped: zombie is its incarnation */
         uint64_t zombie;
@@ -299,7 +303,7 @@ struct job_message {
         Fp8ctl__V1__Job job;
         Fp8ctl__V1__Plan plan;
         Fp8ctl__V1__PlanRank *ranks, **rank_ptrs;
-        char log_dir[96];
+        char log_dir[DIR_MAX_LEN + 32];
 };
 int job_message_fill(const struct controller *c, const struct job *j, bool full, struct job_message *m);
 void job_message_free(struct job_message *m);
@@ -371,6 +375,11 @@ void recovery_end(struct controller *c, struct job *j);    /* no live epoch any 
 void recovery_tick(struct controller *c, struct job *j, uint64_t now);
 void recovery_kill_zombies(struct controller *c, struct job *j);
 void recovery_free(struct job *j);
+
+/* stuck.c: who holds the others up (pure over what the job knows) */
+void stuck_note(struct job *j, uint32_t rank, int32_t peer, bool timeout);
+bool stuck_all_spoke(const struct job *j); /* all but one */
+int stuck_rank(const struct job *j); /* whom at least half of the others wait for, and who said nothing itself; -1: nobody */
 
 /* restore.c: what is loaded (pure over what the job knows) */
 void restore_choose(struct controller *c, struct job *j);

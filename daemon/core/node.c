@@ -277,6 +277,7 @@ static void describe(struct node *n, const Fp8ctl__V1__Node *m) {
         core_text(n->version, sizeof(n->version), m->version);
         core_text(n->kernel, sizeof(n->kernel), m->kernel);
         core_text(n->boot_id, sizeof(n->boot_id), m->boot_id);
+        core_text(n->dir, sizeof(n->dir), m->dir);
         n->incarnation = m->incarnation;
         n->memory_bytes = m->memory_bytes;
         n->cpus = m->cpus;

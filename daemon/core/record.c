@@ -65,7 +65,8 @@ int job_message_fill(const struct controller *c, const struct job *j, bool full,
                 m->job.dp = (uint32_t)j->spec->parallel.dp;
                 m->job.recipe = STR(job_recipe_name(j->spec->precision.recipe));
         }
-        snprintf(m->log_dir, sizeof(m->log_dir), "jobs/%" PRIu64, j->id);
+        if (j->world > 0 && j->ranks[0].node && j->ranks[0].node->dir[0])
+                snprintf(m->log_dir, sizeof(m->log_dir), "%s/jobs/%" PRIu64, j->ranks[0].node->dir, j->id);
         m->job.log_dir = m->log_dir;
         if (!full || !j->spec)
                 return 0;
@@ -321,6 +322,7 @@ void record_put_node(struct controller *c, const struct node *n) {
         m.version = STR(n->version);
         m.kernel = STR(n->kernel);
         m.boot_id = STR(n->boot_id);
+        m.dir = STR(n->dir);
         m.incarnation = n->incarnation;
         m.memory_bytes = n->memory_bytes;
         m.cpus = n->cpus;
@@ -353,6 +355,7 @@ static int load_node(struct controller *c, const void *value, size_t len, struct
                         core_text(n->version, sizeof(n->version), rec->node->version);
                         core_text(n->kernel, sizeof(n->kernel), rec->node->kernel);
                         core_text(n->boot_id, sizeof(n->boot_id), rec->node->boot_id);
+                        core_text(n->dir, sizeof(n->dir), rec->node->dir);
                         n->incarnation = rec->node->incarnation;
                         n->memory_bytes = rec->node->memory_bytes;
                         n->cpus = rec->node->cpus;

@@ -6,7 +6,7 @@
  *   restore  everyone is there: what to load is chosen, RankPlan is out, ranks load and mesh
  *   resume   all run; waiting for the first step that is new
  *   watch    nothing is amiss
- *   suspect  (detect) a rank lost a peer and nobody has said why: its worker has PEER_GRACE_MS to tell
+ *   suspect  (detect) a rank lost a peer and nobody has said why: its worker has PEER_GRACE_MS to tell; or waited for one in vain: the others have STUCK_VOTE_MS to tell for whom they wait
  *
  * Rules: an epoch gets at most one RankPlan.  Everything older is over once the new epoch is stored.  A failure before the plan went out joins the round; after it,
  * the next epoch begins.  A node without a stream is waited for until its lease is over, never longer; no deadline runs against a rank whose node cannot be asked.
@@ -26,6 +26,7 @@
 #define INVENTORY_TIMEOUT_MS 5000u /* then what is known decides */
 #define PEER_GRACE_MS 2000u        /* a lost peer's own worker has so long to say what happened */
 #define ZOMBIE_MS 5000u            /* a rank whose death was seen and that is not reaped is killed */
+#define STUCK_VOTE_MS 500u         /* after the first rank that waited in vain for a peer, the others have so long to say for whom they wait */
 #define GENERATIONS_PER_RANK 4u    /* told by one node for one rank, at most */
 #define LOOK_AGAIN_MS 1000u        /* deadlines that wait for a node's stream are looked at again */
 
@@ -475,17 +476,38 @@ void recovery_refine_cause(struct controller *c, struct job *j, uint64_t incarna
 }
 
 /* ------------------------------------------------------------------ what ranks say about others */
+/* One that holds the others up does not park either: it is killed now. Else all begin a new round. */
+static void suspicion_over(struct controller *c, struct job *j) {
+        char text[TEXT_MAX_LEN];
+        int stuck = stuck_rank(j);
+
+        core_text(text, sizeof(text), j->inc.cause);
+        j->rec_deadline = 0;
+        if (stuck >= 0)
+                recovery_rank_lost(c, j, (uint32_t)stuck, "is stuck: the others waited for it in vain", true, true);
+        else
+                recovery_again(c, j, text, true);
+}
+
 static void suspect(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__RankFault *m, const char *text) {
+        bool timeout = m->kind == FP8CTL__V1__RANK_FAULT__KIND__TIMEOUT;
+        uint64_t ms = timeout ? STUCK_VOTE_MS : PEER_GRACE_MS, deadline = core_now(c) + ms * NSEC_PER_MSEC;
+
+        stuck_note(j, m->rank, m->peer, timeout);
         if (j->rec != REC_SUSPECT) {
                 if (step_to(c, j, REC_E_SUSPECT) < 0)
                         return;
                 open_incident(c, j, text, false, 0);
-                j->rec_deadline = core_now(c) + PEER_GRACE_MS * NSEC_PER_MSEC;
-                event_add(c, &(struct event_of){ .job = j, .node = r->node, .rank = (int32_t)m->rank, .severity = "warning" }, "rank_fault", "%s; waiting at most %.1f s for its worker's word", text,
-                          PEER_GRACE_MS / 1e3);
+                j->rec_deadline = deadline;
+                event_add(c, &(struct event_of){ .job = j, .node = r->node, .rank = (int32_t)m->rank, .severity = "warning" }, "rank_fault", "%s; waiting at most %.1f s for %s", text,
+                          (double)ms / 1e3, timeout ? "what the other ranks say" : "its worker's word");
+        } else if (timeout && deadline < j->rec_deadline) {
+                j->rec_deadline = deadline;
         }
         if (m->peer >= 0 && m->peer < j->world)
                 j->ranks[m->peer].suspect = true;
+        if (stuck_all_spoke(j) && (timeout || stuck_rank(j) >= 0))
+                suspicion_over(c, j);
 }
 
 static void roll_back(struct controller *c, struct job *j, const Fp8ctl__V1__RankFault *m, const char *text) {
@@ -546,9 +568,6 @@ void recovery_fault(struct controller *c, struct job *j, struct rank *r, const F
                 return;
         case FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED:
                 load_failed(c, j, text);
-                return;
-        case FP8CTL__V1__RANK_FAULT__KIND__TIMEOUT:
-                recovery_again(c, j, text, true);
                 return;
         default:
                 suspect(c, j, r, m, text);
@@ -861,15 +880,11 @@ static bool late(struct controller *c, struct job *j, uint64_t now) {
 }
 
 void recovery_tick(struct controller *c, struct job *j, uint64_t now) {
-        char text[TEXT_MAX_LEN];
-
         if (!j->rec_deadline || now < j->rec_deadline)
                 return;
         switch (j->rec) {
         case REC_SUSPECT:
-                core_text(text, sizeof(text), j->inc.cause);
-                j->rec_deadline = 0;
-                recovery_again(c, j, text, true);
+                suspicion_over(c, j);
                 return;
         case REC_FENCE:
         case REC_RESTORE:

@@ -39,4 +39,43 @@ TEST(bounded_text_blanks_controls_and_keeps_utf8_whole) {
         CU_ASSERT_STRING_EQUAL(b, "");
 }
 
+/* Eight ranks in epoch 3; rank 5 is stopped. */
+TEST(a_stuck_rank_is_found_over_those_who_wait_for_its_victims) {
+        struct rank ranks[8] = { 0 };
+        struct job j = { .epoch = 3, .world = 8, .ranks = ranks };
+
+        CU_ASSERT_EQUAL(stuck_rank(&j), -1);
+        stuck_note(&j, 4, 5, true);
+        stuck_note(&j, 6, 4, true);
+        CU_ASSERT_EQUAL(stuck_rank(&j), -1); /* two of seven */
+        stuck_note(&j, 7, 6, false);
+        CU_ASSERT_EQUAL(stuck_rank(&j), -1);
+        stuck_note(&j, 0, 4, true);
+        CU_ASSERT_EQUAL(stuck_rank(&j), 5);
+        CU_ASSERT_FALSE(stuck_all_spoke(&j));
+        for (uint32_t i = 1; i < 4; i++)
+                stuck_note(&j, i, -1, true);
+        CU_ASSERT_TRUE(stuck_all_spoke(&j));
+        CU_ASSERT_EQUAL(stuck_rank(&j), 5);
+        stuck_note(&j, 5, 4, true); /* it moves after all: they wait for each other */
+        CU_ASSERT_EQUAL(stuck_rank(&j), -1);
+        j.epoch = 4; /* what was said before does not count */
+        CU_ASSERT_EQUAL(stuck_rank(&j), -1);
+        CU_ASSERT_FALSE(stuck_all_spoke(&j));
+}
+
+TEST(nobody_is_stuck_whom_nobody_waited_for) {
+        struct rank ranks[2] = { 0 };
+        struct job j = { .epoch = 1, .world = 2, .ranks = ranks };
+
+        stuck_note(&j, 0, 1, false); /* its connection broke: its worker will say why */
+        CU_ASSERT_EQUAL(stuck_rank(&j), -1);
+        stuck_note(&j, 0, 9, true); /* no such rank */
+        CU_ASSERT_EQUAL(stuck_rank(&j), -1);
+        stuck_note(&j, 0, 0, true);
+        CU_ASSERT_EQUAL(stuck_rank(&j), -1);
+        stuck_note(&j, 0, 1, true);
+        CU_ASSERT_EQUAL(stuck_rank(&j), 1);
+}
+
 TEST_MAIN("core_tables")

@@ -101,7 +101,7 @@ static int agent_open(struct agent *a, struct error *e) {
                 r = loop_add_timer(a->loop, notify_watchdog_ns() ? clock_mono_ns() : 0, on_watchdog, a, &a->watchdog);
         if (r < 0)
                 return error_errno(e, -r, "event loop");
-        node_describe(&a->node, a->config->name, a->config->host, a->config->device_kind, a->config->devices);
+        node_describe(&a->node, a->config->name, a->config->dir, a->config->host, a->config->device_kind, a->config->devices);
         return link_start(a, e);
 }
 

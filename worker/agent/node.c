@@ -38,7 +38,7 @@ static uint64_t meminfo_bytes(const char *key) {
         return sscanf(text, "%" SCNu64, &kib) == 1 ? kib * 1024 : 0;
 }
 
-void node_describe(struct node_info *n, const char *name, const char *address, const char *kind, int devices) {
+void node_describe(struct node_info *n, const char *name, const char *dir, const char *address, const char *kind, int devices) {
         struct utsname u;
         long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 
@@ -54,6 +54,7 @@ void node_describe(struct node_info *n, const char *name, const char *address, c
         fp8ctl__v1__node__init(&n->message);
         n->message.name = (char *)name;
         n->message.state = (char *)"ready";
+        n->message.dir = (char *)dir;
         n->message.address = (char *)address;
         n->message.version = (char *)FP8CTL_VERSION;
         n->message.incarnation = n->incarnation;

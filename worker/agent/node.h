@@ -15,7 +15,7 @@ struct node_info {
         Fp8ctl__V1__NodeDevice devices[NODE_DEVICES_MAX], *device_list[NODE_DEVICES_MAX];
 };
 
-/* name, address and kind stay the caller's. */
-void node_describe(struct node_info *n, const char *name, const char *address, const char *kind, int devices);
+/* name, dir (absolute), address and kind stay the caller's. */
+void node_describe(struct node_info *n, const char *name, const char *dir, const char *address, const char *kind, int devices);
 /* Bytes that can still be taken: MemAvailable, and less where a control group limits us. */
 uint64_t node_memory_left(void);
