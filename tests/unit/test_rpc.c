@@ -3,6 +3,7 @@
 #include <grp.h>
 #include <sys/stat.h>
 
+#include "base/cleanup.h"
 #include "proto/peercred.h"
 #include "tests/test.h"
 #include "tests/unit/rpc_fixture.h"
@@ -274,14 +275,14 @@ TEST(a_stopping_server_answers_what_waits) {
 TEST(a_group_socket_wants_a_token) {
         struct fixture f;
         struct unary_job j;
-        char direct[128], group[128];
+        _cleanup_free_ char *group = NULL;
 
         begin(&f, 0660);
-        snprintf(direct, sizeof(direct), "%s", f.address);
-        snprintf(group, sizeof(group), "group:%s", f.address + 5);
+        CU_ASSERT_TRUE_FATAL(asprintf(&group, "group:%s", f.address + 5) > 0);
         j = call(&f, "/test/Echo", "x", 1);
         ASSERT_ERROR(j.rc, -EACCES, j.e, "token");
-        snprintf(f.address, sizeof(f.address), "%s", group);
+        CU_ASSERT_TRUE_FATAL(strlen(group) < sizeof(f.address));
+        strcpy(f.address, group);
         j = call(&f, "/test/Echo", "x", 1);
         ASSERT_OK(j.rc, j.e);
         free(j.reply);
