@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 
 from cluster import Cluster, Failure, wait_for
@@ -26,6 +27,14 @@ class Bare(Cluster):
         for i in range(self.nodes):
             self.start_worker(f"node-{i}")
         self.wait_ready(self.nodes)
+
+    def __enter__(self):
+        try:
+            self.up()
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
 
     def wait_ready(self, n):
         wait_for(f"{n} ready nodes", lambda: [x["state"] for x in self.json("node", "list")["nodes"]].count("ready") == n, 30)
