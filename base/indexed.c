@@ -265,7 +265,7 @@ int indexed_read(const struct indexed *x, int64_t doc, int64_t from, int64_t n, 
         int64_t len = indexed_document_length(x, doc);
 
         if (doc < 0 || doc >= x->n_documents || from < 0 || n < 0 || from > len || n > len - from)
-                return error_set(e, -ERANGE, "document %" PRId64 ": found tokens %" PRId64 " to %" PRId64 " asked for, expected at most %" PRId64, doc, from, from + n, len);
+                return error_set(e, -ERANGE, "document %" PRId64 ": found %" PRId64 " tokens from %" PRId64 " on asked for, expected at most %" PRId64, doc, n, from, len);
         if (x->text)
                 read_text(x, doc, from, n, ids);
         else if (!read_sequences(x, doc, from, n, ids))
