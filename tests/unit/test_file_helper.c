@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <pthread.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "daemon/io/file_helper.h"
+#include "tests/test.h"
+#include "tests/unit/scratch.h"
+
+#define OTHER 65534u /* nobody */
+
+struct scene {
+        struct scratch s;
+        struct loop *loop;
+        struct file_helper *h;
+        uint64_t next, done; /* ids in order */
+        int rc;
+        char text[512];
+};
+
+static void on_done(void *arg, uint64_t id, int rc, const char *text) {
+        struct scene *t = arg;
+
+        CU_ASSERT_EQUAL(id, t->done + 1);
+        t->done = id;
+        t->rc = rc;
+        snprintf(t->text, sizeof(t->text), "%s", text);
+}
+
+static void begin(struct scene *t) {
+        struct error e = { 0 };
+
+        memset(t, 0, sizeof(*t));
+        t->s = scratch_new();
+        CU_ASSERT_EQUAL_FATAL(loop_new(&t->loop), 0);
+        ASSERT_OK(file_helper_new(t->loop, on_done, t, &t->h, &e), e);
+}
+
+static void end(struct scene *t) {
+        file_helper_free(t->h);
+        loop_free(t->loop);
+        scratch_free(&t->s);
+}
+
+static void add(struct scene *t, int kind, uint32_t uid, const char *path, const char *text) {
+        struct file_work w = { .id = ++t->next, .uid = uid, .gid = uid, .path = path, .text = text };
+        struct error e = { 0 };
+
+        w.kind = kind ? FILE_REMOVE_TREE : FILE_WRITE_MANIFEST;
+        ASSERT_OK(file_helper_add(t->h, &w, &e), e);
+}
+
+static int wait_done(struct scene *t) {
+        uint64_t until = clock_mono_ns() + 10 * NSEC_PER_SEC;
+
+        while (t->done < t->next && clock_mono_ns() < until)
+                loop_turn(t->loop, 10);
+        CU_ASSERT_EQUAL(t->done, t->next);
+        return t->rc;
+}
+
+static void make_step(struct scene *t, const char *name) {
+        char path[100];
+
+        CU_ASSERT_EQUAL_FATAL(mkdir(scratch_path(&t->s, name), 0755), 0);
+        snprintf(path, sizeof(path), "%s/shard", name);
+        scratch_text(&t->s, path, "bytes");
+}
+
+static bool there(struct scene *t, const char *name) {
+        return access(scratch_path(&t->s, name), F_OK) == 0;
+}
+
+TEST(a_manifest_is_there_whole_or_not) {
+        struct scene t;
+        char *text = NULL;
+        size_t len = 0;
+        struct error e = { 0 };
+        struct stat st;
+
+        begin(&t);
+        make_step(&t, "step_00000010.e1.1");
+        add(&t, 0, geteuid(), scratch_path(&t.s, "step_00000010.e1.1"), "{\"step\": 10}");
+        CU_ASSERT_EQUAL(wait_done(&t), 0);
+        ASSERT_OK(file_read(scratch_path(&t.s, "step_00000010.e1.1/manifest.json"), 4096, &text, &len, &e), e);
+        CU_ASSERT_STRING_EQUAL(text, "{\"step\": 10}");
+        free(text);
+        text = NULL;
+        /* Written again: another file takes its place, what was open stays as it was. */
+        CU_ASSERT_EQUAL_FATAL(stat(t.s.path, &st), 0);
+        ino_t was = st.st_ino;
+        add(&t, 0, geteuid(), scratch_path(&t.s, "step_00000010.e1.1"), "{\"step\": 11}");
+        CU_ASSERT_EQUAL(wait_done(&t), 0);
+        CU_ASSERT_EQUAL_FATAL(stat(scratch_path(&t.s, "step_00000010.e1.1/manifest.json"), &st), 0);
+        CU_ASSERT_NOT_EQUAL(st.st_ino, was);
+        /* Nothing else was left there, and into a folder that is not there nothing is written. */
+        add(&t, 0, geteuid(), scratch_path(&t.s, "step_00000020.e1.1"), "{}");
+        CU_ASSERT_EQUAL(wait_done(&t), -ENOENT);
+        CU_ASSERT_TRUE(strstr(t.text, "step_00000020.e1.1") != NULL);
+        CU_ASSERT_EQUAL(unlink(scratch_path(&t.s, "step_00000010.e1.1/shard")), 0);
+        CU_ASSERT_EQUAL(unlink(scratch_path(&t.s, "step_00000010.e1.1/manifest.json")), 0);
+        CU_ASSERT_EQUAL(rmdir(scratch_path(&t.s, "step_00000010.e1.1")), 0);
+        end(&t);
+}
+
+TEST(only_step_folders_are_removed) {
+        static const char *const bad[] = { "", "/step_00000010/..", "/step_00000010/../keep", "/keep", "/step_", "/keep/step", "/step_00000010/../../step_00000010", "/step_00000010/.", "/./step_00000010" };
+        struct scene t;
+        char path[400];
+
+        begin(&t);
+        make_step(&t, "keep");
+        make_step(&t, "step_00000010");
+        for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+                snprintf(path, sizeof(path), "%s%s", t.s.dir, bad[i]);
+                add(&t, 1, geteuid(), path, NULL);
+                CU_ASSERT_EQUAL(wait_done(&t), -EINVAL);
+                CU_ASSERT_TRUE(strstr(t.text, "step_*") != NULL);
+        }
+        add(&t, 1, geteuid(), "step_00000010", NULL); /* relative */
+        CU_ASSERT_EQUAL(wait_done(&t), -EINVAL);
+        CU_ASSERT_TRUE(there(&t, "keep/shard"));
+        CU_ASSERT_TRUE(there(&t, "step_00000010/shard"));
+        add(&t, 1, geteuid(), scratch_path(&t.s, "step_00000010"), NULL);
+        CU_ASSERT_EQUAL(wait_done(&t), 0);
+        CU_ASSERT_FALSE(there(&t, "step_00000010"));
+        end(&t);
+}
+
+/* A link out of the folder is removed, what it leads to is not. */
+TEST(removal_follows_no_links) {
+        struct scene t;
+        char target[300];
+
+        begin(&t);
+        make_step(&t, "keep");
+        make_step(&t, "step_00000010");
+        snprintf(target, sizeof(target), "%s", scratch_path(&t.s, "keep"));
+        CU_ASSERT_EQUAL_FATAL(symlink(target, scratch_path(&t.s, "step_00000010/link")), 0);
+        add(&t, 1, geteuid(), scratch_path(&t.s, "step_00000010"), NULL);
+        CU_ASSERT_EQUAL(wait_done(&t), 0);
+        CU_ASSERT_FALSE(there(&t, "step_00000010"));
+        CU_ASSERT_TRUE(there(&t, "keep/shard"));
+        CU_ASSERT_EQUAL_FATAL(symlink(target, scratch_path(&t.s, "step_00000020")), 0);
+        add(&t, 1, geteuid(), scratch_path(&t.s, "step_00000020"), NULL);
+        wait_done(&t);
+        CU_ASSERT_TRUE(there(&t, "keep/shard"));
+        end(&t);
+}
+
+TEST(works_are_done_in_order_and_what_waits_is_forgotten_at_the_end) {
+        struct scene t;
+        char path[100];
+
+        begin(&t);
+        for (int i = 0; i < 50; i++) {
+                snprintf(path, sizeof(path), "step_%08d", i);
+                make_step(&t, path);
+                add(&t, 1, geteuid(), scratch_path(&t.s, path), NULL);
+        }
+        CU_ASSERT_EQUAL(wait_done(&t), 0);
+        for (int i = 0; i < 50; i++)
+                add(&t, 1, geteuid(), "/nowhere/keep", NULL);
+        t.h = file_helper_free(t.h);
+        CU_ASSERT_PTR_NULL(t.h);
+        end(&t);
+}
+
+/* As root: the helper acts as the job's user, and this thread stays who it is. */
+TEST(files_are_written_and_removed_as_the_user) {
+        struct scene t;
+        struct stat st;
+
+        if (geteuid() != 0) {
+                printf("(needs root) ");
+                return;
+        }
+        begin(&t);
+        CU_ASSERT_EQUAL_FATAL(chmod(t.s.dir, 0755), 0);
+        CU_ASSERT_EQUAL_FATAL(mkdir(scratch_path(&t.s, "theirs"), 0700), 0);
+        CU_ASSERT_EQUAL_FATAL(chown(scratch_path(&t.s, "theirs"), OTHER, OTHER), 0);
+        make_step(&t, "theirs/step_00000010");
+        CU_ASSERT_EQUAL_FATAL(chown(scratch_path(&t.s, "theirs/step_00000010"), OTHER, OTHER), 0);
+        make_step(&t, "step_00000020"); /* root's */
+        add(&t, 0, OTHER, scratch_path(&t.s, "theirs/step_00000010"), "{}");
+        CU_ASSERT_EQUAL(wait_done(&t), 0);
+        CU_ASSERT_EQUAL_FATAL(stat(scratch_path(&t.s, "theirs/step_00000010/manifest.json"), &st), 0);
+        CU_ASSERT_EQUAL(st.st_uid, OTHER);
+        CU_ASSERT_EQUAL(st.st_gid, OTHER);
+        CU_ASSERT_EQUAL(geteuid(), 0);
+        add(&t, 0, OTHER, scratch_path(&t.s, "step_00000020"), "{}");
+        CU_ASSERT_EQUAL(wait_done(&t), -EACCES);
+        add(&t, 1, OTHER, scratch_path(&t.s, "step_00000020"), NULL);
+        CU_ASSERT_EQUAL(wait_done(&t), -EACCES);
+        CU_ASSERT_TRUE(there(&t, "step_00000020/shard"));
+        add(&t, 1, 0, scratch_path(&t.s, "step_00000020"), NULL); /* root again */
+        CU_ASSERT_EQUAL(wait_done(&t), 0);
+        add(&t, 1, OTHER, scratch_path(&t.s, "theirs/step_00000010"), NULL);
+        CU_ASSERT_EQUAL(wait_done(&t), 0);
+        CU_ASSERT_FALSE(there(&t, "theirs/step_00000010"));
+        CU_ASSERT_FALSE(there(&t, "step_00000020"));
+        end(&t);
+}
+
+TEST_MAIN("file_helper")
