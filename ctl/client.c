@@ -15,7 +15,7 @@
 #include "proto/rpc_client.h"
 
 #define SERVICE "/fp8ctl.v1.Cluster/"
-#define RETRY_FOR_MS 5000 /* a controller restarts in less than 3 s (DESIGN: restart budget) */
+#define RETRY_FOR_MS 5000 /* a controller restarts in less than 3 s (restart_budget_ms) */
 #define RETRY_EVERY_MS 100
 
 static bool rpc_ready;

@@ -44,7 +44,7 @@ enum qscaling {
 
 /*
  * A matrix [rows, cols] quantised for GEMMs that contract over cols (row form) and over rows (col form).
- * Scales are *dequantisation* scales (1/s).  Layouts as TMA and cuBLASLt take them (NUMERICS, cublasLt.h):
+ * Scales are *dequantisation* scales (1/s).  Layouts as TMA and cuBLASLt take them (docs/numerics.md, cublasLt.h):
  *   Q_1X128   row_scale[kb * ld + m], kb = column block, ld = rows rounded up to 4;   col_scale[tb * ldc + n], tb = token block, ldc = cols rounded up to 4
  *   Q_128X128 row_scale[nb * ld + kb], nb = row block, ld = column blocks rounded up to 4; col_scale: the transposed grid, likewise padded
  *   Q_TENSOR/Q_DELAYED row_scale[0] = col_scale[0]
@@ -144,7 +144,7 @@ struct dev_ops {
         int (*init_normal)(real *dst, int64_t rows, int64_t cols, int64_t row0, int64_t col0, int64_t global_cols, uint64_t seed, uint64_t name_hash,
                            double mean, double std, struct dev_stream *s);
 
-        /* ---- quantisation (rules: NUMERICS "Quantise"); x [rows, cols] of dtype xt, out sized by dev_qtensor_bytes.  The caller sets out's rows, cols and the four pointers;
+        /* ---- quantisation (rules: docs/numerics.md, "Quantise"); x [rows, cols] of dtype xt, out sized by dev_qtensor_bytes.  The caller sets out's rows, cols and the four pointers;
          * scaling and dtype are set here, and for Q_NONE row becomes x itself.  A group with a non-finite amax: dequantisation scale NaN, all its bytes NaN (Q_DELAYED: the
          * bytes are cvt(x*s), only the scale is NaN).  Padding of the scale grids is left as it was. */
         int (*quantize)(const void *x, enum dtype xt, const struct quant_spec *q, struct qtensor *out, struct dev_stream *s);

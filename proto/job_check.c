@@ -78,7 +78,7 @@ static int check_train(const struct job_parse *p) {
 static int check_optimizer(const struct job_parse *p) {
         const struct job_spec *s = p->spec;
 
-        /* (1 - beta2) of a moment must not be below half a unit in BF16's last place, 2^-9, or the moment stops moving: NUMERICS, and 1 - 0.95 has room to spare. */
+        /* (1 - beta2) of a moment must not be below half a unit in BF16's last place, 2^-9, or the moment stops moving: docs/numerics.md, and 1 - 0.95 has room to spare. */
         if (s->precision.moments == JOB_DTYPE_BF16 && s->optimizer.beta2 > 0.95)
                 return REFUSE(p, "precision.moments", "fp32, or optimizer.beta2 of at most 0.95 (it is %.10g)", s->optimizer.beta2);
         if (s->optimizer.min_lr > s->optimizer.lr)

@@ -22,7 +22,7 @@
 #include "daemon/core/core.h"
 
 /* Thresholds. start_timeout_ms, same_cause_limit and max_restarts are the job's. */
-#define PARK_TIMEOUT_MS 5000u      /* a survivor that has not parked is killed and replaced: NCCL's abort may hang (FAULTS.md) */
+#define PARK_TIMEOUT_MS 5000u      /* a survivor that has not parked is killed and replaced: NCCL's abort may hang on its proxy thread */
 #define INVENTORY_TIMEOUT_MS 5000u /* then what is known decides */
 #define PEER_GRACE_MS 2000u        /* a lost peer's own worker has so long to say what happened */
 #define ZOMBIE_MS 5000u            /* a rank whose death was seen and that is not reaped is killed */

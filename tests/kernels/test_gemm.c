@@ -18,7 +18,7 @@ static void compare(double got, double want, double abs_sum) {
 
 static const enum qscaling act_scaling[] = { Q_1X128, Q_TENSOR, Q_NONE, Q_NONE };
 static const enum qscaling weight_scaling[] = { Q_128X128, Q_TENSOR, Q_NONE, Q_NONE };
-/* Relative to sum |a b|: FP32 accumulation over at most 700 products; 1e-6 is NUMERICS.md's bound for the promotion's emulation. */
+/* Relative to sum |a b|: FP32 accumulation over at most 700 products; 1e-6 is docs/numerics.md's bound for the promotion's emulation. */
 #define BOUND 1e-6
 
 static struct qtensor quantized(const struct quant_spec *q, const void *x, enum dtype xt, int64_t rows, int64_t cols) {

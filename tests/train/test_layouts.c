@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The same training in five layouts (NUMERICS, "What is checked"): FP32 first-step loss 1e-6, gradients 1e-5 by norm, losses 1e-4 at step 50; in the FP64
+ * The same training in five layouts (docs/numerics.md, "What is checked"): FP32 first-step loss 1e-6, gradients 1e-5 by norm, losses 1e-4 at step 50; in the FP64
  * build 1e-9 at step 50, which proves the parallel code where rounding would hide a fault.
  */
 #include <math.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * FP8 recipes against BF16 on the same weights and tokens: the cosine of every gradient above 0.99 (NUMERICS, models up to four layers).  The learning rate is
+ * FP8 recipes against BF16 on the same weights and tokens: the cosine of every gradient above 0.99 (docs/numerics.md, models up to four layers).  The learning rate is
  * 0, so that the last step, where `delayed` has a history to scale by, still compares the same weights.
  */
 #include <math.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Which tensor is quantised how, for each recipe (NUMERICS; DeepSeek-V3, arXiv 2412.19437, section 3.3; TransformerEngine's HYBRID format for `delayed`
+ * Which tensor is quantised how, for each recipe (docs/numerics.md; DeepSeek-V3, arXiv 2412.19437, section 3.3; TransformerEngine's HYBRID format for `delayed`
  * and `tensor`), and the numbers under which non-finite values are reported.
  */
 #include <errno.h>

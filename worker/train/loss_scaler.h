@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * Loss scaling (NUMERICS): powers of two in `dynamic` (Micikevicius et al. 2018), small moves in `gentle`.
+ * Loss scaling (docs/numerics.md): powers of two in `dynamic` (Micikevicius et al. 2018), small moves in `gentle`.
  *   dynamic: init 65536, x0.5 on overflow, x2 after 2000 clean steps, floor 1, no cap
  *   gentle:  init 128, /2 on overflow, floor 1, x1.01 every 100 clean steps, cap 512
  */
