@@ -30,8 +30,8 @@ static void on_start(struct agent *a, Fp8ctl__V1__StartRanks *m) {
 }
 
 /*
- * A killed process hangs up only when its memory is freed (0.4 s at 6 GiB); its peers here are told with the kill instead of waiting for that
- * A killed process hangs up only once its memory is freed, which takes long when it is large.  Only when the kill belongs to a newer epoch than the peers'.
+ * A killed process hangs up only when its memory is freed (0.4 s at 6 GiB); its peers here are told with the kill instead of waiting for that.
+ * Only when the kill belongs to a newer epoch than the peers'.
  */
 static void on_kill(struct agent *a, Fp8ctl__V1__KillRanks *m) {
         Fp8ctl__V1__AgentToSpawner out = FP8CTL__V1__AGENT_TO_SPAWNER__INIT;
