@@ -101,6 +101,10 @@ struct adamw_tensor {
         void *param;         /* [count] BF16 (or F32) working copy to write, bf16(master); may be NULL */
         int64_t count;
         double lr_scale, weight_decay;
+        /* Where it stands in its global tensor: rows of `cols` elements from (row0, col0) of a tensor global_cols wide. Stochastic rounding of an element depends on
+         * (step_params.rng, name_hash, its global place) only, so it is the same in every layout, and the same on ranks that hold copies. cols 0: one row of count. */
+        uint64_t name_hash;
+        int64_t row0, col0, cols, global_cols;
 };
 
 /* ------------------------------------------------------------------ the table */

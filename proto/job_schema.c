@@ -93,7 +93,7 @@ const struct job_key job_keys[] = {
 
         { "precision.recipe", CHOOSE(recipes), .offset = AT(precision.recipe), .def = "block",
           .doc = "`block`: FP8 with 1x128 and 128x128 scales (DeepSeek-V3). `delayed`: FP8 with per-tensor scales from an amax history. `tensor`: FP8 with per-tensor "
-                 "current scales. `bf16`: no FP8. `fp32`: everything in FP32 (CPU only)." },
+                 "current scales (of what a rank holds: with `parallel.tp` each shard of a weight has its own, as in TransformerEngine). `bf16`: no FP8. `fp32`: everything in FP32 (CPU only)." },
         { "precision.pow2_scales", CHOOSE(pow2s), .offset = AT(precision.pow2), .def = "cached",
           .doc = "Where scales are rounded to powers of two: where a tensor is cached and quantised again later, everywhere, or nowhere." },
         { "precision.bf16_first_layers", INTS(0, JOB_MAX_LAYERS), .offset = AT(precision.bf16_first_layers), .def = "0",

@@ -73,37 +73,59 @@ FP8_CLONES static void adam_run(const struct adam *restrict a, real *restrict w,
         }
 }
 
-#ifndef FP8_FP64
-/* SplitMix64's finaliser on (step's seed, tensor, element): 16 random bits an element. */
-static inline uint32_t random16(uint64_t key, uint64_t i) {
-        uint64_t z = key + i * UINT64_C(0x9e3779b97f4a7c15);
-
+/* SplitMix64's finaliser. */
+static inline uint64_t mix64(uint64_t z) {
         z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
         z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-        return (uint32_t)(z >> 48);
+        return z ^ (z >> 31);
 }
 
-/* Rounds up with the probability of the dropped part: add 16 random bits below BF16's last and cut. Not finite: as bf16_from. */
-FP8_CLONES static void store_stochastic(uint16_t *restrict h, const float *restrict x, uint64_t key, int64_t offset, int64_t n) {
-        for (int64_t i = 0; i < n; i++) {
-                const uint32_t u = float_bits(x[i]), r = (u + random16(key, (uint64_t)(offset + i))) >> 16;
+#ifndef FP8_FP64
+/* 16 random bits of an element. */
+static inline uint32_t random16(uint64_t key, uint64_t i) {
+        return (uint32_t)(mix64(key + i * UINT64_C(0x9e3779b97f4a7c15)) >> 48);
+}
 
-                h[offset + i] = (u & 0x7f800000u) == 0x7f800000u ? bf16_from(x[i]) : (uint16_t)r;
+/* Rounds up with the probability of the dropped part: add 16 random bits below BF16's last and cut. Not finite: as bf16_from. place: of the first, in the global tensor. */
+FP8_CLONES static void store_stochastic(uint16_t *restrict h, const float *restrict x, uint64_t key, int64_t place, int64_t n) {
+        for (int64_t i = 0; i < n; i++) {
+                const uint32_t u = float_bits(x[i]), r = (u + random16(key, (uint64_t)(place + i))) >> 16;
+
+                h[i] = (u & 0x7f800000u) == 0x7f800000u ? bf16_from(x[i]) : (uint16_t)r;
+        }
+}
+
+/* Row by row: in the global tensor this shard's rows do not follow one another. */
+static void store_stochastic_rows(const struct adamw_tensor *t, uint16_t *dst, int64_t offset, const float *x, int64_t n, uint64_t key) {
+        const int64_t cols = t->cols > 0 ? t->cols : t->count;
+
+        while (n > 0) {
+                const int64_t col = offset % cols, run = cpu_min(cols - col, n);
+
+                store_stochastic(dst + offset, x, key, (t->row0 + offset / cols) * t->global_cols + t->col0 + col, run);
+                offset += run;
+                x += run;
+                n -= run;
         }
 }
 #endif
 
-static void store_moment(void *dst, enum dtype t, int64_t offset, const real *x, int64_t n, bool stochastic, uint64_t key) {
+/* Mixed before elements are counted on from it: else the next step's numbers, or another tensor's, would be this one's moved by a place. */
+static uint64_t rounding_key(const struct adamw_tensor *t, const struct step_params *p, uint64_t moment) {
+        return mix64(mix64(p->rng) ^ mix64(t->name_hash + moment));
+}
+
+static void store_moment(const struct adamw_tensor *t, void *dst, enum dtype type, int64_t offset, const real *x, int64_t n, bool stochastic, uint64_t key) {
 #ifndef FP8_FP64
-        if (t == DT_BF16 && stochastic) {
-                store_stochastic(dst, x, key, offset, n);
+        if (type == DT_BF16 && stochastic) {
+                store_stochastic_rows(t, dst, offset, x, n, key);
                 return;
         }
 #endif
-        cpu_store(dst, t, offset, x, n);
+        cpu_store(dst, type, offset, x, n);
 }
 
-static void adam_tensor(const struct adamw_tensor *t, const struct step_params *p, enum dtype moments, enum dtype param, uint64_t key) {
+static void adam_tensor(const struct adamw_tensor *t, const struct step_params *p, enum dtype moments, enum dtype param) {
         const double lr = p->lr * t->lr_scale;
         const struct adam a = {
                 .lr = (real)lr, .decay = (real)t->weight_decay, .beta1 = (real)p->beta1, .beta2 = (real)p->beta2, .one_beta1 = (real)(1 - p->beta1),
@@ -117,8 +139,8 @@ static void adam_tensor(const struct adamw_tensor *t, const struct step_params *
                 cpu_load(m, t->m, moments, i, n);
                 cpu_load(v, t->v, moments, i, n);
                 adam_run(&a, t->master + i, t->grad + i, m, v, n);
-                store_moment(t->m, moments, i, m, n, p->beta1 > NEAREST_MAX_BETA, key);
-                store_moment(t->v, moments, i, v, n, p->beta2 > NEAREST_MAX_BETA, ~key);
+                store_moment(t, t->m, moments, i, m, n, p->beta1 > NEAREST_MAX_BETA, rounding_key(t, p, 0));
+                store_moment(t, t->v, moments, i, v, n, p->beta2 > NEAREST_MAX_BETA, rounding_key(t, p, 1));
                 if (t->param)
                         cpu_store(t->param, param, i, t->master + i, n);
         }
@@ -131,7 +153,7 @@ int cpu_adamw(int n, const struct adamw_tensor *t, enum dtype moments, enum dtyp
         if (p->skip)
                 return 0;
         for (int i = 0; i < n; i++)
-                adam_tensor(&t[i], p, moments, param, (p->rng ^ ((uint64_t)i + 1) * UINT64_C(0xd1342543de82ef95)) * UINT64_C(0x9e3779b97f4a7c15));
+                adam_tensor(&t[i], p, moments, param);
         return 0;
 }
 

@@ -70,6 +70,57 @@ TEST(skipped_step_changes_nothing) {
         device_close();
 }
 
+#ifndef FP8_FP64
+#define GR 24
+#define GC 40
+/* Second moments [rows, cols] at (row0, col0) of a tensor [GR, GC] after one step from zero, rounded stochastically; they go where they stand in `to`. */
+static void moments_of(int64_t row0, int64_t rows, int64_t col0, int64_t cols, const real *grads, uint64_t name, uint64_t seed, uint16_t *to) {
+        const int64_t n = rows * cols;
+        real *master = random_reals(n, 1), *grad = random_reals(n, 1);
+        uint16_t *m = xalloc((size_t)n * 2), *v = xalloc((size_t)n * 2);
+        const struct adamw_tensor a = { .master = master, .grad = grad, .m = m, .v = v, .count = n, .lr_scale = 1, .name_hash = name, .row0 = row0, .col0 = col0,
+                                        .cols = cols, .global_cols = GC };
+        struct step_params p = step_of(1);
+
+        p.beta2 = 0.999;
+        p.rng = seed;
+        for (int64_t i = 0; i < n; i++)
+                grad[i] = grads[(row0 + i / cols) * GC + col0 + i % cols];
+        CU_ASSERT_EQUAL(ops->adamw(1, &a, DT_BF16, DT_BF16, &p, stream), 0);
+        for (int64_t i = 0; i < n; i++)
+                to[(row0 + i / cols) * GC + col0 + i % cols] = v[i];
+        xfree(master), xfree(grad), xfree(m), xfree(v);
+}
+
+/* An element's random bits depend on its global place: however the tensor is cut over ranks; and differ from seed to seed, tensor to tensor, place to place. */
+TEST(stochastic_rounding_does_not_know_the_layout) {
+        uint16_t whole[GR * GC], cut[GR * GC], other[2][GR * GC];
+        int64_t differ[2] = { 0 }, up = 0;
+        real *grads;
+
+        device_open(DT_BF16);
+        grads = random_reals(GR * GC, 1);
+        for (int i = 0; i < GR * GC; i++)
+                grads[i] = (real)1.3; /* one value everywhere, halfway between two of BF16: what differs is rounding */
+        moments_of(0, GR, 0, GC, grads, 77, 5, whole);
+        moments_of(0, 8, 0, GC / 2, grads, 77, 5, cut); /* two columns of ranks, bands of rows */
+        moments_of(8, GR - 8, 0, GC / 2, grads, 77, 5, cut);
+        moments_of(0, GR, GC / 2, GC / 2, grads, 77, 5, cut);
+        CU_ASSERT_EQUAL(memcmp(whole, cut, sizeof whole), 0);
+        moments_of(0, GR, 0, GC, grads, 78, 5, other[0]);
+        moments_of(0, GR, 0, GC, grads, 77, 5 + (UINT64_C(1) << 40), other[1]);
+        for (int i = 1; i < GR * GC; i++) {
+                up += whole[i] != whole[i - 1];
+                for (int k = 0; k < 2; k++)
+                        differ[k] += whole[i] != other[k][i];
+        }
+        CU_ASSERT_TRUE(up > GR * GC / 4);
+        CU_ASSERT_TRUE(differ[0] > GR * GC / 20 && differ[1] > GR * GC / 20);
+        xfree(grads);
+        device_close();
+}
+#endif
+
 TEST(grad_stats_names_the_first) {
         device_open(DT_F32);
         for (int v = 0; v < 3; v++) {

@@ -108,11 +108,13 @@ static int poisoned(struct test_rank *r) {
                 if (r->trainer->zero.pieces[i].tensor == x)
                         r->trainer->optimizer.list[i].master[7] = -INFINITY;
         TRY(trainer_sync(r->trainer, &r->error));
-        TRY(trainer_step(r->trainer, &res, &r->error));
-        CU_ASSERT(res.skipped);
-        CU_ASSERT_STRING_EQUAL(res.bad_tensor, "model.layers.1.mlp.up_proj.weight");
-        CU_ASSERT(res.bad_rank == 5);
-        CU_ASSERT(isinf(res.bad_amax));
+        for (int i = 0; i < 2; i++) { /* again: the weight is as bad as before */
+                TRY(trainer_step(r->trainer, &res, &r->error));
+                CU_ASSERT(res.skipped);
+                CU_ASSERT_STRING_EQUAL(res.bad_tensor, "model.layers.1.mlp.up_proj.weight");
+                CU_ASSERT(res.bad_rank == 5);
+                CU_ASSERT(isinf(res.bad_amax));
+        }
         return 0;
 }
 
@@ -121,8 +123,10 @@ TEST(quantiser_names_the_first_offender) {
 
         test_layout(&s, 2, 2, 1);
         s.parallel.dp = 2;
-        s.precision.recipe = RECIPE_BLOCK;
-        CU_ASSERT_EQUAL(test_cluster(&s, NULL, poisoned, NULL), 0);
+        for (int r = RECIPE_BLOCK; r <= RECIPE_TENSOR; r++) {
+                s.precision.recipe = (enum job_recipe)r;
+                CU_ASSERT_EQUAL(test_cluster(&s, NULL, poisoned, NULL), 0);
+        }
 }
 
 static int without_lease(struct test_rank *r) {

@@ -31,6 +31,7 @@ struct save {
 
 int save_new(const struct identity *id, const struct job_spec *spec, struct control *c, struct snapshot *s, struct save **ret, struct error *e) {
         struct save *v = calloc(1, sizeof(*v));
+        int r;
 
         if (!v)
                 return error_errno(e, ENOMEM, "save");
@@ -39,6 +40,13 @@ int save_new(const struct identity *id, const struct job_spec *spec, struct cont
         v->control = c;
         v->snapshot = s;
         v->n_ranks = spec->parallel.tp * spec->parallel.pp * spec->parallel.dp;
+        if (spec->checkpoint.every_steps > 0 || spec->checkpoint.at_end) { /* room for the copy, touched while the job starts and not within the first save's step */
+                r = checkpoint_write_prepare(snapshot_bytes(s), &v->write, e);
+                if (r < 0) {
+                        free(v);
+                        return r;
+                }
+        }
         *ret = v;
         return 0;
 }

@@ -79,6 +79,10 @@ const char *snapshot_layout(const struct snapshot *s) {
         return s->layout;
 }
 
+size_t snapshot_bytes(const struct snapshot *s) {
+        return shard_layout_bytes(s->shard);
+}
+
 int snapshot_take(struct snapshot *s, uint64_t epoch, struct error *e) {
         size_t bytes = shard_layout_bytes(s->shard);
         struct replica_slot slot = { .step = trainer_step_number(s->trainer), .epoch = epoch, .job_id = s->id->job, .rank = s->id->rank,

@@ -18,6 +18,8 @@ struct snapshot *snapshot_free(struct snapshot *s);
 
 /* "tp2.pp2.dp2/<trainer_fingerprint>" */
 const char *snapshot_layout(const struct snapshot *s);
+/* Of every image. */
+size_t snapshot_bytes(const struct snapshot *s);
 /* The trainer's present state as the generation of its step, complete on return (replica.h says why it must be). */
 int snapshot_take(struct snapshot *s, uint64_t epoch, struct error *e);
 /* The newest one taken by this process: its image, and the small state as JSON. step 0: none. */

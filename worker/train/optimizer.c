@@ -71,6 +71,11 @@ int optimizer_lists(struct trainer *t, struct error *e) {
                         .count = p->count,
                         .lr_scale = p->tensor->lr_scale,
                         .weight_decay = p->tensor->weight_decay,
+                        .name_hash = p->tensor->hash,
+                        .row0 = p->tensor->row0 + p->row0,
+                        .col0 = p->tensor->col0,
+                        .cols = p->tensor->cols,
+                        .global_cols = p->tensor->global_cols,
                 };
         }
         for (int i = 0; i < t->layout.dp; i++) {
@@ -142,6 +147,18 @@ int optimizer_reduce(struct trainer *t, struct error *e) {
         return 0;
 }
 
+/* SplitMix64's finaliser: all bits of the seed count, and seeds and updates that lie close together give keys that do not. */
+static uint64_t rounding_seed(int64_t seed, uint64_t update) {
+        uint64_t z = (uint64_t)seed * UINT64_C(0x9e3779b97f4a7c15);
+
+        for (int i = 0; i < 2; i++) {
+                z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+                z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+                z = (z ^ (z >> 31)) + (i == 0 ? update * UINT64_C(0x9e3779b97f4a7c15) : 0);
+        }
+        return z;
+}
+
 int optimizer_update(struct trainer *t, double lr, double grad_scale, struct error *e) {
         struct optimizer *o = &t->optimizer;
         struct model *m = &t->model;
@@ -154,7 +171,7 @@ int optimizer_update(struct trainer *t, double lr, double grad_scale, struct err
                 .bias1 = 1 - pow(t->spec->optimizer.beta1, n),
                 .bias2 = 1 - pow(t->spec->optimizer.beta2, n),
                 .grad_scale = grad_scale,
-                .rng = ((uint64_t)t->spec->train.seed << 32) ^ (t->progress.updates + 1),
+                .rng = rounding_seed(t->spec->train.seed, t->progress.updates + 1),
         };
         const struct job_spec *s = t->spec;
 

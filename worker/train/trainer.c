@@ -224,14 +224,14 @@ static int commit(struct trainer *t, double grad_scale, double grad_norm, double
         return 0;
 }
 
-/* The weights stay; the marks of the step go, the amaxes that the quantised weights had noted come back. */
+/* The weights stay; the marks of the step go, what the quantised weights had noted (amaxes, a finding) comes back. */
 static int skip(struct trainer *t, const struct agreement *a, struct step_result *res, struct error *e) {
         res->bad_rank = finding_rank(a->finding);
         res->bad_amax = a->amax;
         if (finding_name(&t->spec->model, a->finding, res->bad_tensor, sizeof(res->bad_tensor)) < 0)
                 snprintf(res->bad_tensor, sizeof(res->bad_tensor), "unknown");
         TRY(step_marks_reset(t, e));
-        return t->model.n_sites > 0 ? weights_changed(t, e) : 0;
+        return t->model.amax ? weights_changed(t, e) : 0;
 }
 
 static int decide(struct trainer *t, const struct agreement *a, struct step_result *res, struct error *e) {
