@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "ctl/job_view.h"
 #include "proto/rpc_client.h"
 
 #define SERVICE "/fp8ctl.v1.Cluster/"
@@ -187,6 +188,29 @@ int client_list_events(struct client *c, uint64_t job, uint64_t after, unsigned 
         rq.wait_ms = wait_ms;
         return client_call(c, "ListEvents", &rq.base, &fp8ctl__v1__list_events_reply__descriptor, (int)wait_ms + CALL_TIMEOUT_MS,
                            (ProtobufCMessage **)ret, e);
+}
+
+int client_read_or_wait(struct client *c, const Fp8ctl__V1__ReadFileRequest *rq, bool *over, Fp8ctl__V1__ReadFileReply **ret, struct error *e) {
+        _cleanup_message_ Fp8ctl__V1__Job *j = NULL;
+        struct error said = { 0 };
+        int r = client_read_file(c, rq, ret, &said);
+
+        if (r != -ENOENT && r != -EBUSY) {
+                if (r < 0)
+                        *e = said;
+                return r;
+        }
+        if (rq->kind == FP8CTL__V1__FILE_KIND__WORKER_LOG || *over) {
+                *e = said;
+                return r;
+        }
+        r = client_get_job(c, rq->job_id, &j, e);
+        if (r < 0)
+                return r;
+        *over = job_state_is_end(j->state);
+        if (!*over)
+                return 0;
+        return client_read_file(c, rq, ret, e); /* it may have begun and ended meanwhile */
 }
 
 int client_read_file(struct client *c, const Fp8ctl__V1__ReadFileRequest *rq, Fp8ctl__V1__ReadFileReply **ret, struct error *e) {

@@ -20,6 +20,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "ctl/client.h"
 #include "ctl/handlers.h"
 #include "ctl/keeper.h"
@@ -279,7 +280,8 @@ int cluster_up_run(struct ctl *c, int n, char **args) {
                 return ctl_fail(&e);
         if (c->format != FORMAT_TABLE)
                 return cluster_status_run(c, 0, NULL);
-        printf("cluster in %s is up: %" PRId64 " nodes, %" PRId64 " devices\n", c->home, config.nodes, config.nodes * config.devices);
+        printf("cluster in %s is up: %" PRId64 " node%s, %" PRId64 " device%s\n", c->home, config.nodes, text_s((uint64_t)config.nodes), config.nodes * config.devices,
+               text_s((uint64_t)(config.nodes * config.devices)));
         return EXIT_DONE;
 }
 
@@ -410,9 +412,11 @@ static void print_controller(const char *where, const Fp8ctl__V1__StatusReply *s
                 printf("controller at %s: %s\n", where, why);
                 return;
         }
-        printf("controller at %s: version %s, up %s, %u of %u nodes ready, %u of %u devices free, %u jobs%s\n", where, st->version,
-               text_age(buf, st->started_unix_ms), st->nodes_ready, st->nodes_total, st->devices_free, st->devices_total, st->jobs_active,
+        printf("controller at %s: version %s, up %s, %u of %u nodes ready, %u of %u devices free, %u job%s%s\n", where, st->version,
+               text_age(buf, st->started_unix_ms), st->nodes_ready, st->nodes_total, st->devices_free, st->devices_total, st->jobs_active, text_s(st->jobs_active),
                st->test_hooks ? ", test hooks allowed" : "");
+        if (st->dropped_messages)
+                printf("%" PRIu64 " message%s from workers dropped: of another epoch, incarnation or lease\n", st->dropped_messages, text_s(st->dropped_messages));
 }
 
 static int remote_status(struct ctl *c, struct client *cl, const Fp8ctl__V1__StatusReply *st, const struct error *why) {

@@ -49,7 +49,9 @@ static void print_bash_values(const struct opt *table) {
                         for (const char *const *c = o->choices; *c; c++)
                                 printf("%s%s", c == o->choices ? "" : " ", *c);
                         printf("' -- \"$cur\")); return ;;\n");
-                } else
+                } else if (o->type == OPT_STRING && o->value && strcmp(o->name, "node") == 0)
+                        printf("COMPREPLY=($(compgen -W \"$(\"${COMP_WORDS[0]}\" node list -o name 2>/dev/null)\" -- \"$cur\")); return ;;\n");
+                else
                         printf("%sreturn ;;\n", file ? "COMPREPLY=($(compgen -f -- \"$cur\")); " : dir ? "COMPREPLY=($(compgen -d -- \"$cur\")); " : "");
         }
 }
@@ -94,6 +96,28 @@ static void print_groups(void) {
         }
 }
 
+/* `help` is followed by a command's words. */
+static void print_help_words(void) {
+        char last[64] = "";
+
+        printf("    help) COMPREPLY=($(compgen -W '");
+        print_next_words("");
+        printf("' -- \"$cur\")) ;;\n");
+        for (size_t i = 0; i < n_commands; i++) {
+                char word[64];
+
+                if (commands[i].hidden || !strchr(commands[i].words, ' '))
+                        continue;
+                snprintf(word, sizeof(word), "%.*s", (int)strcspn(commands[i].words, " "), commands[i].words);
+                if (strcmp(word, last) == 0)
+                        continue;
+                snprintf(last, sizeof(last), "%s", word);
+                printf("    'help %s') COMPREPLY=($(compgen -W '", word);
+                print_next_words(word);
+                printf("' -- \"$cur\")) ;;\n");
+        }
+}
+
 static void print_function(void) {
         printf("_fp8ctl() {\n"
                "  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words='' w skip=''\n"
@@ -120,7 +144,7 @@ static void print_function(void) {
         print_next_words("");
         printf("' -- \"$cur\")) ;;\n");
         for (size_t i = 0; i < n_commands; i++) {
-                if (commands[i].hidden)
+                if (commands[i].hidden || strcmp(commands[i].words, "help") == 0)
                         continue;
                 printf("    '%s'|'%s '*)\n      if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '", commands[i].words, commands[i].words);
                 print_opts(commands[i].opts);
@@ -129,6 +153,7 @@ static void print_function(void) {
                 print_bash_arguments(&commands[i]);
                 printf("; fi ;;\n");
         }
+        print_help_words();
         print_groups();
         printf("  esac\n}\n");
 }

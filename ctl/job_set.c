@@ -60,6 +60,8 @@ static size_t byte_of(const char *text, size_t character) {
 static bool needs_quotes(const char *v) {
         size_t len = strlen(v);
 
+        if (len > 1 && strchr("[{'\"", v[0]) && strchr("]}'\"", v[len - 1]))
+                return false;
         if (len == 0 || strchr("&*!|>%@`#,", v[0]) || strstr(v, ": ") || strstr(v, " #") || v[0] == ' ' || v[len - 1] == ' ' || v[len - 1] == ':')
                 return true;
         return (v[0] == '-' || v[0] == '?' || v[0] == ':') && (len == 1 || v[1] == ' ');

@@ -26,6 +26,8 @@ json_t *job_to_json(const Fp8ctl__V1__Job *j) {
 
         json_object_del(o, "plan");
         json_object_del(o, "job_file");
+        if (j->state == FP8CTL__V1__JOB_STATE__JOB_STATE_UNSPECIFIED) /* of a dry run: it is no job yet */
+                json_object_set_new(o, "state", json_null());
         return o;
 }
 
@@ -100,11 +102,11 @@ void plan_print(const Fp8ctl__V1__Plan *p, FILE *f) {
                 sheet_add(s, "%u", r->tp_index);
                 sheet_add(s, "%s", r->node);
                 sheet_add(s, "%u", r->device);
-                sheet_add(s, "%s", r->state);
+                sheet_add(s, "%s", r->state && *r->state ? r->state : "-");
                 sheet_add(s, r->pid ? "%u" : "-", r->pid);
                 sheet_add(s, r->incarnation ? "%" PRIu64 : "-", r->incarnation);
         }
-        fprintf(f, "%zu ranks: tp %u, pp %u, dp %u; at most %s of memory each\n", p->n_ranks, p->tp, p->pp, p->dp, text_bytes(buf, p->bytes_per_rank));
+        fprintf(f, "%zu %s: tp %u, pp %u, dp %u; at most %s of memory each\n", p->n_ranks, p->n_ranks == 1 ? "rank" : "ranks", p->tp, p->pp, p->dp, text_bytes(buf, p->bytes_per_rank));
         sheet_print(s, false, f);
 }
 

@@ -34,7 +34,7 @@ struct tail {
         char prefix[24];
         char *line; /* bytes whose newline has not come yet */
         size_t len;
-        bool ended;
+        bool ended, over;
 };
 
 static void print_line(const struct tail *t, const char *p, size_t len) {
@@ -79,10 +79,12 @@ static int tail_add(struct tail *t, const uint8_t *data, size_t len) {
 static int tail_read(struct client *cl, struct tail *t, bool *ret_got, struct error *e) {
         while (!t->ended) {
                 _cleanup_message_ Fp8ctl__V1__ReadFileReply *reply = NULL;
-                int r = client_read_file(cl, &t->rq, &reply, e);
+                int r = client_read_or_wait(cl, &t->rq, &t->over, &reply, e);
 
                 if (r < 0)
                         return r;
+                if (!reply)
+                        return 0;
                 if (reply->data.len == 0) {
                         t->ended = reply->ended;
                         return 0;

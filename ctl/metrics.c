@@ -146,7 +146,8 @@ int metrics_run(struct ctl *c, int n, char **args) {
         Fp8ctl__V1__ReadFileRequest rq = FP8CTL__V1__READ_FILE_REQUEST__INIT;
         _cleanup_(client_freep) struct client *cl = NULL;
         _cleanup_(metrics_freep) struct metrics *m = metrics_new();
-        struct error e;
+        struct error e = { 0 };
+        bool over = false;
 
         if (parse_job_id(args[0], &rq.job_id, &e) < 0)
                 return ctl_usage(&e);
@@ -161,8 +162,14 @@ int metrics_run(struct ctl *c, int n, char **args) {
                 struct timespec pause = { 0, POLL_MS * (long)NSEC_PER_MSEC };
                 _cleanup_message_ Fp8ctl__V1__ReadFileReply *reply = NULL;
 
-                if (client_read_file(cl, &rq, &reply, &e) < 0)
+                if (client_read_or_wait(cl, &rq, &over, &reply, &e) < 0)
                         return ctl_fail(&e);
+                if (!reply) { /* not one step yet */
+                        if (!given.follow)
+                                break;
+                        nanosleep(&pause, NULL);
+                        continue;
+                }
                 if (metrics_feed(m, reply->data.data, reply->data.len) < 0) {
                         error_set(&e, -ENOMEM, "no memory for the rows");
                         return ctl_fail(&e);

@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/text.h"
 #include "daemon/core/core.h"
 #include "daemon/core/rank_plan.h"
 
@@ -524,7 +525,7 @@ void job_check_done(struct controller *c, struct job *j) {
         } else {
                 char why[sizeof(j->reason)];
 
-                snprintf(why, sizeof(why), "%" PRIu64 " steps done, %" PRIu64 " recoveries", step, (uint64_t)j->restarts);
+                snprintf(why, sizeof(why), "%" PRIu64 " step%s done, %" PRIu64 " %s", step, text_s(step), (uint64_t)j->restarts, j->restarts == 1 ? "recovery" : "recoveries");
                 job_finish(c, j, JOB_E_FINISH, why);
         }
 }

@@ -14,6 +14,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/text.h"
 #include "daemon/core/core.h"
 
 static const char *const state_names[] = { "unheard", "ready", "leaving", "lost" };
@@ -327,8 +328,8 @@ void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__Worke
         send_welcome(c, n);
         take_inventory(c, n, m);
         if (was != NODE_READY)
-                event_add(c, &(struct event_of){ .node = n, .rank = -1 }, was == NODE_LOST ? "node_returned" : "node_ready", "%s %s: %zu devices, %zu ranks alive", n->name,
-                          was == NODE_LOST ? "is back" : was_seen ? "was heard again" : "joined", n->n_devices, m->n_ranks);
+                event_add(c, &(struct event_of){ .node = n, .rank = -1 }, was == NODE_LOST ? "node_returned" : "node_ready", "%s %s: %zu device%s, %zu rank%s alive", n->name,
+                          was == NODE_LOST ? "is back" : was_seen ? "was heard again" : "joined", n->n_devices, text_s(n->n_devices), m->n_ranks, text_s(m->n_ranks));
         for (size_t i = 0; i < c->n_jobs; i++)
                 if (job_placed(c->jobs[i]) && job_on_node(c->jobs[i], n))
                         recovery_hello(c, c->jobs[i], n, m);

@@ -19,6 +19,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/text.h"
 #include "daemon/core/core.h"
 
 /* Thresholds. start_timeout_ms, same_cause_limit and max_restarts are the job's. */
@@ -294,8 +295,8 @@ void recovery_begin(struct controller *c, struct job *j) {
                 rank_set(c, &j->ranks[i], RANK_NONE);
         step_to(c, j, REC_E_PLACED);
         fence(c, j, "a new start");
-        snprintf(j->reason, sizeof(j->reason), "starting %d ranks", j->world);
-        event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "placed", "%d ranks (tp %d, pp %d, dp %d) placed, rank 0 on %s; epoch %" PRIu64, j->world, j->spec->parallel.tp,
+        snprintf(j->reason, sizeof(j->reason), "starting %d rank%s", j->world, text_s((uint64_t)j->world));
+        event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "placed", "%d rank%s (tp %d, pp %d, dp %d) placed, rank 0 on %s; epoch %" PRIu64, j->world, text_s((uint64_t)j->world), j->spec->parallel.tp,
                   j->spec->parallel.pp, j->spec->parallel.dp, j->ranks[0].node->name, j->epoch);
 }
 
@@ -378,7 +379,7 @@ static void act(struct controller *c, struct job *j, const char *cause, const ch
                 if (r < 0) {
                         char text[sizeof(j->reason)];
 
-                        snprintf(text, sizeof(text), "%.300s; no free devices to replace %d ranks", cause, lost);
+                        snprintf(text, sizeof(text), "%.300s; no free devices to replace %d rank%s", cause, lost, text_s((uint64_t)lost));
                         job_finish(c, j, JOB_E_REQUEUE, text);
                         return;
                 }
@@ -395,8 +396,9 @@ static void act(struct controller *c, struct job *j, const char *cause, const ch
         j->start_is_new = false;
         step_to(c, j, REC_E_FAULT);
         fence(c, j, cause);
-        event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = "warning" }, "recovery_started", "%s; epoch %" PRIu64 " fences the old one: %d survivors park, %d ranks start anew",
-                  cause, j->epoch, j->inc.survivors, j->inc.replaced);
+        event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = "warning" }, "recovery_started", "%s; epoch %" PRIu64 " fences the old one: %d survivor%s %s, %d rank%s %s anew",
+                  cause, j->epoch, j->inc.survivors, text_s((uint64_t)j->inc.survivors), j->inc.survivors == 1 ? "parks" : "park", j->inc.replaced,
+                  text_s((uint64_t)j->inc.replaced), j->inc.replaced == 1 ? "starts" : "start");
 }
 
 static void mark_lost(struct controller *c, struct job *j, uint32_t i, const char *why, enum lost_how how) {
@@ -445,7 +447,7 @@ void recovery_node_lost(struct controller *c, struct job *j, struct node *n) {
                 if (j->inventory_wait[i] == n)
                         j->inventory_wait[i--] = j->inventory_wait[--j->n_inventory_wait];
         forget_generations(j, n);
-        snprintf(cause, sizeof(cause), "node %.100s was lost with %d ranks", n->name, lost);
+        snprintf(cause, sizeof(cause), "node %.100s was lost with %d rank%s", n->name, lost, text_s((uint64_t)lost));
         act(c, j, cause, cause, true, false, 0);
         if (job_placed(j))
                 recovery_check(c, j);
@@ -628,10 +630,10 @@ static void go_restore(struct controller *c, struct job *j) {
         warn_fingerprints(c, j);
         if (j->inc.open)
                 event_add(c, &(struct event_of){ .job = j, .rank = -1, .ms = ms_since(j->inc.detected, j->inc.planned) }, "plan",
-                          "%d survivors parked in %.0f ms, all ranks there after %.0f ms; resuming from step %" PRIu64 " %s", j->inc.survivors, ms_since(j->inc.detected, j->inc.parked),
+                          "survivors (%d) parked in %.0f ms, all ranks there after %.0f ms; resuming from step %" PRIu64 " %s", j->inc.survivors, ms_since(j->inc.detected, j->inc.parked),
                           ms_since(j->inc.detected, j->inc.ready), j->load.step, j->inc.source);
         else
-                event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "plan", "all %d ranks are up; %s", j->world, j->inc.source);
+                event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "plan", "all ranks (%d) are up; %s", j->world, j->inc.source);
         j->dirty = true;
 }
 
@@ -646,12 +648,12 @@ static void go_resume(struct controller *c, struct job *j) {
                 job_move(c, j, JOB_E_RUN);
         if (!j->first_run_ms)
                 j->first_run_ms = c->io.wall_ms(c->io.arg);
-        snprintf(j->reason, sizeof(j->reason), "all %d ranks run", j->world);
+        snprintf(j->reason, sizeof(j->reason), "all ranks (%d) run", j->world);
         if (j->inc.open) {
-                event_add(c, &(struct event_of){ .job = j, .rank = -1, .ms = ms_since(j->inc.planned, now) }, "resumed", "all %d ranks run again from step %" PRIu64 " in epoch %" PRIu64, j->world,
+                event_add(c, &(struct event_of){ .job = j, .rank = -1, .ms = ms_since(j->inc.planned, now) }, "resumed", "all ranks (%d) run again from step %" PRIu64 " in epoch %" PRIu64, j->world,
                           j->load.step, j->epoch);
         } else {
-                event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "running", "all %d ranks run from step %" PRIu64, j->world, j->load.step);
+                event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "running", "all ranks (%d) run from step %" PRIu64, j->world, j->load.step);
                 step_to(c, j, REC_E_NEW_STEP); /* nothing to close */
         }
 }
@@ -894,7 +896,7 @@ void recovery_tick(struct controller *c, struct job *j, uint64_t now) {
                                 break;
                 if (j->rec == REC_FENCE && j->n_inventory_wait && now >= j->rec_since + INVENTORY_TIMEOUT_MS * NSEC_PER_MSEC) {
                         event_add(c, &(struct event_of){ .job = j, .node = j->inventory_wait[0], .rank = -1, .severity = "warning" }, "inventory_late",
-                                  "%zu nodes did not list their replica memory within %.1f s; going on without", j->n_inventory_wait, INVENTORY_TIMEOUT_MS / 1e3);
+                                  "%zu node%s sent no list of replica memory within %.1f s; going on without", j->n_inventory_wait, text_s(j->n_inventory_wait), INVENTORY_TIMEOUT_MS / 1e3);
                         j->n_inventory_wait = 0;
                 }
                 if (job_placed(j))

@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/text.h"
 #include "daemon/core/core.h"
 #include "daemon/core/rank_plan.h"
 
@@ -608,8 +609,8 @@ static void submit_finish(struct controller *c, struct pending *p) {
         snprintf(j->reason, sizeof(j->reason), "waits for the scheduler");
         record_put_request(c, j);
         record_put_job(c, j);
-        event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "submitted", "%s by %s: %d ranks (tp %d, pp %d, dp %d), %" PRIu64 " parameters, %" PRId64 " steps", j->name, j->user, j->world,
-                  j->spec->parallel.tp, j->spec->parallel.pp, j->spec->parallel.dp, j->parameters, j->spec->train.steps);
+        event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "submitted", "%s by %s: %d rank%s (tp %d, pp %d, dp %d), %" PRIu64 " parameters, %" PRId64 " step%s", j->name, j->user, j->world, text_s((uint64_t)j->world),
+                  j->spec->parallel.tp, j->spec->parallel.pp, j->spec->parallel.dp, j->parameters, j->spec->train.steps, text_s((uint64_t)j->spec->train.steps));
         answer_submit(c, p->request, j, p);
         pending_remove(c, p);
         c->schedule_wanted = true;
@@ -631,12 +632,12 @@ static void submit_check(struct controller *c, struct pending *p, bool deadline)
                 if (!f->answered) {
                         warn(p, "node %s did not answer the preflight", f->node->name);
                 } else if (f->error && f->error[0]) {
-                        refuse(c, p->request, ST_PRECONDITION, "preflight on node %s: %s", f->node->name, f->error);
+                        refuse(c, p->request, ST_INVALID, "preflight on node %s: %s", f->node->name, f->error);
                         pending_remove(c, p);
                         return;
                 } else if (f->data_digest && f->data_digest[0]) {
                         if (digest && strcmp(digest, f->data_digest) != 0) {
-                                refuse(c, p->request, ST_PRECONDITION, "data.path: node %s holds other data (digest %s) than node %s (%s)", f->node->name, f->data_digest, digest_node, digest);
+                                refuse(c, p->request, ST_INVALID, "data.path: node %s holds other data (digest %s) than node %s (%s)", f->node->name, f->data_digest, digest_node, digest);
                                 pending_remove(c, p);
                                 return;
                         }
@@ -781,9 +782,9 @@ static void on_submit(struct controller *c, uint64_t request, const ProtobufCMes
         if (job_plan_idle(c, j, p->slots, &devices) < 0) {
                 if (devices) {
                         refuse(c, request, ST_INVALID,
-                               "%.200s: key 'parallel': found tp %d x pp %d x dp %d = %d ranks of %" PRIu64 " MiB, allowed: what fits the cluster's %zu devices (tp neighbouring devices of one node)",
-                               q->file_name && q->file_name[0] ? q->file_name : "job file", j->spec->parallel.tp, j->spec->parallel.pp, j->spec->parallel.dp, j->world, j->bytes_per_rank >> 20,
-                               devices);
+                               "%.200s: key 'parallel': found tp %d x pp %d x dp %d = %d rank%s of %" PRIu64 " MiB, allowed: what fits the cluster's %zu device%s (tp neighbouring devices of one node)",
+                               q->file_name && q->file_name[0] ? q->file_name : "job file", j->spec->parallel.tp, j->spec->parallel.pp, j->spec->parallel.dp, j->world,
+                               text_s((uint64_t)j->world), j->bytes_per_rank >> 20, devices, text_s(devices));
                         pending_remove(c, p);
                         return;
                 }

@@ -40,7 +40,8 @@ done
 run ctl submit "$job" --plan; expect plan 0; has plan out 'node-1'
 run ctl submit "$job" --dry-run -o json; expect 'dry run' 0
 is 'dry run' "$(json "$dir/out" 'j["v"], j["job"]["id"], len(j["plan"]["ranks"])')" '(1, 0, 4)'
-run ctl submit "$job" --dry-run --set data.path="$dir/none.txt"; expect 'preflight: no data' 1; has 'preflight: no data' err 'none.txt'
+run ctl submit "$job" --dry-run --set data.path="$dir/none.txt"; expect 'preflight: no data' 2; one_line 'preflight: no data'; has 'preflight: no data' err 'node-0: data.path: '; has 'preflight: no data' err 'none.txt'
+run ctl submit "$job" --dry-run --set model.vocab_size=64; expect 'preflight: vocabulary' 2; has 'preflight: vocabulary' err 'expected below model.vocab_size (64)'
 run ctl submit "$job" --set parallel.pp=4; expect 'more ranks than devices' 2; one_line 'more ranks than devices'
 run ctl list --all -o name; is 'nothing was stored' "$out" ''
 run ctl submit "$job" --set test.kill_step=3; expect 'test hooks' 2; has 'test hooks' err 'test'
@@ -90,6 +91,23 @@ run ctl events -o json; is 'events of all' "$(json "$dir/out" 'j["v"], len(j["ev
 run ctl submit "$job" --from "$checkpoint" --set train.steps=14 --set parallel.tp=1 --set checkpoint.dir="$dir/ckpt2" --wait -o json; expect 'from a checkpoint' 0
 is 'it goes on' "$(json "$dir/out" 'j["id"], j["step"], j["tp"]')" '(2, 14, 1)'
 is 'its first step' "$(ctl metrics 2 -o csv | sed -n 2p | cut -d, -f1)" 13
+
+# Followed from the first moment, before there is a file, through rotations, to the job's end.
+run ctl submit "$job" --set parallel.tp=1 --set parallel.dp=1 --set train.steps=400 --set data.seq_len=16 --set metrics.max_bytes=65536 --set checkpoint.dir="$dir/ckpt5" -o name; id=$out
+ctl metrics "$id" -f -o csv >"$dir/followed.csv" 2>"$dir/followed.err" & follow=$!
+ctl logs "$id" -f >"$dir/followed.log" 2>>"$dir/followed.err" & follow_log=$!
+ctl events "$id" -f >"$dir/followed.events" 2>>"$dir/followed.err" & follow_events=$!
+wait "$follow"; is 'metrics -f from the start' "$?" 0
+wait "$follow_log"; is 'logs -f from the start' "$?" 0
+wait "$follow_events"; is 'events -f from the start' "$?" 0
+is 'nothing to complain of' "$(cat "$dir/followed.err")" ''
+is 'the last row followed' "$(tail -n 1 "$dir/followed.csv" | cut -d, -f1)" 400
+is 'the last line followed' "$(grep -c 'step 400' "$dir/followed.log" | sed 's/[1-9][0-9]*/some/')" some
+is 'the last event followed' "$(tail -n 1 "$dir/followed.events" | grep -c completed)" 1
+ctl metrics "$id" -o csv >"$dir/rotated.csv"
+is 'rotation left the newest rows' "$(tail -n 1 "$dir/rotated.csv" | cut -d, -f1)" 400
+is 'and bounded the file' "$(find "$FP8CTL_HOME"/nodes/*/jobs/"$id" -name 'metrics.jsonl*' -size +64k | wc -l)" 0
+is 'a job folder is its user'"'"'s own' "$(stat -c %a "$FP8CTL_HOME"/nodes/*/jobs/"$id" | sort -u)" 700
 
 # A second cluster beside it, a long job there: save, a rank killed, cancel.
 other=(--dir "$dir/other")

@@ -64,6 +64,7 @@ refused 'a file too large' 'large.yaml' submit "$dir/large.yaml"
 run ctl submit "$job"; expect 'no controller' 5; has 'no controller' err 'cluster up'; one_line 'no controller'
 run ctl --controller "unix:$dir/none.sock" list; expect 'no controller there' 5
 run ctl submit "$job" --set train.steps=5 --name other; expect 'a good --set' 5
+run ctl submit "$job" --set 'optimizer.groups=[{match: "*.mlp.*", lr_scale: 0.5}]' --set 'train.recompute=[0, 2]'; expect '--set of lists' 5
 run ctl cluster status; expect 'no cluster' 5; has 'no cluster' out 'is down'
 run ctl cluster down; expect 'down twice' 0
 run ctl --dir "$dir/$(printf 'x%.0s' {1..120})" cluster up; expect 'a long folder' 1; has 'a long folder' err '--dir'
@@ -86,6 +87,8 @@ done <<<"$commands"
 complete_words() {
   bash -c '. "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _fp8ctl; printf "%s " "${COMPREPLY[@]}"' _ "$dir/completion.bash" "$build/fp8ctl" "$@"
 }
+is 'completes after help' "$(complete_words help clus)" 'cluster '
+is 'completes a group after help' "$(complete_words help node desc)" 'describe '
 is 'completes a word' "$(complete_words subm)" 'submit '
 is 'completes a second word' "$(complete_words cluster "do")" 'down '
 is 'completes an option' "$(complete_words submit --dry)" '--dry-run '

@@ -4,9 +4,13 @@
  * reaches nobody it is not for, and by each rank, which knows better than the agent where it stands.
  */
 #include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "base/log.h"
+#include "base/text.h"
 #include "worker/agent/agent_private.h"
+#include "worker/agent/job_folders.h"
 
 static void relay_to_job(struct agent *a, uint64_t job, Fp8ctl__V1__ControllerMessage *m) {
         for (struct local_rank *r = a->ranks; r && a->link_fd >= 0; r = r->next)
@@ -21,12 +25,56 @@ static void abort_older(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
                         link_relay(a, r, m);
 }
 
+struct pruning {
+        char *dir;
+        size_t n_in_use;
+        uint64_t in_use[];
+};
+
+static void prune(void *arg) {
+        struct pruning *p = arg;
+        struct error e;
+        int r = job_folders_prune(p->dir, JOB_FOLDERS_KEPT, p->in_use, p->n_in_use, &e);
+
+        if (r < 0)
+                log_warning("folders of old jobs stay: %s", e.text);
+        else if (r > 0)
+                log_info("removed the folder%s of %d old job%s; the newest %d are kept", text_s((uint64_t)r), r, text_s((uint64_t)r), JOB_FOLDERS_KEPT);
+}
+
+static void prune_done(void *arg) {
+        struct pruning *p = arg;
+
+        free(p->dir);
+        free(p);
+}
+
+/* A new job's folder comes: the oldest of those that no rank uses go, in a thread. When it cannot be had now, the next job's start does it. */
+static void prune_folders(struct agent *a, uint64_t starting) {
+        struct pruning *p;
+        size_t n = 1;
+
+        for (struct local_rank *r = a->ranks; r; r = r->next)
+                n++;
+        p = malloc(sizeof(*p) + n * sizeof(p->in_use[0]));
+        if (!p)
+                return;
+        p->dir = strdup(a->config->dir);
+        p->n_in_use = 0;
+        p->in_use[p->n_in_use++] = starting;
+        for (struct local_rank *r = a->ranks; r; r = r->next)
+                p->in_use[p->n_in_use++] = r->job_id;
+        if (!p->dir || tasks_run(a->tasks, prune, prune_done, p, NULL) < 0)
+                prune_done(p);
+}
+
 static void on_start(struct agent *a, Fp8ctl__V1__StartRanks *m) {
         Fp8ctl__V1__AgentToSpawner out = FP8CTL__V1__AGENT_TO_SPAWNER__INIT;
 
         out.body_case = FP8CTL__V1__AGENT_TO_SPAWNER__BODY_START;
         out.start = m;
         link_send(a, &out);
+        prune_folders(a, m->job_id);
 }
 
 /*

@@ -29,13 +29,37 @@ struct preflight {
         uint32_t ranks_here;
         uid_t uid;
         gid_t gid;
-        char *job_file, *from_checkpoint, *node;
+        char *job_file, *from_checkpoint;
         struct error error;
         char digest[DIGEST_HEX_SIZE];
 };
 
 static double gib(uint64_t bytes) {
         return (double)bytes / (1024.0 * 1024.0 * 1024.0);
+}
+
+/* The data is there, whole, and the model has a row for each of its tokens. */
+static int check_data(struct preflight *p, const struct job_spec *spec, struct error *e) {
+        static const enum indexed_format formats[] = { INDEXED_AUTO, INDEXED_TEXT, INDEXED_PAIR };
+        struct indexed *x = NULL;
+        struct digest d;
+        int64_t vocab = 0;
+        int r = indexed_open_as(spec->data.path, formats[spec->data.format], &x, e);
+
+        if (r == 0)
+                vocab = indexed_vocab(x);
+        if (r == 0 && vocab < 0)
+                r = error_set(e, -EBADMSG, "%s: found a negative token id, expected ids from 0", spec->data.path);
+        if (r == 0 && vocab > spec->model.vocab_size)
+                r = error_set(e, -ERANGE, "%s: found token ids up to %" PRId64 ", expected below model.vocab_size (%" PRId64 ")", spec->data.path, vocab - 1,
+                              spec->model.vocab_size);
+        indexed_free(x);
+        if (r == 0)
+                r = indexed_digest(spec->data.path, &d, e);
+        if (r < 0)
+                return error_prefix(e, "data.path");
+        digest_hex(d, p->digest);
+        return 0;
 }
 
 /* The nearest folder above path (or path itself) that is there. Changes path. */
@@ -122,17 +146,13 @@ static int check_checkpoint(const char *folder, struct error *e) {
 }
 
 static void check(struct preflight *p, const struct job_spec *spec) {
-        struct digest d;
         int r = check_memory(p, &p->error);
 
         if (r == 0)
                 r = check_folder(spec, &p->error);
         if (r == 0)
-                r = indexed_digest(spec->data.path, &d, &p->error);
-        if (r < 0)
-                return;
-        digest_hex(d, p->digest);
-        if (p->from_checkpoint[0])
+                r = check_data(p, spec, &p->error);
+        if (r == 0 && p->from_checkpoint[0])
                 check_checkpoint(p->from_checkpoint, &p->error);
 }
 
@@ -146,8 +166,6 @@ static void work(void *arg) {
         check(p, spec);
         user_leave();
         job_spec_free(spec);
-        if (p->error.code)
-                error_prefix(&p->error, "node %s", p->node);
 }
 
 static struct preflight *preflight_free(struct preflight *p) {
@@ -155,7 +173,6 @@ static struct preflight *preflight_free(struct preflight *p) {
                 return NULL;
         free(p->job_file);
         free(p->from_checkpoint);
-        free(p->node);
         free(p);
         return NULL;
 }
@@ -188,8 +205,7 @@ void preflight_begin(struct agent *a, const Fp8ctl__V1__PreflightRequest *m) {
         p->gid = m->gid;
         p->job_file = strdup(m->job_file);
         p->from_checkpoint = strdup(m->from_checkpoint);
-        p->node = strdup(a->config->name);
-        if (!p->job_file || !p->from_checkpoint || !p->node) {
+        if (!p->job_file || !p->from_checkpoint) {
                 preflight_free(p);
                 return;
         }

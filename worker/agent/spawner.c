@@ -311,18 +311,22 @@ static uint64_t log_bound(const char *job_file) {
 }
 
 static int make_job_folder(struct spawner *s, const Fp8ctl__V1__StartRanks *m, struct error *e) {
-        _cleanup_free_ char *dir = file_path("%s/jobs/%" PRIu64, s->config->dir, m->job_id), *job = dir ? file_path("%s/job.json", dir) : NULL;
+        _cleanup_free_ char *jobs = file_path("%s/jobs", s->config->dir), *dir = file_path("%s/jobs/%" PRIu64, s->config->dir, m->job_id);
+        _cleanup_free_ char *job = dir ? file_path("%s/job.json", dir) : NULL;
         int r;
 
-        if (!dir || !job)
+        if (!jobs || !dir || !job)
                 return error_errno(e, ENOMEM, "job folder");
-        r = file_mkdir_p(dir, 0755, e);
+        /* What a job trains on and what it says is its user's business: others pass through, and see nothing of it. */
+        r = file_mkdir_p(jobs, 0711, e);
+        if (r == 0)
+                r = file_mkdir_p(dir, 0700, e);
         if (r < 0)
                 return r;
         if (user_is_other(m->uid) && lchown(dir, m->uid, m->gid) < 0)
                 return error_errno(e, errno, "cannot give %s to user %" PRIu32, dir, m->uid);
         user_enter(m->uid, m->gid);
-        r = file_write_atomic(job, m->job_file, strlen(m->job_file), 0644, e);
+        r = file_write_atomic(job, m->job_file, strlen(m->job_file), 0600, e);
         user_leave();
         return r;
 }
