@@ -20,6 +20,7 @@
 #define SAVES_MAX 8u               /* of one job at a time */
 #define TOMBSTONES_MAX 16u          /* failed saves remembered, the newest */
 #define SHARDS_PER_RANK_MAX 16u
+#define UNHEARD_MAX 64             /* folders of lost saves cleared at one commit, the newest */
 
 static const char *const state_names[] = { "preparing", "writing", "committed", "dropped" };
 static const char *const event_names[] = { "all_prepared", "written", "failed", "timeout", "fenced" };
@@ -183,7 +184,7 @@ static void remove_folder(struct controller *c, struct job *j, struct checkpoint
         c->io.file_work(c->io.arg, &w);
 }
 
-void save_resume_removals(struct controller *c, struct job *j) {
+static void resume_removals(struct controller *c, struct job *j) {
         for (size_t i = 0; i < j->n_checkpoints; i++)
                 if (j->checkpoints[i].removing && !j->checkpoints[i].file_id)
                         remove_folder(c, j, &j->checkpoints[i]);
@@ -332,12 +333,12 @@ static void write_manifest(struct controller *c, struct save *s) {
         k = checkpoint_at(j, path);
         if (!k)
                 k = checkpoint_add(j, s, path);
+        w.id = s->file_id = c->next_file++;
         if (k) {
                 k->removing = true;
-                k->file_id = 0;
+                k->file_id = w.id; /* in hand: not for resume_removals until the manifest is written */
         }
         j->dirty = true;
-        w.id = s->file_id = c->next_file++;
         w.path = path;
         w.text = text;
         c->io.file_work(c->io.arg, &w);
@@ -412,6 +413,46 @@ static void retain(struct controller *c, struct job *j) {
         }
 }
 
+/*
+ * Periodic saves between the last commit and this one that nobody told us of: we were away.  Ranks prepare in order, so their word is lost, and what they wrote is cleared, once; a
+ * folder that has a manifest is another job's, and stays.
+ */
+static void clear_unheard(struct controller *c, struct job *j, uint64_t after, uint64_t before) {
+        uint64_t every = j->spec->checkpoint.every_steps > 0 ? (uint64_t)j->spec->checkpoint.every_steps : 0;
+        int n = 0;
+
+        if (!every || !before || !j->spec->checkpoint.dir)
+                return;
+        for (uint64_t step = (before - 1) / every * every; step > after && n < UNHEARD_MAX; step -= every, n++) {
+                struct file_work w = { .kind = FILE_REMOVE_UNFINISHED, .uid = j->uid, .gid = j->gid };
+                char path[4200];
+
+                checkpoint_folder(j, step, j->epoch, 1, path, sizeof(path));
+                if (save_find(j, j->epoch, step, 1) || checkpoint_at(j, path))
+                        continue;
+                w.id = c->next_file++;
+                w.path = path;
+                c->io.file_work(c->io.arg, &w);
+        }
+}
+
+static uint64_t commit_before(const struct job *j, uint64_t step) {
+        uint64_t last = 0;
+
+        for (size_t i = 0; i < j->n_checkpoints; i++)
+                if (j->checkpoints[i].step < step && j->checkpoints[i].step > last)
+                        last = j->checkpoints[i].step;
+        return last;
+}
+
+void save_resume_clearing(struct controller *c, struct job *j) {
+        const struct checkpoint *k = checkpoint_newest(j);
+
+        resume_removals(c, j);
+        if (k && job_placed(j))
+                clear_unheard(c, j, 0, k->step); /* the earlier life may have died over it */
+}
+
 static void commit(struct controller *c, struct save *s) {
         Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
         Fp8ctl__V1__CheckpointCommitted d = FP8CTL__V1__CHECKPOINT_COMMITTED__INIT;
@@ -443,7 +484,15 @@ static void commit(struct controller *c, struct save *s) {
         event_add(c, &(struct event_of){ .job = j, .rank = -1, .ms = (double)(core_now(c) - s->began) / 1e6 }, "checkpoint_committed", "step %" PRIu64 " saved in %s, %" PRIu64 " bytes", s->step,
                   path, s->bytes);
         request_committed(c, j, s->step, s->attempt);
+        clear_unheard(c, j, commit_before(j, s->step), s->step);
         retain(c, j);
+}
+
+static struct checkpoint *checkpoint_in_hand(struct job *j, uint64_t id) {
+        for (size_t i = 0; i < j->n_checkpoints; i++)
+                if (j->checkpoints[i].file_id == id)
+                        return &j->checkpoints[i];
+        return NULL;
 }
 
 bool save_file_done(struct controller *c, uint64_t id, int rc, const char *text) {
@@ -451,10 +500,14 @@ bool save_file_done(struct controller *c, uint64_t id, int rc, const char *text)
                 struct job *j = c->jobs[i];
 
                 for (struct save *s = j->saves; s; s = s->next) {
+                        struct checkpoint *k;
                         char why[TEXT_MAX_LEN], said[250];
 
                         if (s->file_id != id)
                                 continue;
+                        k = checkpoint_in_hand(j, id);
+                        if (k)
+                                k->file_id = 0;
                         core_text(said, sizeof(said), text);
                         snprintf(why, sizeof(why), "manifest.json: %s", said);
                         if (s->state == SAVE_WRITING && rc == 0 && s->epoch == j->epoch && job_placed(j) && !job_ended(j))
@@ -462,7 +515,7 @@ bool save_file_done(struct controller *c, uint64_t id, int rc, const char *text)
                         else if (s->state == SAVE_WRITING)
                                 drop(c, s, rc == 0 ? SAVE_E_FENCED : SAVE_E_FAILED, rc == 0 ? "its epoch is over" : why);
                         unlink_save(s);
-                        save_resume_removals(c, j);
+                        resume_removals(c, j);
                         job_check_done(c, j);
                         return true;
                 }

@@ -226,7 +226,7 @@ int controller_start(struct controller *c, struct error *e) {
         event_add(c, &(struct event_of){ .rank = -1 }, "controller_started", "fp8d %s: %zu nodes and %zu jobs known; leases of an earlier life run out in %.1f s", c->version, c->n_nodes, c->n_jobs,
                   c->config.lease_ttl_ms / 1e3);
         for (size_t i = 0; i < c->n_jobs; i++)
-                save_resume_removals(c, c->jobs[i]);
+                save_resume_clearing(c, c->jobs[i]);
         c->schedule_wanted = true;
         settle(c);
         return 0;

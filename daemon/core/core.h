@@ -394,7 +394,7 @@ bool save_failed(const struct job *j, uint64_t step);
 bool save_in_flight(const struct job *j, uint64_t step);
 void save_tick(struct controller *c, struct job *j, uint64_t now);
 uint64_t save_next_deadline(const struct job *j);
-void save_resume_removals(struct controller *c, struct job *j);
+void save_resume_clearing(struct controller *c, struct job *j); /* what an earlier life did not finish */
 struct save *save_free(struct save *s);
 const struct checkpoint *checkpoint_newest(const struct job *j);
 bool checkpoint_has(const struct job *j, uint64_t step);

@@ -6,6 +6,7 @@
 #include "daemon/io/file_helper.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <pthread.h>
 #include <pwd.h>
@@ -92,6 +93,14 @@ static int do_work(const struct file_work *w, struct error *e) {
         case FILE_REMOVE_TREE:
                 r = check_tree(w->path, e);
                 return r < 0 ? r : file_remove_tree(w->path, e);
+        case FILE_REMOVE_UNFINISHED:
+                r = check_tree(w->path, e);
+                path = r < 0 ? NULL : file_path("%s/manifest.json", w->path);
+                if (!path)
+                        return r < 0 ? r : error_errno(e, ENOMEM, "manifest");
+                if (faccessat(AT_FDCWD, path, F_OK, AT_EACCESS) == 0 || errno != ENOENT)
+                        return 0;
+                return file_remove_tree(w->path, e);
         default:
                 return error_set(e, -EINVAL, "unknown file work %d", (int)w->kind);
         }

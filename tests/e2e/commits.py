@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
 """`commits.py BUILD [SEED]`: fp8d is killed again and again while checkpoints are committed every second step. Old or new, never half: after each kill every listed checkpoint is whole,
-and the job ends with the bits of an undisturbed one."""
+the job ends with the bits of an undisturbed one, and only what is listed is on the disk."""
 import json
 import os
 import random
@@ -72,7 +72,7 @@ def main():
             c.wait_step(job, 4 + 8 * i)
             time.sleep(rng.uniform(0, 0.15))
             c.stop("fp8d", signal.SIGKILL)
-            time.sleep(rng.choice((0, 0, 0.3)))
+            time.sleep(rng.choice((0, 0.3, 0.7)))
             c.start_controller()
             check_all(c, job)
         j = c.wait_done(job)
@@ -86,10 +86,11 @@ def main():
         folders = lambda: sorted(os.path.join(d, x) for d, ds, _ in os.walk(f"{c.home}/ckpt-killed") for x in ds if x.startswith("step_"))
         kept = {k["path"] for k in listed}
         wait_for("removed checkpoints to be gone", lambda: not [f for f in folders() if f not in kept and os.path.exists(f + "/manifest.json")], 20)
-        half = [f for f in folders() if f not in kept]
-        print(f"ok  {KILLS} kills of fp8d: {len(want)} steps equal bit for bit; {len(half)} folders of saves that were cut short", flush=True)
-        if half:
-            print("\n".join(half))
+        try:
+            wait_for("folders of saves that were cut short to be cleared", lambda: set(folders()) == kept, 10)
+        except Failure as e:
+            raise Failure(f"{e}: found {sorted(set(folders()) ^ kept)} too many or too few") from None
+        print(f"ok  {KILLS} kills of fp8d: {len(want)} steps equal bit for bit; {sorted(os.path.basename(f) for f in kept)} are there and nothing else", flush=True)
 
 
 if __name__ == "__main__":

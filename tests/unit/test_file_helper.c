@@ -49,7 +49,7 @@ static void add(struct scene *t, int kind, uint32_t uid, const char *path, const
         struct file_work w = { .id = ++t->next, .uid = uid, .gid = uid, .path = path, .text = text };
         struct error e = { 0 };
 
-        w.kind = kind ? FILE_REMOVE_TREE : FILE_WRITE_MANIFEST;
+        w.kind = kind == 2 ? FILE_REMOVE_UNFINISHED : kind == 1 ? FILE_REMOVE_TREE : FILE_WRITE_MANIFEST;
         ASSERT_OK(file_helper_add(t->h, &w, &e), e);
 }
 
@@ -147,6 +147,28 @@ TEST(removal_follows_no_links) {
         CU_ASSERT_EQUAL_FATAL(symlink(target, scratch_path(&t.s, "step_00000020")), 0);
         add(&t, 1, geteuid(), scratch_path(&t.s, "step_00000020"), NULL);
         wait_done(&t);
+        CU_ASSERT_TRUE(there(&t, "keep/shard"));
+        end(&t);
+}
+
+TEST(unfinished_folders_are_those_without_a_manifest) {
+        struct scene t;
+
+        begin(&t);
+        make_step(&t, "step_00000010");
+        make_step(&t, "step_00000020");
+        scratch_text(&t.s, "step_00000020/manifest.json", "{}");
+        make_step(&t, "keep");
+        add(&t, 2, geteuid(), scratch_path(&t.s, "step_00000010"), NULL);
+        CU_ASSERT_EQUAL(wait_done(&t), 0);
+        add(&t, 2, geteuid(), scratch_path(&t.s, "step_00000020"), NULL);
+        CU_ASSERT_EQUAL(wait_done(&t), 0);
+        add(&t, 2, geteuid(), scratch_path(&t.s, "step_00000030"), NULL); /* not there */
+        CU_ASSERT_EQUAL(wait_done(&t), 0);
+        add(&t, 2, geteuid(), scratch_path(&t.s, "keep"), NULL);
+        CU_ASSERT_EQUAL(wait_done(&t), -EINVAL);
+        CU_ASSERT_FALSE(there(&t, "step_00000010"));
+        CU_ASSERT_TRUE(there(&t, "step_00000020/shard"));
         CU_ASSERT_TRUE(there(&t, "keep/shard"));
         end(&t);
 }
