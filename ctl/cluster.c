@@ -424,8 +424,12 @@ static int remote_status(struct ctl *c, struct client *cl, const Fp8ctl__V1__Sta
 
         if (!st)
                 return ctl_fail(why);
-        if (c->format == FORMAT_TABLE) {
+        if (c->format == FORMAT_TABLE || c->format == FORMAT_WIDE) {
                 print_controller(client_where(cl), st, "");
+                return EXIT_DONE;
+        }
+        if (c->format == FORMAT_NAME) {
+                printf("%s\n", client_where(cl));
                 return EXIT_DONE;
         }
         o = json_pack("{s:i, s:s, s:s, s:o}", "v", CTL_JSON_VERSION, "state", "up", "address", client_where(cl), "controller", pb_to_json(&st->base));
@@ -453,10 +457,16 @@ int cluster_status_run(struct ctl *c, int n, char **args) {
                 return remote_status(c, cl, st, &why);
         all = add_daemons(c->home, s, daemons);
         state = all && st && st->nodes_ready == st->nodes_total ? "up" : st || anything_left(c->home) ? "degraded" : "down";
-        if (c->format == FORMAT_TABLE) {
+        if (c->format == FORMAT_NAME) {
+                json_t *d;
+                size_t i;
+
+                json_array_foreach(daemons, i, d)
+                        printf("%s\n", json_string_value(json_object_get(d, "name")));
+        } else if (c->format == FORMAT_TABLE || c->format == FORMAT_WIDE) {
                 printf("cluster in %s is %s\n", c->home, state);
                 print_controller(client_where(cl), st, why.text);
-                sheet_print(s, false, stdout);
+                sheet_print(s, c->format == FORMAT_WIDE, stdout);
         } else {
                 o = json_pack("{s:i, s:s, s:s, s:s, s:O, s:o}", "v", CTL_JSON_VERSION, "state", state, "home", c->home, "address", client_where(cl), "daemons", daemons,
                               "controller", st ? pb_to_json(&st->base) : json_null());

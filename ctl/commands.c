@@ -19,7 +19,7 @@ const struct command commands[] = {
         { "save", "JOB", 1, 1, FORMATS_PLAIN, NULL, job_save_run, "make a checkpoint now; returns when it is committed", NULL, false },
         { "logs", "[JOB]", 0, 1, FORMATS_TEXT, logs_opts, logs_run, "print what ranks (or with --node a worker) wrote",
           "Lines of several ranks begin with the rank's number. -f goes on until the job is over.", false },
-        { "events", "[JOB]", 0, 1, FORMATS_PLAIN, events_opts, events_run, "list what happened: decisions, failures, recoveries, commits",
+        { "events", "[JOB]", 0, 1, FORMATS_USUAL, events_opts, events_run, "list what happened: decisions, failures, recoveries, commits",
           "With -f and -o json each event is one JSON object on a line of its own.", false },
         { "metrics", "JOB", 1, 1, FORMATS_METRICS, metrics_opts, metrics_run, "print one row a step",
           "Columns: step, epoch, loss in decimal and as the 8 hexadecimal digits of its 32 bits, gradient norm, learning rate, loss scale,\n"
@@ -35,7 +35,7 @@ const struct command commands[] = {
           "alone. Returns when all nodes are ready.", false },
         { "cluster down", "", 0, 0, FORMATS_TEXT, cluster_down_opts, cluster_down_run, "stop that cluster, jobs saved first",
           "Jobs that run get a last checkpoint and go on at the next `cluster up`.", false },
-        { "cluster status", "", 0, 0, FORMATS_PLAIN, NULL, cluster_status_run, "show its daemons and the controller",
+        { "cluster status", "", 0, 0, FORMATS_USUAL, NULL, cluster_status_run, "show its daemons and the controller",
           "Exit code 0 when the controller answers, 5 when it does not.", false },
         { "cluster keep", "", 0, 0, FORMATS_TEXT, cluster_keep_opts, cluster_keep_run, "the process that `cluster up` leaves behind", NULL, true },
         { "inject", "JOB", 1, 1, FORMATS_TEXT, inject_opts, inject_run, "a drill: send a signal to one rank of a job on this machine", NULL, false },

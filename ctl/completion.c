@@ -125,7 +125,7 @@ static void print_function(void) {
                "  case \"$prev\" in\n");
         print_all_bash_values();
         printf("  esac\n"
-               "  for w in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do\n"
+               "  for w in \"${COMP_WORDS[@]:1:$((COMP_CWORD-1))}\"; do\n"
                "    if [ -n \"$skip\" ]; then skip=''; continue; fi\n"
                "    case \"$w\" in\n      ");
         for (const struct opt *o = global_opts; o->name; o++)
@@ -173,6 +173,8 @@ int completion_run(struct ctl *c, int n, char **args) {
                        "autoload -U +X bashcompinit && bashcompinit\n");
                 print_function();
                 printf("complete -F _fp8ctl fp8ctl\n");
+                /* Loaded from fpath by the first TAB: this file was the function that was to complete. */
+                printf("if [ \"${funcstack[1]}\" = _fp8ctl ]; then _bash_complete -F _fp8ctl; fi\n");
                 return EXIT_DONE;
         }
         error_set(&e, -EINVAL, "completion: found '%s', expected bash or zsh", args[0]);

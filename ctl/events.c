@@ -24,8 +24,12 @@ static void print_page(struct ctl *c, const Fp8ctl__V1__ListEventsReply *page, j
         for (size_t i = 0; i < page->n_events; i++) {
                 const Fp8ctl__V1__Event *ev = page->events[i];
 
-                if (c->format == FORMAT_TABLE)
+                if (c->format == FORMAT_TABLE || c->format == FORMAT_WIDE) {
+                        if (c->format == FORMAT_WIDE)
+                                printf("%" PRIu64 " epoch %" PRIu64 " %s ", ev->id, ev->epoch, ev->severity && *ev->severity ? ev->severity : "-");
                         event_print(ev, stdout);
+                } else if (c->format == FORMAT_NAME)
+                        printf("%" PRIu64 "\n", ev->id);
                 else if (all)
                         json_array_append_new(all, pb_to_json(&ev->base));
                 else {
@@ -59,7 +63,7 @@ int events_run(struct ctl *c, int n, char **args) {
 
         if (n && parse_job_id(args[0], &job, &e) < 0)
                 return ctl_usage(&e);
-        if (c->format != FORMAT_TABLE && !given.follow)
+        if ((c->format == FORMAT_JSON || c->format == FORMAT_YAML) && !given.follow)
                 all = json_array();
         if (client_new(c, &cl, &e) < 0)
                 return ctl_fail(&e);

@@ -26,6 +26,13 @@ run ctl cluster up --nodes 3; expect 'up otherwise' 1; has 'up otherwise' err 'c
 run ctl cluster status -o json; expect 'status' 0
 is 'status' "$(json "$dir/out" '[j["v"], j["state"], sorted(d["name"] for d in j["daemons"]), j["controller"]["nodes_ready"]]')" \
   "[1, 'up', ['fp8d', 'keeper', 'node-0', 'node-1'], 2]"
+for c in 'node list' 'cluster status' 'list --all' 'events'; do
+  for o in table wide json yaml name; do
+    # shellcheck disable=SC2086
+    run ctl $c -o "$o"; expect "$c -o $o" 0
+  done
+done
+is 'names of daemons' "$(ctl cluster status -o name | sort | xargs)" 'fp8d keeper node-0 node-1'
 run ctl node list -o json
 is 'nodes' "$(json "$dir/out" 'j["v"], [(n["name"], n["state"], len(n["devices"])) for n in j["nodes"]]')" "(1, [('node-0', 'ready', 2), ('node-1', 'ready', 2)])"
 run ctl node get node-1 -o name; is 'node get' "$out" node-1
