@@ -263,6 +263,7 @@ static void stream_unref(struct rpc_stream *s) {
 
 static bool stream_start(struct rpc_stream *s, struct rpc_tag *t, const grpc_op *op) {
         s->refs++;
+        rpc_tag_given(t);
         if (grpc_call_start_batch(s->call, op, 1, t, NULL) == GRPC_CALL_OK)
                 return true;
         s->refs--;

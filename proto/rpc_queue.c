@@ -35,6 +35,9 @@ static void *queue_thread(void *arg) {
                         return NULL;
                 if (ev.type != GRPC_OP_COMPLETE)
                         continue;
+#ifdef RPC_TSAN
+                __tsan_acquire(t); /* see rpc_tag_given */
+#endif
                 t->ok = ev.success != 0;
                 t->next = NULL;
                 pthread_mutex_lock(&q->lock);

@@ -107,6 +107,7 @@ static void call_let_go(struct rpc_call *c) {
 /* Starts one batch; its tag's fn is then called exactly once. A refusal is a mistake of ours: the call is cancelled. */
 static bool call_start(struct rpc_call *c, struct rpc_tag *t, const grpc_op *ops, size_t n) {
         c->refs++;
+        rpc_tag_given(t);
         if (grpc_call_start_batch(c->call, ops, n, t, NULL) == GRPC_CALL_OK)
                 return true;
         c->refs--;
@@ -366,6 +367,7 @@ static void accept_start(struct rpc_accept *a) {
 
         grpc_call_details_init(&a->details);
         grpc_metadata_array_init(&a->metadata);
+        rpc_tag_given(&a->tag);
         if (grpc_server_request_call(s->server, &a->call, &a->details, &a->metadata, cq, cq, &a->tag) == GRPC_CALL_OK) {
                 s->armed++;
         } else {
@@ -598,6 +600,7 @@ struct rpc_server *rpc_server_free(struct rpc_server *s, int grace_ms) {
         if (!s)
                 return NULL;
         s->closing = true;
+        rpc_tag_given(&s->tag_shutdown);
         grpc_server_shutdown_and_notify(s->server, rpc_queue_cq(s->queue), &s->tag_shutdown);
         end_all(s);
         while ((!s->shut || s->calls) && clock_mono_ns() < end)
