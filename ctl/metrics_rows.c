@@ -85,7 +85,7 @@ static int add_line(struct metrics *m, const char *line, size_t len) {
 }
 
 int metrics_feed(struct metrics *m, const void *data, size_t len) {
-        const char *p = data, *end = p + len;
+        const char *p = len ? data : "", *end = p + len; /* an empty message has no data at all */
 
         while (p < end) {
                 const char *nl = memchr(p, '\n', (size_t)(end - p));
