@@ -178,7 +178,7 @@ def case_node(c, want):
 
 def case_wall(c, want):
     """wall_s and log_dir outlive the controller."""
-    job = submit(c, "wall")
+    job = submit(c, "wall", "--set", "train.steps=1000000")
     c.wait_step(job, 3)
     time.sleep(1)
     c.stop("fp8d", signal.SIGKILL)
@@ -186,7 +186,8 @@ def case_wall(c, want):
     j = c.job(job)
     if j["wall_s"] < 1:
         raise Failure(f"wall_s after a restart of the controller: found {j['wall_s']}, expected more than 1")
-    j = c.wait_done(job)
+    c.ctl("cancel", str(job), "--now")
+    j = c.wait_done(job, state="CANCELLED")
     if j["wall_s"] < 1:
         raise Failure(f"wall_s of a job that outlived its controller: found {j['wall_s']}, expected more than 1")
     home = os.path.realpath(c.home)
