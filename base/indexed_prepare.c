@@ -168,6 +168,7 @@ static int publish(struct writer *w) {
         const char *slash = strrchr(w->bin.path, '/');
         int r;
 
+        /* NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): both paths are set, or output_open said so and nobody comes here */
         if (unlink(w->idx.path) < 0 && errno != ENOENT)
                 return error_errno(w->e, errno, "cannot remove the old '%s'", w->idx.path);
         r = output_publish(&w->bin, w->e);

@@ -205,7 +205,7 @@ int client_read_or_wait(struct client *c, const Fp8ctl__V1__ReadFileRequest *rq,
                 return r;
         }
         r = client_get_job(c, rq->job_id, &j, e);
-        if (r < 0)
+        if (r < 0 || !j)
                 return r;
         *over = job_state_is_end(j->state);
         if (!*over)
