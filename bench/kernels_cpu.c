@@ -175,7 +175,7 @@ static void fprop(struct bench *b, void *arg) {
 static void dgrad(struct bench *b, void *arg) {
         struct linear *l = arg;
 
-        b->ops->gemm_dgrad(&l->qdy, &l->qw, l->dx, 0, b->s);
+        b->ops->gemm_dgrad(&l->qdy, &l->qw, l->dx, 0, NULL, DT_F32, b->s);
 }
 
 static void wgrad(struct bench *b, void *arg) {

@@ -11,6 +11,8 @@
  *  - Every operation is enqueued on a stream and returns 0 or a negative errno (-EOPNOTSUPP: this backend has not got it, -EINVAL: shapes).
  *  - No operation allocates.  Scratch is given by the caller (dev_workspace) or sized at dev_open.
  *  - Rounding points are part of the contract: stated per operation.  "bf16(x)" rounds to nearest even.
+ *    Every activation and every activation's gradient is stored in the carrier (dev_config.act); what stays F32: sums inside an operation, partial sums that a
+ *    collective adds (job file: precision.reduce), logits, rstd, lse, and the gradients of weights.
  *  - In the FP64 build (-DFP8_FP64) an element of DT_F32 is a double everywhere ("real"), and only recipe fp32 is allowed.
  */
 #include <stdbool.h>
@@ -44,7 +46,7 @@ enum qscaling {
 
 /*
  * A matrix [rows, cols] quantised for GEMMs that contract over cols (row form) and over rows (col form).
- * Scales are *dequantisation* scales (1/s).  Layouts as TMA and cuBLASLt take them (docs/numerics.md, cublasLt.h):
+ * Scales are *dequantisation* scales (1/s).  Layouts as TMA and cuBLASLt take them (NUMERICS, cublasLt.h):
  *   Q_1X128   row_scale[kb * ld + m], kb = column block, ld = rows rounded up to 4;   col_scale[tb * ldc + n], tb = token block, ldc = cols rounded up to 4
  *   Q_128X128 row_scale[nb * ld + kb], nb = row block, ld = column blocks rounded up to 4; col_scale: the transposed grid, likewise padded
  *   Q_TENSOR/Q_DELAYED row_scale[0] = col_scale[0]
@@ -148,7 +150,7 @@ struct dev_ops {
         int (*init_normal)(real *dst, int64_t rows, int64_t cols, int64_t row0, int64_t col0, int64_t global_cols, uint64_t seed, uint64_t name_hash,
                            double mean, double std, struct dev_stream *s);
 
-        /* ---- quantisation (rules: docs/numerics.md, "Quantise"); x [rows, cols] of dtype xt, out sized by dev_qtensor_bytes.  The caller sets out's rows, cols and the four pointers;
+        /* ---- quantisation (rules: NUMERICS "Quantise"); x [rows, cols] of dtype xt, out sized by dev_qtensor_bytes.  The caller sets out's rows, cols and the four pointers;
          * scaling and dtype are set here, and for Q_NONE row becomes x itself.  A group with a non-finite amax: dequantisation scale NaN, all its bytes NaN (Q_DELAYED: the
          * bytes are cvt(x*s), only the scale is NaN).  Padding of the scale grids is left as it was. */
         int (*quantize)(const void *x, enum dtype xt, const struct quant_spec *q, struct qtensor *out, struct dev_stream *s);
@@ -160,8 +162,9 @@ struct dev_ops {
         /* ---- GEMMs.  Forms used: fprop x.row w.row; dgrad dy.row w.col (the CPU also takes w.row: the bytes are the same); wgrad dy.col x.col.  Q_NONE: row in all. FP8: partial sums of 128 along the contraction, promoted to F32 with both scales applied. BF16/F32 (Q_NONE): F32 accumulation. */
         /* y[M,N] = x[M,K] w[N,K]^T; yt BF16 or F32 */
         int (*gemm_fprop)(const struct qtensor *x, const struct qtensor *w, void *y, enum dtype yt, struct dev_stream *s);
-        /* dx[M,K] (F32) = beta*dx + dy[M,N] w[N,K]; beta 0 or 1 */
-        int (*gemm_dgrad)(const struct qtensor *dy, const struct qtensor *w, real *dx, int beta, struct dev_stream *s);
+        /* dx[M,K] of xt (BF16 or F32) = xt(beta*sum + dy[M,N] w[N,K]), beta 0 or 1: where several products make one input's gradient (q, k, v; gate, up) they are added in
+         * F32 and rounded once.  dx NULL: not the last of them, sum (F32) takes the result.  With dx, sum is scratch afterwards, and may be NULL when beta is 0. */
+        int (*gemm_dgrad)(const struct qtensor *dy, const struct qtensor *w, real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s);
         /* dw[N,K] (F32) += dy[M,N]^T x[M,K] */
         int (*gemm_wgrad)(const struct qtensor *dy, const struct qtensor *x, real *dw, struct dev_stream *s);
 
@@ -219,7 +222,7 @@ struct dev_ops {
                            struct dev_stream *s);
 };
 
-#define DEV_VERSION 1
+#define DEV_VERSION 2
 
 /* The backend of that kind, every slot filled (missing ones return -EOPNOTSUPP); NULL: unknown. */
 const struct dev_ops *dev_ops_find(const char *kind);

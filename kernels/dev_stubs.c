@@ -87,7 +87,7 @@ static int missing_gemm_fprop(const struct qtensor *x, const struct qtensor *w, 
         return -EOPNOTSUPP;
 }
 
-static int missing_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *dx, int beta,
+static int missing_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *sum, int beta, void *dx, enum dtype xt,
                               struct dev_stream *s) {
         return -EOPNOTSUPP;
 }

@@ -108,7 +108,7 @@ int cpu_requantize_col(struct qtensor *t, const struct quant_spec *q, struct dev
 int cpu_dequantize(const struct qtensor *t, void *x, enum dtype xt, struct dev_stream *s);
 
 int cpu_gemm_fprop(const struct qtensor *x, const struct qtensor *w, void *y, enum dtype yt, struct dev_stream *s);
-int cpu_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *dx, int beta, struct dev_stream *s);
+int cpu_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s);
 int cpu_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, real *dw, struct dev_stream *s);
 
 int cpu_rmsnorm_fwd(void *residual, const void *delta, const real *w, double eps, void *y, real *rstd, enum dtype act, int64_t T, int64_t H, struct dev_stream *s);

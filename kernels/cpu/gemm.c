@@ -166,7 +166,7 @@ int cpu_gemm_fprop(const struct qtensor *x, const struct qtensor *w, void *y, en
         return product_run(&p, scaling, y, yt, false, s);
 }
 
-int cpu_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *dx, int beta, struct dev_stream *s) {
+int cpu_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s) {
         struct product p = {
                 .m = dy->rows, .n = w->cols, .k = dy->cols,
                 .a = dy->row, .a_scale = dy->row_scale, .at = dy->dtype, .a_ld = cpu_pad4(dy->rows),
@@ -178,7 +178,8 @@ int cpu_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *dx, 
 
         if (r < 0)
                 return r;
-        if (dy->cols != w->rows || !dy->row || (!w->row && !w->col) || (beta != 0 && beta != 1))
+        if (dy->cols != w->rows || !dy->row || (!w->row && !w->col) || (beta != 0 && beta != 1) || (!sum && (beta != 0 || !dx)) ||
+            (dx && !cpu_is_act(xt)))
                 return -EINVAL;
         if (scaling != Q_NONE && w->col) {
                 p.b = w->col;
@@ -197,7 +198,12 @@ int cpu_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *dx, 
                 p.b_scale = grid;
                 p.b_ld = w->cols;
         }
-        return product_run(&p, scaling, dx, DT_F32, beta == 1, s);
+        if (dx && beta == 0)
+                return product_run(&p, scaling, dx, xt, false, s);
+        r = product_run(&p, scaling, sum, DT_F32, beta == 1, s);
+        if (r == 0 && dx)
+                cpu_store(dx, xt, 0, sum, p.m * p.n);
+        return r;
 }
 
 /* BF16 and F32 operands come as [T, n] and [T, k]: dw += dy^T x, which BLAS takes transposed. */

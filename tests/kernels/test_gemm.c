@@ -129,13 +129,27 @@ static void fprop(struct problem *p) {
 
 static void dgrad(struct problem *p) {
         double *a = dense(&p->qdy, row_value, false), *b = dense(&p->qw, row_value, true);
-        float *dx = poisoned(p->M * p->K), *base = random_reals(p->M * p->K, 1e-7);
+        float *dx = poisoned(p->M * p->K), *base = random_reals(p->M * p->K, 1e-7), *sum = xalloc((size_t)(p->M * p->K) * sizeof *sum);
+        uint16_t *h = poisoned(p->M * p->K);
+        int64_t errors = 0;
 
-        CU_ASSERT_EQUAL(ops->gemm_dgrad(&p->qdy, &p->qw, dx, 0, stream), 0);
+        CU_ASSERT_EQUAL(ops->gemm_dgrad(&p->qdy, &p->qw, dx, 0, NULL, DT_F32, stream), 0);
         check_product(p->M, p->K, p->N, a, b, dx, NULL);
         memcpy(dx, base, (size_t)(p->M * p->K) * sizeof *dx);
-        CU_ASSERT_EQUAL(ops->gemm_dgrad(&p->qdy, &p->qw, dx, 1, stream), 0);
+        CU_ASSERT_EQUAL(ops->gemm_dgrad(&p->qdy, &p->qw, dx, 1, NULL, DT_F32, stream), 0);
         check_product(p->M, p->K, p->N, a, b, dx, base);
+        memcpy(sum, base, (size_t)(p->M * p->K) * sizeof *sum); /* the last of several: rounded once */
+        CU_ASSERT_EQUAL(ops->gemm_dgrad(&p->qdy, &p->qw, sum, 1, h, DT_BF16, stream), 0);
+        for (int64_t i = 0; i < p->M * p->K; i++)
+                errors += h[i] != bf16_from_float(dx[i]);
+        CU_ASSERT_EQUAL(ops->gemm_dgrad(&p->qdy, &p->qw, sum, 0, NULL, DT_F32, stream), 0);
+        CU_ASSERT_EQUAL(ops->gemm_dgrad(&p->qdy, &p->qw, NULL, 0, h, DT_BF16, stream), 0);
+        for (int64_t i = 0; i < p->M * p->K; i++)
+                errors += h[i] != bf16_from_float(sum[i]);
+        CU_ASSERT_EQUAL(errors, 0);
+        CU_ASSERT_EQUAL(ops->gemm_dgrad(&p->qdy, &p->qw, NULL, 1, h, DT_BF16, stream), -EINVAL);
+        xfree(sum);
+        xfree(h);
         free(a);
         free(b);
         xfree(dx);
@@ -181,7 +195,7 @@ TEST(same_inputs_same_bits) {
                         dx[i] = poisoned(p.M * p.K);
                         dw[i] = xalloc((size_t)(p.N * p.K) * 4);
                         ops->gemm_fprop(&p.qx, &p.qw, y[i], DT_F32, stream);
-                        ops->gemm_dgrad(&p.qdy, &p.qw, dx[i], 0, stream);
+                        ops->gemm_dgrad(&p.qdy, &p.qw, NULL, 0, dx[i], DT_F32, stream);
                         ops->gemm_wgrad(&p.qdy, &p.qx, dw[i], stream);
                 }
                 CU_ASSERT_EQUAL(memcmp(y[0], y[1], (size_t)(p.M * p.N) * 4), 0);

@@ -18,11 +18,11 @@ int attention_forward(struct model *m, struct layer *l, struct layer_acts *a, co
         return tp_row_linear(m, &l->o, &a->oq, m->work.delta, e);
 }
 
-/* One of q, k, v: its weight gradient, and its share of work.dx. */
-static int projection_backward(struct model *m, struct linear *p, const struct quant_spec *spec, const void *dy, int64_t cols, struct qtensor *dyq,
-                               const struct qtensor *x, int beta, struct error *e) {
-        TRY(quantize_at(m, spec, dy, m->act, m->T, cols, dyq, e));
-        TRY(linear_dgrad(m, p, dyq, m->work.dx, beta, e));
+/* One of q, k, v: its weight gradient, and its share of the input's. */
+static int projection_backward(struct model *m, struct linear *p, const struct quant_spec *spec, const void *dy, struct qtensor *dyq,
+                               const struct qtensor *x, bool first, bool last, struct error *e) {
+        TRY(quantize_at(m, spec, dy, m->act, m->T, p->tensor->rows, dyq, e));
+        TRY(linear_dgrad_input(m, p, dyq, first, last, e));
         return linear_wgrad(m, p, dyq, x, e);
 }
 
@@ -34,14 +34,13 @@ int attention_backward(struct model *m, struct layer *l, struct layer_acts *a, c
 
         TRY(tp_gather(m, w->dres, w->gathered, &dy, e));
         TRY(quantize_at(m, &l->spec[SITE_DY_O], dy, m->act, m->T, m->H, &wq->dy, e));
-        TRY(linear_dgrad(m, &l->o, &wq->dy, w->dwide, 0, e));
+        TRY(linear_dgrad(m, &l->o, &wq->dy, 0, w->dwide, m->act, e));
         TRY(linear_wgrad(m, &l->o, &wq->dy, &a->oq, e));
-        TRY_DEV(e, ops->cast(w->da, m->act, w->dwide, DT_F32, m->T * m->Q, m->stream));
-        TRY_DEV(e, ops->attention_bwd(a->q, a->k, a->v, a->attn, a->lse, w->da, docs, w->dq, w->dk, w->dv, m->heads, m->kv_heads, m->D, m->act,
+        TRY_DEV(e, ops->attention_bwd(a->q, a->k, a->v, a->attn, a->lse, w->dwide, docs, w->dq, w->dk, w->dv, m->heads, m->kv_heads, m->D, m->act,
                                       w->attention, m->stream));
         TRY_DEV(e, ops->rope(w->dq, w->dk, docs, m->config->rope_theta, m->heads, m->kv_heads, m->D, true, m->act, m->stream));
-        TRY(projection_backward(m, &l->q, &l->spec[SITE_DY_Q], w->dq, m->Q, &wq->dq, &a->xq1, 0, e));
-        TRY(projection_backward(m, &l->k, &l->spec[SITE_DY_K], w->dk, m->K, &wq->dk, &a->xq1, 1, e));
-        TRY(projection_backward(m, &l->v, &l->spec[SITE_DY_V], w->dv, m->K, &wq->dv, &a->xq1, 1, e));
+        TRY(projection_backward(m, &l->q, &l->spec[SITE_DY_Q], w->dq, &wq->dq, &a->xq1, true, false, e));
+        TRY(projection_backward(m, &l->k, &l->spec[SITE_DY_K], w->dk, &wq->dk, &a->xq1, false, false, e));
+        TRY(projection_backward(m, &l->v, &l->spec[SITE_DY_V], w->dv, &wq->dv, &a->xq1, false, true, e));
         return norm_backward(m, &l->attn_norm, a->x1, a->rstd1, e);
 }

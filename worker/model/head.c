@@ -36,7 +36,7 @@ int head_backward(struct model *m, struct error *e) {
         struct qtensor y = plain(m->act, h->y, m->T, m->H), w = plain(m->act, m->head_param, m->V, m->H), dy = plain(m->act, h->dlogits, m->T, m->V);
 
         TRY_DEV(e, m->ops->zero(m->work.dres, act_bytes(m, m->Ts * m->H), m->stream));
-        TRY_DEV(e, m->ops->gemm_dgrad(&dy, &w, m->work.dx, 0, m->stream));
+        TRY_DEV(e, m->ops->gemm_dgrad(&dy, &w, m->work.dx, 0, m->work.partial, tp_dx_dtype(m), m->stream));
         TRY_DEV(e, m->ops->gemm_wgrad(&dy, &y, m->head_grad, m->stream));
         return norm_backward(m, &m->final_norm, h->x, h->rstd, e);
 }

@@ -7,9 +7,17 @@ int linear_forward(struct model *m, const struct linear *l, const struct qtensor
         return 0;
 }
 
-int linear_dgrad(struct model *m, const struct linear *l, const struct qtensor *dy, real *dx, int beta, struct error *e) {
-        TRY_DEV(e, m->ops->gemm_dgrad(dy, &l->q, dx, beta, m->stream));
+int linear_dgrad(struct model *m, const struct linear *l, const struct qtensor *dy, int beta, void *dx, enum dtype xt, struct error *e) {
+        TRY_DEV(e, m->ops->gemm_dgrad(dy, &l->q, m->work.dx, beta, dx, xt, m->stream));
         return 0;
+}
+
+enum dtype tp_dx_dtype(const struct model *m) {
+        return m->layout->tp > 1 ? m->reduce : m->act;
+}
+
+int linear_dgrad_input(struct model *m, const struct linear *l, const struct qtensor *dy, bool first, bool last, struct error *e) {
+        return linear_dgrad(m, l, dy, !first, last ? m->work.partial : NULL, tp_dx_dtype(m), e);
 }
 
 int linear_wgrad(struct model *m, const struct linear *l, const struct qtensor *dy, const struct qtensor *x, struct error *e) {
@@ -55,15 +63,17 @@ int tp_row_linear(struct model *m, const struct linear *l, const struct qtensor 
         return 0;
 }
 
-int tp_reduce_dx(struct model *m, void **ret, enum dtype *ret_dtype, struct error *e) {
-        void *buf = m->work.dx;
+int tp_reduce_dx(struct model *m, void **ret, struct error *e) {
+        enum dtype t = tp_dx_dtype(m);
+        void *sum;
 
-        if (m->layout->tp > 1 && m->reduce != DT_F32) {
-                TRY_DEV(e, m->ops->cast(m->work.partial, m->reduce, m->work.dx, DT_F32, m->T * m->H, m->stream));
-                buf = m->work.partial;
+        TRY(tp_reduce(m, m->work.partial, m->work.reduced, t, &sum, e));
+        if (t != m->act) {
+                TRY_DEV(e, m->ops->cast(m->work.dx, m->act, sum, t, m->Ts * m->H, m->stream)); /* its sum was taken over: free */
+                sum = m->work.dx;
         }
-        *ret_dtype = m->layout->tp > 1 ? m->reduce : DT_F32;
-        return tp_reduce(m, buf, m->work.reduced, *ret_dtype, ret, e);
+        *ret = sum;
+        return 0;
 }
 
 int norm_forward(struct model *m, const struct norm *n, void *x, const void *delta, real *rstd, const struct quant_spec *spec, struct qtensor *out,
@@ -88,10 +98,9 @@ int norm_forward(struct model *m, const struct norm *n, void *x, const void *del
 }
 
 int norm_backward(struct model *m, const struct norm *n, const void *x, const real *rstd, struct error *e) {
-        enum dtype t = DT_F32;
         void *dy = NULL;
 
-        TRY(tp_reduce_dx(m, &dy, &t, e));
-        TRY_DEV(e, m->ops->rmsnorm_bwd(m->work.dres, n->grad, dy, t, x, n->weight, rstd, m->act, m->Ts, m->H, m->stream));
+        TRY(tp_reduce_dx(m, &dy, e));
+        TRY_DEV(e, m->ops->rmsnorm_bwd(m->work.dres, n->grad, dy, m->act, x, n->weight, rstd, m->act, m->Ts, m->H, m->stream));
         return 0;
 }

@@ -52,13 +52,13 @@ static int swiglu_backward(struct model *m, struct layer *l, struct layer_acts *
         struct work_gradients *wq = &w->q[l->fp8];
 
         if (!l->fp8) {
-                TRY_DEV(e, m->ops->swiglu_bwd(a->g, a->u, w->dwide, DT_F32, w->dg, w->du, m->act, m->T, m->I, NULL, NULL, NULL, NULL, m->stream));
+                TRY_DEV(e, m->ops->swiglu_bwd(a->g, a->u, w->dwide, m->act, w->dg, w->du, m->act, m->T, m->I, NULL, NULL, NULL, NULL, m->stream));
                 TRY(quantize_at(m, sg, w->dg, m->act, m->T, m->I, &wq->dg, e));
                 return quantize_at(m, su, w->du, m->act, m->T, m->I, &wq->du, e);
         }
         wq->dg.scaling = sg->scaling;
         wq->du.scaling = su->scaling;
-        TRY_DEV(e, m->ops->swiglu_bwd(a->g, a->u, w->dwide, DT_F32, NULL, NULL, m->act, m->T, m->I, sg, &wq->dg, su, &wq->du, m->stream));
+        TRY_DEV(e, m->ops->swiglu_bwd(a->g, a->u, w->dwide, m->act, NULL, NULL, m->act, m->T, m->I, sg, &wq->dg, su, &wq->du, m->stream));
         return 0;
 }
 
@@ -71,11 +71,11 @@ int mlp_backward(struct model *m, struct layer *l, struct layer_acts *a, struct 
         TRY(quantize_at(m, &l->spec[SITE_DY_DOWN], dy, m->act, m->T, m->H, &wq->dy, e));
         if (caches_fp8(m, l))
                 TRY(restore(m, l, a, e));
-        TRY(linear_dgrad(m, &l->down, &wq->dy, w->dwide, 0, e));
+        TRY(linear_dgrad(m, &l->down, &wq->dy, 0, w->dwide, m->act, e));
         TRY(linear_wgrad(m, &l->down, &wq->dy, &a->aq, e));
         TRY(swiglu_backward(m, l, a, e));
-        TRY(linear_dgrad(m, &l->gate, &wq->dg, w->dx, 0, e));
-        TRY(linear_dgrad(m, &l->up, &wq->du, w->dx, 1, e));
+        TRY(linear_dgrad_input(m, &l->gate, &wq->dg, true, false, e));
+        TRY(linear_dgrad_input(m, &l->up, &wq->du, false, true, e));
         TRY(linear_wgrad(m, &l->gate, &wq->dg, &a->xq2, e));
         TRY(linear_wgrad(m, &l->up, &wq->du, &a->xq2, e));
         return norm_backward(m, &l->mlp_norm, a->x2, a->rstd2, e);

@@ -146,13 +146,11 @@ static void work_take(struct model *m, struct arena *w) {
         k->dres = arena_take(w, ts);
         k->gathered = arena_take(w, act_bytes(m, m->T * m->H));
         k->dx = arena_take(w, f * (size_t)(m->T * m->H));
-        if (m->layout->tp > 1) {
-                k->partial = arena_take(w, f * (size_t)(m->T * m->H));
+        k->partial = arena_take(w, (m->layout->tp > 1 ? f : dtype_size(m->act)) * (size_t)(m->T * m->H));
+        if (m->layout->tp > 1)
                 k->reduced = arena_take(w, f * (size_t)(m->Ts * m->H));
-        }
-        k->dwide = arena_take(w, f * (size_t)(m->T * max64(m->I, m->Q)));
+        k->dwide = arena_take(w, act_bytes(m, m->T * max64(m->I, m->Q)));
         k->a = arena_take(w, act_bytes(m, m->T * m->I));
-        k->da = arena_take(w, act_bytes(m, m->T * m->Q));
         k->dg = arena_take(w, act_bytes(m, m->T * m->I));
         k->du = arena_take(w, act_bytes(m, m->T * m->I));
         k->dq = arena_take(w, act_bytes(m, m->T * m->Q));

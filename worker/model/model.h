@@ -141,11 +141,11 @@ struct work {
         void *rx, *tx;           /* [Ts, H] act: residual from the stage before, to the stage after */
         void *dres;              /* [Ts, H] act: gradient of the residual stream */
         void *gathered;          /* [T, H] act */
-        void *partial;           /* [T, H] F32: partial sums over tp */
+        void *partial;           /* [T, H]: with tp > 1 partial sums, of `reduce`; else an input's gradient, act */
         void *reduced;           /* [Ts, H] F32 */
-        real *dx;                /* [T, H] F32 */
-        real *dwide;             /* [T, max(I, Q)] F32 */
-        void *a, *da;            /* [T, I] act (a), [T, Q] act (da: gradient of the attention's output) */
+        real *dx;                /* [T, H] F32: sum of the products that make an input's gradient */
+        void *dwide;             /* [T, max(I, Q)] act: gradient of SwiGLU's output, then of the attention's */
+        void *a;                 /* [T, I] act */
         void *dg, *du;           /* [T, I] act */
         void *dq, *dk, *dv;      /* act */
         struct work_gradients q[2]; /* [layer->fp8] */
@@ -221,20 +221,25 @@ void quant_specs_scaling(struct model *m, bool bootstrap);
 void qtensor_take(const struct quant_spec *spec, int64_t rows, int64_t cols, struct arena *row, struct arena *col, struct qtensor *out);
 
 int linear_forward(struct model *m, const struct linear *l, const struct qtensor *x, void *y, enum dtype yt, struct error *e);
-int linear_dgrad(struct model *m, const struct linear *l, const struct qtensor *dy, real *dx, int beta, struct error *e);
+/* dx of type xt, or, where it is NULL, one more product into work.dx (dev.h, gemm_dgrad). */
+int linear_dgrad(struct model *m, const struct linear *l, const struct qtensor *dy, int beta, void *dx, enum dtype xt, struct error *e);
+/* The gradient of an input [T, H] that the whole stage shares: one of its products; the last one leaves the rank's part in work.partial. */
+int linear_dgrad_input(struct model *m, const struct linear *l, const struct qtensor *dy, bool first, bool last, struct error *e);
 int linear_wgrad(struct model *m, const struct linear *l, const struct qtensor *dy, const struct qtensor *x, struct error *e);
 
 /* [Ts, H] act -> [T, H] act: all-gathered into `room` under sequence parallelism, else `x` itself. */
 int tp_gather(struct model *m, const void *x, void *room, const void **ret, struct error *e);
 /* y = sum over tp of x W^T, [T, H] -> the rank's [Ts, H] act. */
 int tp_row_linear(struct model *m, const struct linear *l, const struct qtensor *x, void *y, struct error *e);
-/* work.dx [T, H] summed over tp -> the rank's [Ts, H], of the returned type. */
-int tp_reduce_dx(struct model *m, void **ret, enum dtype *ret_dtype, struct error *e);
+/* Type of an input's gradient in work.partial: rounded to act once all is summed, over tp too. */
+enum dtype tp_dx_dtype(const struct model *m);
+/* work.partial [T, H] summed over tp -> the rank's [Ts, H] act. */
+int tp_reduce_dx(struct model *m, void **ret, struct error *e);
 
 /* RMSNorm of x (after x += delta; NULL: nothing) and what the Linears behind it take. */
 int norm_forward(struct model *m, const struct norm *n, void *x, const void *delta, real *rstd, const struct quant_spec *spec, struct qtensor *out,
                  struct error *e);
-/* work.dres += gradient through the norm of work.dx. */
+/* work.dres += gradient through the norm of what is in work.partial. */
 int norm_backward(struct model *m, const struct norm *n, const void *x, const real *rstd, struct error *e);
 
 int attention_forward(struct model *m, struct layer *l, struct layer_acts *a, const struct doc_bounds *docs, const void *residual, const void *delta,
