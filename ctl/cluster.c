@@ -461,8 +461,9 @@ int cluster_status_run(struct ctl *c, int n, char **args) {
                 json_t *d;
                 size_t i;
 
-                json_array_foreach(daemons, i, d)
+                json_array_foreach(daemons, i, d) {
                         printf("%s\n", json_string_value(json_object_get(d, "name")));
+                }
         } else if (c->format == FORMAT_TABLE || c->format == FORMAT_WIDE) {
                 printf("cluster in %s is %s\n", c->home, state);
                 print_controller(client_where(cl), st, why.text);
