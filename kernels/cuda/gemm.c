@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The three products of recipe `block` as launches: which part of which operand, tensor maps for the copy engine, the tile. */
+#include <cuda.h>
+#include <cudaTypedefs.h>
+#include <errno.h>
+#include <limits.h>
+#include <pthread.h>
+
+#include "kernels/cuda/hopper.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/plan.h"
+
+/* The driver's function, found through the run-time library: the backend does not link with libcuda. */
+static PFN_cuTensorMapEncodeTiled_v12000 encode;
+static pthread_once_t encode_once = PTHREAD_ONCE_INIT;
+
+static void find_encode(void) {
+        enum cudaDriverEntryPointQueryResult found;
+        void *p = NULL;
+
+        if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p, 12000, cudaEnableDefault, &found) == cudaSuccess && found == cudaDriverEntryPointSuccess)
+                encode = (PFN_cuTensorMapEncodeTiled_v12000)p;
+}
+
+/* [rows, cols] of `type` at p, ld elements from row to row; boxes of box_cols by box_rows. What lies outside reads as zero. */
+static int map_of(CUtensorMap *ret, CUtensorMapDataType type, const void *p, int64_t rows, int64_t cols, int64_t ld, int box_rows, int box_cols) {
+        const bool bytes = type == CU_TENSOR_MAP_DATA_TYPE_UINT8;
+        const cuuint64_t dims[2] = { (cuuint64_t)cols, (cuuint64_t)rows }, strides[1] = { (cuuint64_t)ld * (bytes ? 1 : 4) };
+        const cuuint32_t box[2] = { (cuuint32_t)box_cols, (cuuint32_t)box_rows }, step[2] = { 1, 1 };
+
+        return encode(ret, type, 2, (void *)p, dims, strides, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, bytes ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+                      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS ? 0 : -EINVAL;
+}
+
+/* One operand: [rows, K], K contiguous. */
+struct operand {
+        const void *p;
+        const float *scale;
+        int64_t rows;
+};
+
+static int64_t pad4(int64_t n) {
+        return (n + 3) / 4 * 4;
+}
+
+/* Boxes are what one block loads at a time: all of its own operand's tile, half of the operand's that the pair shares. */
+static int gemm_maps(struct gemm_launch *l, const struct operand *a, const struct operand *b, int64_t K) {
+        const struct gemm_tile_shape *t = &gemm_tile_shapes[l->tile];
+        const int m = t->share_a ? t->m / 2 : t->m, n = t->share_a ? t->n : t->n / 2;
+        const int64_t slices = (K + 127) / 128;
+        int r = map_of(&l->a, CU_TENSOR_MAP_DATA_TYPE_UINT8, a->p, a->rows, K, K, m, 128);
+
+        if (r == 0)
+                r = map_of(&l->b, CU_TENSOR_MAP_DATA_TYPE_UINT8, b->p, b->rows, K, K, n, 128);
+        if (r == 0)
+                r = map_of(&l->a_scale, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, a->scale, slices, a->rows, pad4(a->rows), 1, m);
+        if (r == 0 && !l->b_blocks)
+                r = map_of(&l->b_scale, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, b->scale, slices, b->rows, pad4(b->rows), 1, n);
+        return r;
+}
+
+static int product(const struct operand *a, const struct operand *b, bool b_blocks, int64_t K, void *d, enum gemm_out out, struct dev_stream *s) {
+        struct gemm_launch l = { .d = d, .out = out, .M = (int)a->rows, .N = (int)b->rows, .K = (int)K, .sms = s->multiprocessors };
+        const size_t bytes = (size_t)a->rows * (size_t)b->rows * (out == GEMM_BF16 ? 2 : 4);
+        int r;
+
+        if (a->rows > INT_MAX / 2 || b->rows > INT_MAX / 2 || K > INT_MAX / 2 || K % 16 != 0 || b->rows % 16 != 0 || !a->p || !b->p || !a->scale || !b->scale || !d)
+                return -EINVAL;
+        if (a->rows == 0 || b->rows == 0)
+                return 0;
+        if (K == 0)
+                return out == GEMM_F32_ADD || cudaMemsetAsync(d, 0, bytes, s->stream) == cudaSuccess ? 0 : -EIO;
+        (void)pthread_once(&encode_once, find_encode);
+        if (!encode)
+                return -EOPNOTSUPP;
+        l.tile = s->tile >= 0 && s->tile < N_GEMM_TILES ? (enum gemm_tile)s->tile : gemm_plan(a->rows, b->rows, K, s->multiprocessors);
+        if (b_blocks) {
+                l.b_blocks = b->scale;
+                l.b_blocks_ld = pad4((K + 127) / 128);
+        }
+        r = gemm_maps(&l, a, b, K);
+        return r < 0 ? r : cuda_launch_gemm(&l, s->stream);
+}
+
+static bool is(const struct qtensor *t, enum qscaling scaling) {
+        return t->scaling == scaling && t->dtype == DT_E4M3;
+}
+
+int cuda_gemm_fprop(const struct qtensor *x, const struct qtensor *w, void *y, enum dtype yt, struct dev_stream *s) {
+        const struct operand a = { x->row, x->row_scale, x->rows }, b = { w->row, w->row_scale, w->rows };
+
+        if (!is(x, Q_1X128) || !is(w, Q_128X128))
+                return -EOPNOTSUPP;
+        if (x->cols != w->cols || (yt != DT_BF16 && yt != DT_F32))
+                return -EINVAL;
+        return product(&a, &b, true, x->cols, y, yt == DT_BF16 ? GEMM_BF16 : GEMM_F32, s);
+}
+
+int cuda_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *dx, int beta, struct dev_stream *s) {
+        const struct operand a = { dy->row, dy->row_scale, dy->rows }, b = { w->col, w->col_scale, w->cols };
+
+        if (!is(dy, Q_1X128) || !is(w, Q_128X128))
+                return -EOPNOTSUPP;
+        if (dy->cols != w->rows || (beta != 0 && beta != 1))
+                return -EINVAL;
+        return product(&a, &b, true, dy->cols, dx, beta ? GEMM_F32_ADD : GEMM_F32, s);
+}
+
+int cuda_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, real *dw, struct dev_stream *s) {
+        const struct operand a = { dy->col, dy->col_scale, dy->cols }, b = { x->col, x->col_scale, x->cols };
+
+        if (!is(dy, Q_1X128) || !is(x, Q_1X128))
+                return -EOPNOTSUPP;
+        if (dy->rows != x->rows)
+                return -EINVAL;
+        return product(&a, &b, false, dy->rows, dw, GEMM_F32_ADD, s);
+}

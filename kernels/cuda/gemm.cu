@@ -1,0 +1,311 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * FP8 matrix products with scales every 128 along the contraction: persistent blocks in clusters of two, one producer warp that drives the copy engine, two consumer warpgroups
+ * on wgmma.  The tensor core keeps about 14 bits of a sum, so its partial sums are taken out every 128 of K and added in FP32 with both scales applied
+ * (DeepSeek-V3, arXiv 2412.19437 section 3.3.2).  While one warpgroup promotes, the other has the tensor core.
+ *
+ * What bounds the tile: an SM multiplies 4096 pairs a clock, so a 128x128 tile needs 64 bytes a clock from the second-level cache, more than that gives; 256x128 whose A is fetched
+ * once for a pair of blocks needs 32.
+ */
+#include <cuda_bf16.h>
+#include <errno.h>
+
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+#define BK 128
+#define CONSUMER_WARPS 8
+#define THREADS (CONSUMER_WARPS * 32 + 128)
+
+const struct gemm_tile_shape gemm_tile_shapes[N_GEMM_TILES] = { { 256, 128, true, 8 }, { 128, 192, false, 8 }, { 128, 128, true, 16 } };
+
+/* SETS: sets of 64 rows that each consumer warpgroup makes. */
+template <int SETS, int BN, bool SHARE_A, bool VECTOR> struct shape {
+        static constexpr int bm = 2 * 64 * SETS;
+        static constexpr int a_bytes = bm * BK, b_bytes = BN * BK, sa_bytes = bm * 4, sb_bytes = VECTOR ? BN * 4 : 0;
+        static constexpr int stage_bytes = a_bytes + b_bytes;
+        static constexpr int stages = 208 * 1024 / (stage_bytes + sa_bytes + BN * 4);
+        static constexpr int scales_at = stages * stage_bytes;
+        static constexpr int barriers_at = scales_at + stages * (sa_bytes + sb_bytes);
+        static constexpr int shared_bytes = barriers_at + stages * 16 + 1024; /* 1024: to align, which the swizzle needs */
+};
+
+struct args {
+        const float *b_blocks;
+        int64_t b_blocks_ld;
+        void *d;
+        int out, M, N, K, band;
+};
+
+struct tile_at {
+        int m, n;
+};
+
+/* Pair number t: down a band of `band` pairs, then the next column. */
+template <class S, int BN, bool SHARE_A> __device__ __forceinline__ bool tile_of(const struct args &g, int t, uint32_t rank, struct tile_at *ret) {
+        const int step_m = S::bm * (SHARE_A ? 1 : 2), step_n = BN * (SHARE_A ? 2 : 1);
+        const int rows = (g.M + step_m - 1) / step_m, cols = (g.N + step_n - 1) / step_n;
+        const int in_band = g.band * cols, first = t / in_band * g.band, height = min(g.band, rows - first), left = t % in_band;
+
+        if (t >= rows * cols)
+                return false;
+        ret->m = (first + left % height) * step_m + (SHARE_A ? 0 : (int)rank * S::bm);
+        ret->n = left / height * step_n + (SHARE_A ? (int)rank * BN : 0);
+        return true;
+}
+
+/* Stage and phase of a ring. */
+struct ring {
+        int stage;
+        uint32_t phase;
+};
+
+template <int STAGES> __device__ __forceinline__ void ring_next(struct ring *r) {
+        if (++r->stage == STAGES) {
+                r->stage = 0;
+                r->phase ^= 1;
+        }
+}
+
+template <class S, int BN, bool SHARE_A, bool VECTOR>
+__device__ __forceinline__ void produce(const struct args &g, const CUtensorMap *a, const CUtensorMap *b, const CUtensorMap *sa, const CUtensorMap *sb, uint32_t base, uint32_t rank) {
+        const int pairs = gridDim.x / 2;
+        struct ring r = { 0, 1 };
+        struct tile_at at;
+
+        for (int t = blockIdx.x / 2; tile_of<S, BN, SHARE_A>(g, t, rank, &at); t += pairs)
+                for (int k = 0; k < g.K; k += BK, ring_next<S::stages>(&r)) {
+                        const uint32_t full = base + S::barriers_at + r.stage * 16, to = base + r.stage * S::stage_bytes;
+                        const uint32_t scales = base + S::scales_at + r.stage * (S::sa_bytes + S::sb_bytes);
+
+                        barrier_wait(full + 8, r.phase);
+                        barrier_expect(full, S::stage_bytes + S::sa_bytes + S::sb_bytes);
+                        if (SHARE_A) {
+                                tma_load_pair(to + rank * (S::a_bytes / 2), a, k, at.m + rank * (S::bm / 2), full);
+                                tma_load(to + S::a_bytes, b, k, at.n, full);
+                                tma_load_pair(scales + rank * (S::sa_bytes / 2), sa, at.m + rank * (S::bm / 2), k / BK, full);
+                                if (VECTOR)
+                                        tma_load(scales + S::sa_bytes, sb, at.n, k / BK, full);
+                        } else {
+                                tma_load(to, a, k, at.m, full);
+                                tma_load_pair(to + S::a_bytes + rank * (S::b_bytes / 2), b, k, at.n + rank * (BN / 2), full);
+                                tma_load(scales, sa, at.m, k / BK, full);
+                                if (VECTOR)
+                                        tma_load_pair(scales + S::sa_bytes + rank * (S::sb_bytes / 2), sb, at.n + rank * (BN / 2), k / BK, full);
+                        }
+                }
+}
+
+/* acc += scale * part.  A thread has rows r and r + 8 and, in each group of 8 columns, two neighbouring ones. */
+template <int BN, bool VECTOR> __device__ __forceinline__ void promote(float (&acc)[BN / 2], float (&part)[BN / 2], float s0, float s1, const float *sb, const float *blocks) {
+        /* Nothing of part is looked at before the tensor core is done with it. */
+#pragma unroll
+        for (int i = 0; i < BN / 2; i++)
+                asm volatile("" : "+f"(part[i])::"memory");
+#pragma unroll
+        for (int j = 0; j < BN / 8; j++) {
+                if (VECTOR) {
+                        const float2 c = *(const float2 *)(sb + j * 8);
+
+                        acc[j * 4 + 0] += (part[j * 4 + 0] * c.x) * s0;
+                        acc[j * 4 + 1] += (part[j * 4 + 1] * c.y) * s0;
+                        acc[j * 4 + 2] += (part[j * 4 + 2] * c.x) * s1;
+                        acc[j * 4 + 3] += (part[j * 4 + 3] * c.y) * s1;
+                } else {
+                        const float c0 = s0 * blocks[j / 8], c1 = s1 * blocks[j / 8];
+
+                        acc[j * 4 + 0] += part[j * 4 + 0] * c0;
+                        acc[j * 4 + 1] += part[j * 4 + 1] * c0;
+                        acc[j * 4 + 2] += part[j * 4 + 2] * c1;
+                        acc[j * 4 + 3] += part[j * 4 + 3] * c1;
+                }
+        }
+}
+
+__device__ __forceinline__ uint32_t pack_bf16(float lo, float hi) {
+        const __nv_bfloat162 p = __floats2bfloat162_rn(lo, hi);
+
+        return *(const uint32_t *)&p;
+}
+
+/* Four lanes hold the columns of a group of 8 between them: after this each holds all of one of four groups. */
+__device__ __forceinline__ void quad_transpose(uint32_t (&r)[4], int lane) {
+#pragma unroll
+        for (int bit = 1; bit <= 2; bit <<= 1)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                        if (!(i & bit)) {
+                                const bool high = lane & bit;
+                                const uint32_t got = __shfl_xor_sync(0xffffffff, high ? r[i] : r[i | bit], bit);
+
+                                r[i] = high ? got : r[i];
+                                r[i | bit] = high ? r[i | bit] : got;
+                        }
+}
+
+template <int BN> __device__ __forceinline__ void store_bf16(const struct args &g, const float (&acc)[BN / 2], int row, int n0, int half, int lane) {
+#pragma unroll
+        for (int j = 0; j < BN / 32; j++) {
+                const int col = n0 + j * 32 + (lane & 3) * 8;
+                uint32_t r[4];
+
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                        r[i] = pack_bf16(acc[(j * 4 + i) * 4 + half * 2], acc[(j * 4 + i) * 4 + half * 2 + 1]);
+                quad_transpose(r, lane);
+                if (row < g.M && col < g.N)
+                        *(uint4 *)((__nv_bfloat16 *)g.d + (int64_t)row * g.N + col) = make_uint4(r[0], r[1], r[2], r[3]);
+        }
+}
+
+template <int BN> __device__ __forceinline__ void store_f32(const struct args &g, const float (&acc)[BN / 2], int row, int n0, int half, int lane) {
+        const bool odd = lane & 1;
+
+#pragma unroll
+        for (int j = 0; j < BN / 8; j += 2) {
+                const float e0 = acc[j * 4 + half * 2], e1 = acc[j * 4 + half * 2 + 1], o0 = acc[j * 4 + 4 + half * 2], o1 = acc[j * 4 + 4 + half * 2 + 1];
+                const float x = __shfl_xor_sync(0xffffffff, odd ? e0 : o0, 1), y = __shfl_xor_sync(0xffffffff, odd ? e1 : o1, 1);
+                const float v0 = odd ? x : e0, v1 = odd ? y : e1, v2 = odd ? o0 : x, v3 = odd ? o1 : y;
+                const int col = n0 + (j + odd) * 8 + (lane & 2) * 2;
+                float *d = (float *)g.d + (int64_t)row * g.N + col;
+
+                if (row < g.M && col < g.N) {
+                        if (g.out == GEMM_F32)
+                                store_float4(d, v0, v1, v2, v3);
+                        else
+                                add_float4(d, v0, v1, v2, v3);
+                }
+        }
+}
+
+template <int BN> __device__ __forceinline__ void block_scales(const struct args &g, int n, int kb, float (&ret)[BN / 64]) {
+#pragma unroll
+        for (int i = 0; i < BN / 64; i++)
+                ret[i] = n + i * 64 < g.N ? __ldg(g.b_blocks + (n + i * 64) / 128 * g.b_blocks_ld + kb) : 0.f;
+}
+
+template <class S, int SETS, int BN, bool SHARE_A, bool VECTOR> __device__ __forceinline__ void consume(const struct args &g, uint8_t *shared, uint32_t base, uint32_t rank) {
+        const int pairs = gridDim.x / 2, lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / 4;
+        const int row = group * 64 * SETS + warp % 4 * 16 + lane / 4; /* + 64 a set, + 8 */
+        struct ring r = { 0, 0 };
+        struct tile_at at;
+
+        for (int t = blockIdx.x / 2; tile_of<S, BN, SHARE_A>(g, t, rank, &at); t += pairs) {
+                float acc[SETS][BN / 2], blocks[BN / 64] = {}, next[BN / 64] = {};
+
+#pragma unroll
+                for (int s = 0; s < SETS; s++)
+#pragma unroll
+                        for (int i = 0; i < BN / 2; i++)
+                                acc[s][i] = 0;
+                if (!VECTOR)
+                        block_scales<BN>(g, at.n, 0, next);
+                for (int k = 0; k < g.K; k += BK, ring_next<S::stages>(&r)) {
+                        const uint32_t full = base + S::barriers_at + r.stage * 16, a = base + r.stage * S::stage_bytes + group * 64 * SETS * BK;
+                        const float *sa = (const float *)(shared + S::scales_at + r.stage * (S::sa_bytes + S::sb_bytes));
+                        const float *sb = sa + S::bm + (lane & 3) * 2;
+
+#pragma unroll
+                        for (int i = 0; i < BN / 64; i++)
+                                blocks[i] = next[i];
+                        if (!VECTOR && k + BK < g.K)
+                                block_scales<BN>(g, at.n, k / BK + 1, next);
+                        barrier_wait(full, r.phase);
+#pragma unroll
+                        for (int s = 0; s < SETS; s++) {
+                                float part[BN / 2];
+                                const uint64_t da = tile_descriptor(a + s * 64 * BK), db = tile_descriptor(base + r.stage * S::stage_bytes + S::a_bytes);
+                                const float s0 = sa[row + s * 64], s1 = sa[row + s * 64 + 8];
+
+                                wgmma_fence();
+#pragma unroll
+                                for (int i = 0; i < BK / 32; i++)
+                                        wgmma<BN>::run(part, da + i * 2, db + i * 2, i > 0);
+                                wgmma_commit();
+                                wgmma_wait();
+                                if (!VECTOR && s == SETS - 1 && lane < 2)
+                                        barrier_arrive_at(full + 8, lane);
+                                promote<BN, VECTOR>(acc[s], part, s0, s1, sb, blocks);
+                        }
+                        if (VECTOR) {
+                                __syncwarp();
+                                if (lane < 2)
+                                        barrier_arrive_at(full + 8, lane);
+                        }
+                }
+#pragma unroll
+                for (int s = 0; s < SETS; s++)
+#pragma unroll
+                        for (int half = 0; half < 2; half++) {
+                                const int at_row = at.m + row + s * 64 + half * 8;
+
+                                if (g.out == GEMM_BF16)
+                                        store_bf16<BN>(g, acc[s], at_row, at.n, half, lane);
+                                else
+                                        store_f32<BN>(g, acc[s], at_row, at.n, half, lane);
+                        }
+        }
+}
+
+template <int SETS, int BN, bool SHARE_A, bool VECTOR>
+__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1)
+gemm(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, const __grid_constant__ CUtensorMap sa, const __grid_constant__ CUtensorMap sb,
+     const __grid_constant__ struct args g) {
+        using S = shape<SETS, BN, SHARE_A, VECTOR>;
+        extern __shared__ uint8_t raw[];
+        uint8_t *shared = raw + (-shared_address(raw) & 1023);
+        const uint32_t base = shared_address(shared), rank = cluster_rank();
+
+        if (threadIdx.x == 0) {
+                for (int i = 0; i < S::stages; i++) {
+                        barrier_init(base + S::barriers_at + i * 16, 1);
+                        barrier_init(base + S::barriers_at + i * 16 + 8, 2 * CONSUMER_WARPS);
+                }
+                barrier_init_fence();
+        }
+        cluster_sync();
+        if (threadIdx.x >= CONSUMER_WARPS * 32) {
+                registers_shrink<40>();
+                if (threadIdx.x == CONSUMER_WARPS * 32)
+                        produce<S, BN, SHARE_A, VECTOR>(g, &a, &b, &sa, &sb, base, rank);
+                __syncwarp();
+                cluster_sync();
+        } else {
+                registers_grow<232>();
+                consume<S, SETS, BN, SHARE_A, VECTOR>(g, shared, base, rank);
+                cluster_sync();
+        }
+}
+
+template <int SETS, int BN, bool SHARE_A, bool VECTOR> static int launch(const struct gemm_launch *l, cudaStream_t s) {
+        using S = shape<SETS, BN, SHARE_A, VECTOR>;
+        static bool ready; /* the attribute is the function's for good; setting it twice does no harm */
+        const struct args g = { l->b_blocks, l->b_blocks_ld, l->d, l->out, l->M, l->N, l->K, gemm_tile_shapes[l->tile].band };
+        const int step_m = S::bm * (SHARE_A ? 1 : 2), step_n = BN * (SHARE_A ? 2 : 1);
+        const int64_t pairs = (int64_t)((l->M + step_m - 1) / step_m) * ((l->N + step_n - 1) / step_n);
+        const int grid = (int)(pairs < l->sms / 2 ? pairs : l->sms / 2) * 2;
+
+        if (!ready && cudaFuncSetAttribute(gemm<SETS, BN, SHARE_A, VECTOR>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes) != cudaSuccess)
+                return -EIO;
+        ready = true;
+        gemm<SETS, BN, SHARE_A, VECTOR><<<grid, THREADS, S::shared_bytes, s>>>(l->a, l->b, l->a_scale, l->b_scale, g);
+        return cudaGetLastError() == cudaSuccess ? 0 : -EIO;
+}
+
+template <bool VECTOR> static int launch_tile(const struct gemm_launch *l, cudaStream_t s) {
+        switch (l->tile) {
+        case TILE_256X128:
+                return launch<2, 128, true, VECTOR>(l, s);
+        case TILE_128X192:
+                return launch<1, 192, false, VECTOR>(l, s);
+        case TILE_128X128:
+                return launch<1, 128, true, VECTOR>(l, s);
+        default:
+                return -EINVAL;
+        }
+}
+
+extern "C" int cuda_launch_gemm(const struct gemm_launch *l, cudaStream_t s) {
+        return l->b_blocks ? launch_tile<false>(l, s) : launch_tile<true>(l, s);
+}

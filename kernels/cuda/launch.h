@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* What the C side of the backend asks of the .cu files: plain values in, 0 or a negative errno out, everything enqueued on a stream. */
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A matrix [rows, cols] to be quantised; row, col: bytes, or NULL where that form is not wanted. */
+struct quantize_launch {
+        const void *x;
+        bool f32;          /* else BF16 */
+        bool e5m2;         /* else E4M3 */
+        bool blocks;       /* one scale a 128x128 block, else one a row (column) of it */
+        bool pow2;
+        int64_t rows, cols;
+        uint8_t *row, *col;
+        float *row_scale, *col_scale;
+        int64_t row_ld, col_ld; /* of the scale grids, as dev.h lays them out */
+        float *amax;
+        unsigned long long *bad;
+        unsigned long long index;
+};
+
+int cuda_launch_quantize(const struct quantize_launch *q, cudaStream_t s);
+
+/* The tiles that kernels exist for. A block of two consumer warpgroups makes m rows and n columns; two blocks share what they have in common. */
+enum gemm_tile { TILE_256X128, TILE_128X192, TILE_128X128, N_GEMM_TILES };
+
+struct gemm_tile_shape {
+        int m, n;
+        bool share_a; /* the pair lies side by side and shares A's rows, else one above the other and shares B's */
+        int band;     /* pairs along M that run together, for the second-level cache */
+};
+extern const struct gemm_tile_shape gemm_tile_shapes[N_GEMM_TILES];
+
+enum gemm_out { GEMM_BF16, GEMM_F32, GEMM_F32_ADD };
+
+/* d[M,N] (+)= a[M,K] b[N,K]^T, E4M3, K contiguous. */
+struct gemm_launch {
+        CUtensorMap a, b, a_scale, b_scale; /* boxes: see gemm_maps in gemm.c; b_scale only when !b_blocks */
+        const float *b_blocks;              /* scale of block (n, k) at n * b_blocks_ld + k; NULL: one a row and 128 of K, by map */
+        int64_t b_blocks_ld;
+        void *d;
+        enum gemm_out out;
+        int M, N, K;
+        enum gemm_tile tile;
+        int sms;
+};
+
+int cuda_launch_gemm(const struct gemm_launch *g, cudaStream_t s);
+
+#ifdef __cplusplus
+}
+#endif

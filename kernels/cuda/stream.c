@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "kernels/cuda/hopper.h"
+
+int cuda_stream_new(struct dev_stream **ret, struct error *e) {
+        struct dev_stream *s;
+        int device, major = 0, minor = 0, count = 0;
+        cudaError_t r = cudaGetDevice(&device);
+
+        if (r == cudaSuccess)
+                r = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+        if (r == cudaSuccess)
+                r = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+        if (r == cudaSuccess)
+                r = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+        if (r != cudaSuccess)
+                return error_set(e, -ENODEV, "no CUDA device: %s", cudaGetErrorString(r));
+        if (major != 9 || minor != 0)
+                return error_set(e, -ENODEV, "the device has compute capability %d.%d, the kernels are for 9.0", major, minor);
+        s = calloc(1, sizeof *s);
+        if (!s)
+                return error_set(e, -ENOMEM, "out of memory");
+        r = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
+        if (r != cudaSuccess) {
+                free(s);
+                return error_set(e, -EIO, "cannot make a CUDA stream: %s", cudaGetErrorString(r));
+        }
+        s->multiprocessors = count;
+        s->tile = -1;
+        *ret = s;
+        return 0;
+}
+
+struct dev_stream *cuda_stream_free(struct dev_stream *s) {
+        if (s) {
+                (void)cudaStreamDestroy(s->stream);
+                free(s);
+        }
+        return NULL;
+}
