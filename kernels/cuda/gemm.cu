@@ -2,7 +2,7 @@
 /*
  * FP8 matrix products with scales every 128 along the contraction: persistent blocks in clusters of two, one producer warp that drives the copy engine, two consumer warpgroups
  * on wgmma.  The tensor core keeps about 14 bits of a sum, so its partial sums are taken out every 128 of K and added in FP32 with both scales applied
- * (DeepSeek-V3, arXiv 2412.19437 section 3.3.2).  While one warpgroup promotes, the other has the tensor core.
+ * (DeepSeek-V3, arXiv 2412.19437 section 3.3.2).  While one warpgroup promotes, the other has the tensor core: they take turns.
  *
  * What bounds the tile: an SM multiplies 4096 pairs a clock, so a 128x128 tile needs 64 bytes a clock from the second-level cache, more than that gives; 256x128 whose A is fetched
  * once for a pair of blocks needs 32.
@@ -191,6 +191,9 @@ template <class S, int SETS, int BN, bool SHARE_A, bool VECTOR> __device__ __for
         struct ring r = { 0, 0 };
         struct tile_at at;
 
+        /* The warpgroups take turns at the tensor core. Left to themselves they issue together, share it, and then promote together while it idles. */
+        if (group == 1)
+                turn_give(1);
         for (int t = blockIdx.x / 2; tile_of<S, BN, SHARE_A>(g, t, rank, &at); t += pairs) {
                 float acc[SETS][BN / 2], blocks[BN / 64] = {}, next[BN / 64] = {};
 
@@ -218,11 +221,13 @@ template <class S, int SETS, int BN, bool SHARE_A, bool VECTOR> __device__ __for
                                 const uint64_t da = tile_descriptor(a + s * 64 * BK), db = tile_descriptor(base + r.stage * S::stage_bytes + S::a_bytes);
                                 const float s0 = sa[row + s * 64], s1 = sa[row + s * 64 + 8];
 
+                                turn_wait(1 + group);
                                 wgmma_fence();
 #pragma unroll
                                 for (int i = 0; i < BK / 32; i++)
                                         wgmma<BN>::run(part, da + i * 2, db + i * 2, i > 0);
                                 wgmma_commit();
+                                turn_give(2 - group);
                                 wgmma_wait();
                                 if (!VECTOR && s == SETS - 1 && lane < 2)
                                         barrier_arrive_at(full + 8, lane);
@@ -246,6 +251,8 @@ template <class S, int SETS, int BN, bool SHARE_A, bool VECTOR> __device__ __for
                                         store_f32<BN>(g, acc[s], at_row, at.n, half, lane);
                         }
         }
+        if (group == 0)
+                turn_wait(1);
 }
 
 template <int SETS, int BN, bool SHARE_A, bool VECTOR>
