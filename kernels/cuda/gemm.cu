@@ -2,7 +2,7 @@
 /*
  * FP8 matrix products with scales every 128 along the contraction: persistent blocks in clusters of two, one producer warp that drives the copy engine, two consumer warpgroups
  * on wgmma.  The tensor core keeps about 14 bits of a sum, so its partial sums are taken out every 128 of K and added in FP32 with both scales applied
- * (DeepSeek-V3, arXiv 2412.19437 section 3.3.2).  While one warpgroup promotes, the other has the tensor core: they take turns.
+ * (DeepSeek-V3, arXiv 2412.19437 section 3.3.2).  While one warpgroup promotes, the other has the tensor core.
  *
  * What bounds the tile: an SM multiplies 4096 pairs a clock, so a 128x128 tile needs 64 bytes a clock from the second-level cache, more than that gives; 256x128 whose A is fetched
  * once for a pair of blocks needs 32.
@@ -97,8 +97,11 @@ __device__ __forceinline__ void produce(const struct args &g, const CUtensorMap 
                 }
 }
 
+/* Runs of columns that lie in one 128x128 block of b, wherever the tile begins. */
+template <int BN> constexpr int chunks = BN % 128 == 0 ? BN / 128 : BN / 64;
+
 /* acc += scale * part.  A thread has rows r and r + 8 and, in each group of 8 columns, two neighbouring ones. */
-template <int BN, bool VECTOR> __device__ __forceinline__ void promote(float (&acc)[BN / 2], float (&part)[BN / 2], float s0, float s1, const float *sb, const float *blocks) {
+template <int BN, bool VECTOR> __device__ __forceinline__ void promote(float (&acc)[BN / 2], float (&part)[BN / 2], float s0, float s1, const float *sb, const float (&blocks)[chunks<BN>]) {
         /* Nothing of part is looked at before the tensor core is done with it. */
 #pragma unroll
         for (int i = 0; i < BN / 2; i++)
@@ -113,7 +116,7 @@ template <int BN, bool VECTOR> __device__ __forceinline__ void promote(float (&a
                         acc[j * 4 + 2] += (part[j * 4 + 2] * c.x) * s1;
                         acc[j * 4 + 3] += (part[j * 4 + 3] * c.y) * s1;
                 } else {
-                        const float c0 = s0 * blocks[j / 8], c1 = s1 * blocks[j / 8];
+                        const float c0 = s0 * blocks[j * chunks<BN> * 8 / BN], c1 = s1 * blocks[j * chunks<BN> * 8 / BN];
 
                         acc[j * 4 + 0] += part[j * 4 + 0] * c0;
                         acc[j * 4 + 1] += part[j * 4 + 1] * c0;
@@ -179,55 +182,52 @@ template <int BN> __device__ __forceinline__ void store_f32(const struct args &g
         }
 }
 
-template <int BN> __device__ __forceinline__ void block_scales(const struct args &g, int n, int kb, float (&ret)[BN / 64]) {
-#pragma unroll
-        for (int i = 0; i < BN / 64; i++)
-                ret[i] = n + i * 64 < g.N ? __ldg(g.b_blocks + (n + i * 64) / 128 * g.b_blocks_ld + kb) : 0.f;
-}
-
 template <class S, int SETS, int BN, bool SHARE_A, bool VECTOR> __device__ __forceinline__ void consume(const struct args &g, uint8_t *shared, uint32_t base, uint32_t rank) {
-        const int pairs = gridDim.x / 2, lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / 4;
+        const int pairs = gridDim.x / 2, lane = threadIdx.x % 32, warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), group = warp / 4;
         const int row = group * 64 * SETS + warp % 4 * 16 + lane / 4; /* + 64 a set, + 8 */
+        const int slices = (g.K + BK - 1) / BK, last_block = (g.N - 1) / 128;
+        const uint64_t first_a = tile_descriptor(base + group * 64 * SETS * BK), first_b = tile_descriptor(base + S::a_bytes);
+        const float *first_sa = (const float *)(shared + S::scales_at) + row;
+        const float *first_sb = (const float *)(shared + S::scales_at + S::sa_bytes) + (lane & 3) * 2;
         struct ring r = { 0, 0 };
         struct tile_at at;
 
-        /* The warpgroups take turns at the tensor core. Left to themselves they issue together, share it, and then promote together while it idles. */
-        if (group == 1)
-                turn_give(1);
         for (int t = blockIdx.x / 2; tile_of<S, BN, SHARE_A>(g, t, rank, &at); t += pairs) {
-                float acc[SETS][BN / 2], blocks[BN / 64] = {}, next[BN / 64] = {};
+                float acc[SETS][BN / 2], blocks[chunks<BN>] = {}, next[chunks<BN>] = {};
+                const float *from[chunks<BN>];
 
 #pragma unroll
                 for (int s = 0; s < SETS; s++)
 #pragma unroll
                         for (int i = 0; i < BN / 2; i++)
                                 acc[s][i] = 0;
-                if (!VECTOR)
-                        block_scales<BN>(g, at.n, 0, next);
-                for (int k = 0; k < g.K; k += BK, ring_next<S::stages>(&r)) {
-                        const uint32_t full = base + S::barriers_at + r.stage * 16, a = base + r.stage * S::stage_bytes + group * 64 * SETS * BK;
-                        const float *sa = (const float *)(shared + S::scales_at + r.stage * (S::sa_bytes + S::sb_bytes));
-                        const float *sb = sa + S::bm + (lane & 3) * 2;
+#pragma unroll
+                for (int i = 0; !VECTOR && i < chunks<BN>; i++) {
+                        from[i] = g.b_blocks + min((at.n + i * (BN / chunks<BN>)) / 128, last_block) * g.b_blocks_ld;
+                        next[i] = __ldg(from[i]);
+                }
+                for (int k = slices; k > 0; k--, ring_next<S::stages>(&r)) {
+                        const uint32_t full = base + S::barriers_at + r.stage * 16;
+                        const uint64_t da = first_a + r.stage * (S::stage_bytes / 16), db = first_b + r.stage * (S::stage_bytes / 16);
+                        const float *sa = first_sa + r.stage * ((S::sa_bytes + S::sb_bytes) / 4), *sb = first_sb + r.stage * ((S::sa_bytes + S::sb_bytes) / 4);
 
 #pragma unroll
-                        for (int i = 0; i < BN / 64; i++)
+                        for (int i = 0; !VECTOR && i < chunks<BN>; i++) {
                                 blocks[i] = next[i];
-                        if (!VECTOR && k + BK < g.K)
-                                block_scales<BN>(g, at.n, k / BK + 1, next);
+                                from[i] += k > 1; /* the last slice reads its own again */
+                                next[i] = __ldg(from[i]);
+                        }
                         barrier_wait(full, r.phase);
 #pragma unroll
                         for (int s = 0; s < SETS; s++) {
                                 float part[BN / 2];
-                                const uint64_t da = tile_descriptor(a + s * 64 * BK), db = tile_descriptor(base + r.stage * S::stage_bytes + S::a_bytes);
-                                const float s0 = sa[row + s * 64], s1 = sa[row + s * 64 + 8];
+                                const float s0 = sa[s * 64], s1 = sa[s * 64 + 8];
 
-                                turn_wait(1 + group);
                                 wgmma_fence();
 #pragma unroll
                                 for (int i = 0; i < BK / 32; i++)
-                                        wgmma<BN>::run(part, da + i * 2, db + i * 2, i > 0);
+                                        wgmma<BN>::run(part, da + s * (64 * BK / 16) + i * 2, db + i * 2, i > 0);
                                 wgmma_commit();
-                                turn_give(2 - group);
                                 wgmma_wait();
                                 if (!VECTOR && s == SETS - 1 && lane < 2)
                                         barrier_arrive_at(full + 8, lane);
@@ -251,8 +251,6 @@ template <class S, int SETS, int BN, bool SHARE_A, bool VECTOR> __device__ __for
                                         store_f32<BN>(g, acc[s], at_row, at.n, half, lane);
                         }
         }
-        if (group == 0)
-                turn_wait(1);
 }
 
 template <int SETS, int BN, bool SHARE_A, bool VECTOR>

@@ -62,15 +62,6 @@ __device__ __forceinline__ void tma_load_pair(uint32_t dst, const CUtensorMap *m
                      : "memory");
 }
 
-/* Named barriers between the two consumer warpgroups (256 threads): one waits, the other only says that it came by. */
-__device__ __forceinline__ void turn_wait(int id) {
-        asm volatile("bar.sync %0, 256;" ::"r"(id) : "memory");
-}
-
-__device__ __forceinline__ void turn_give(int id) {
-        asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory");
-}
-
 template <int N> __device__ __forceinline__ void registers_shrink() {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
