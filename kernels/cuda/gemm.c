@@ -96,14 +96,18 @@ int cuda_gemm_fprop(const struct qtensor *x, const struct qtensor *w, void *y, e
         return product(&a, &b, true, x->cols, y, yt == DT_BF16 ? GEMM_BF16 : GEMM_F32, s);
 }
 
-int cuda_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *dx, int beta, struct dev_stream *s) {
+int cuda_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s) {
         const struct operand a = { dy->row, dy->row_scale, dy->rows }, b = { w->col, w->col_scale, w->cols };
 
         if (!is(dy, Q_1X128) || !is(w, Q_128X128))
                 return -EOPNOTSUPP;
-        if (dy->cols != w->rows || (beta != 0 && beta != 1))
+        if (dy->cols != w->rows || (beta != 0 && beta != 1) || (dx && xt != DT_BF16 && xt != DT_F32))
                 return -EINVAL;
-        return product(&a, &b, true, dy->cols, dx, beta ? GEMM_F32_ADD : GEMM_F32, s);
+        if (dx && beta == 1)
+                return -EOPNOTSUPP;
+        if (dx)
+                return product(&a, &b, true, dy->cols, dx, xt == DT_BF16 ? GEMM_BF16 : GEMM_F32, s);
+        return product(&a, &b, true, dy->cols, sum, beta ? GEMM_F32_ADD : GEMM_F32, s);
 }
 
 int cuda_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, real *dw, struct dev_stream *s) {

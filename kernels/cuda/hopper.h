@@ -27,9 +27,9 @@ int cuda_quantize(const void *x, enum dtype xt, const struct quant_spec *q, stru
 
 /*
  * E4M3 with scales of 1x128 by 128x128 (fprop, dgrad) and 1x128 by 1x128 (wgrad), else -EOPNOTSUPP.  The copy engine wants rows of a multiple of 16 bytes and the results leave 16
- * bytes at a time: the contraction must be a multiple of 16, and the output's columns too, else -EINVAL.  dgrad takes w.col.
+ * bytes at a time: the contraction must be a multiple of 16, and the output's columns too, else -EINVAL.  dgrad takes w.col, and adds (beta 1) into sum only: with dx too it is -EOPNOTSUPP.
  * Where the output is added to, subnormal sums become zero (PTX ISA, red.f32 on global memory).
  */
 int cuda_gemm_fprop(const struct qtensor *x, const struct qtensor *w, void *y, enum dtype yt, struct dev_stream *s);
-int cuda_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *dx, int beta, struct dev_stream *s);
+int cuda_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s);
 int cuda_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, real *dw, struct dev_stream *s);

@@ -277,7 +277,7 @@ static int64_t wrong_elements(enum numbers numbers, enum form form, int64_t M, i
         if (wgrad)
                 r = cuda_gemm_wgrad(&ga, &gb, d, gpu);
         else if (dgrad)
-                r = cuda_gemm_dgrad(&ga, &gb, d, add, gpu);
+                r = cuda_gemm_dgrad(&ga, &gb, d, add, NULL, DT_F32, gpu);
         else
                 r = cuda_gemm_fprop(&ga, &gb, d, form == FPROP_BF16 ? DT_BF16 : DT_F32, gpu);
         CU_ASSERT_EQUAL_FATAL(r, 0);
