@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * FP8 recipes against BF16 on the same weights and tokens: the cosine of every gradient.  The aim is 0.99 (docs/numerics.md); what the recipes leave of it for q and k, whose
- * gradients are small differences of large terms, is a little less in some settings, and an independent emulation of the recipe loses as much (test_reference.c).
+ * FP8 recipes against BF16 on the same weights and tokens: the cosine of every gradient above 0.99 (docs/numerics.md), for a model of four layers and 2,048 tokens a step, whole 128-token
+ * groups of one sequence as in training.  With sequences of 32 tokens and a quarter of the tokens there is less to average over: q and k, whose gradients are small differences of large
+ * terms, then fall to 0.985 to 0.99, in an independent emulation of the recipes as much as here (test_reference.c).
  * The learning rate is 0, so that the last step, where `delayed` has a history to scale by, still compares the same weights.
  */
 #include <math.h>
@@ -9,7 +10,7 @@
 #include "tests/train/harness.h"
 
 #define STEPS 4
-#define FOLLOWS 0.985
+#define FOLLOWS 0.99
 
 struct run {
         double losses[STEPS];
@@ -59,6 +60,7 @@ static struct job_spec four_layers(void) {
         s.model.intermediate_size = 320; /* ragged over tp and in blocks of 128 */
         s.model.head_dim = 32;
         s.model.num_hidden_layers = 4;
+        s.data.seq_len = s.model.max_position_embeddings = 128;
         s.train.micro_batch = 4;
         s.train.global_batch = 16;
         s.precision.recipe = RECIPE_BF16;
