@@ -724,7 +724,7 @@ static struct job *draft_job(struct controller *c, uint64_t request, const Fp8ct
                 j = job_new(0);
                 r = j ? job_set_spec(j, json, &e) : error_set(&e, -ENOMEM, "no memory");
         }
-        if (r < 0) {
+        if (r < 0 || !j) {
                 refuse(c, request, r == -ENOMEM ? ST_EXHAUSTED : ST_INVALID, "%s", e.text);
                 j = job_free(j);
         } else {

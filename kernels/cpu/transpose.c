@@ -14,7 +14,7 @@ static void transpose_tile(uint8_t *dst, int64_t ldd, const uint8_t *src, int64_
         for (int64_t i = 0; i < TILE; i++)
                 memcpy(&a[i], src + i * lds, TILE);
         for (int round = 0; round < 4; round++) {
-                for (int i = 0; i < TILE / 2; i++) {
+                for (int64_t i = 0; i < TILE / 2; i++) {
                         b[2 * i] = __builtin_shufflevector(a[i], a[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
                         b[2 * i + 1] = __builtin_shufflevector(a[i], a[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
                 }
