@@ -161,7 +161,8 @@ static int read_ca(const char *dir, X509 **ret_cert, EVP_PKEY **ret_key, struct 
         b = BIO_new_mem_buf(key_text, (int)key_len);
         *ret_key = b ? PEM_read_bio_PrivateKey(b, NULL, NULL, NULL) : NULL;
         BIO_free(b);
-        explicit_bzero(key_text, key_len);
+        if (key_text)
+                explicit_bzero(key_text, key_len);
         free(key_text);
         if (!*ret_cert || !*ret_key)
                 return openssl_error(e, *ret_cert ? keyfile : pem);

@@ -42,7 +42,7 @@ static int find_mount(const char *controller, char *ret, size_t size) {
                 }
                 if (strlen(point) >= size)
                         return -ENAMETOOLONG;
-                strcpy(ret, point);
+                memcpy(ret, point, strlen(point) + 1);
                 return 0;
         }
         return -ENOENT;
@@ -73,7 +73,7 @@ static int own_path(const char *controller, char *ret, size_t size) {
                         continue;
                 if (strlen(path) >= size)
                         return -ENAMETOOLONG;
-                strcpy(ret, path);
+                memcpy(ret, path, strlen(path) + 1);
                 return 0;
         }
         return -ENOENT;
@@ -93,7 +93,7 @@ static bool try_base(const char *controller, const char *name, struct cgroup_bas
                 rmdir(path);
                 return false;
         }
-        strcpy(ret->path, path);
+        memcpy(ret->path, path, strlen(path) + 1);
         ret->v2 = !controller;
         return true;
 }

@@ -21,7 +21,7 @@
 #include "worker/agent/agent_private.h"
 #include "worker/agent/user.h"
 
-#define MANIFEST_MAX (64u * 1024 * 1024)
+#define MANIFEST_MAX ((size_t)64 * 1024 * 1024)
 
 struct preflight {
         struct agent *agent;
@@ -42,7 +42,7 @@ static double gib(uint64_t bytes) {
 static int check_data(struct preflight *p, const struct job_spec *spec, struct error *e) {
         static const enum indexed_format formats[] = { INDEXED_AUTO, INDEXED_TEXT, INDEXED_PAIR };
         struct indexed *x = NULL;
-        struct digest d;
+        struct digest d = { 0 };
         int64_t vocab = 0;
         int r = indexed_open_as(spec->data.path, formats[spec->data.format], &x, e);
 

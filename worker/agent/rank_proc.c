@@ -233,7 +233,7 @@ int rank_proc_start(struct loop *l, const struct rank_proc_config *c, const stru
         _cleanup_(rank_proc_freep) struct rank_proc *p = calloc(1, sizeof(*p));
         _cleanup_close_ int log = -1, new_replica = -1, peer = -1;
         char name[96];
-        int pair[2], r;
+        int pair[2] = { -1, -1 }, r;
 
         if (!p)
                 return error_errno(e, ENOMEM, "rank process");

@@ -37,7 +37,7 @@
 #define TICK_NS (100 * NSEC_PER_MSEC)
 #define ALONE_NS (60 * NSEC_PER_SEC) /* without agent and living ranks: leave */
 #define HELD_MAX 1024
-#define DEFAULT_LOG_BYTES (16u * 1024 * 1024)
+#define DEFAULT_LOG_BYTES (UINT64_C(16) * 1024 * 1024)
 #define RANKS_MAX 1024               /* processes of a node, dead ones still remembered included */
 
 struct spawner {
