@@ -17,18 +17,19 @@
 
 /* Thresholds. */
 #define PREPARE_TIMEOUT_MS 300000u /* from the first rank's word to the last one's */
-#define SAVES_MAX 8u               /* of one job at a time */
+#define SAVES_MAX 16u              /* of one job at a time; the oldest that waits for words makes room */
 #define TOMBSTONES_MAX 16u          /* failed saves remembered, the newest */
 #define SHARDS_PER_RANK_MAX 16u
 #define UNHEARD_MAX 64             /* folders of lost saves cleared at one commit, the newest */
 
 static const char *const state_names[] = { "preparing", "writing", "committed", "dropped" };
-static const char *const event_names[] = { "all_prepared", "written", "failed", "timeout", "fenced" };
+static const char *const event_names[] = { "all_prepared", "written", "failed", "timeout", "fenced", "superseded" };
 static const struct table_row rows[] = {
         { SAVE_PREPARING, SAVE_E_ALL_PREPARED, SAVE_WRITING, NULL },
         { SAVE_PREPARING, SAVE_E_FAILED, SAVE_DROPPED, NULL },
         { SAVE_PREPARING, SAVE_E_TIMEOUT, SAVE_DROPPED, NULL },
         { SAVE_PREPARING, SAVE_E_FENCED, SAVE_DROPPED, NULL },
+        { SAVE_PREPARING, SAVE_E_SUPERSEDED, SAVE_DROPPED, NULL },
         { SAVE_WRITING, SAVE_E_WRITTEN, SAVE_COMMITTED, NULL },
         { SAVE_WRITING, SAVE_E_FAILED, SAVE_DROPPED, NULL },
         { SAVE_WRITING, SAVE_E_FENCED, SAVE_DROPPED, NULL },
@@ -112,22 +113,22 @@ bool save_failed(const struct job *j, uint64_t step) {
         return false;
 }
 
+static void save_prune_tombstones(struct job *j) {
+        struct save *oldest = NULL;
+        unsigned n = 0;
+
+        for (struct save *s = j->saves; s; s = s->next)
+                if (s->state == SAVE_DROPPED && !s->file_id) {
+                        n++;
+                        oldest = s;
+                }
+        if (n >= TOMBSTONES_MAX)
+                unlink_save(oldest);
+}
+
 static struct save *save_new(struct controller *c, struct job *j, const Fp8ctl__V1__CheckpointPrepared *m) {
-        struct save *s, *tomb = NULL;
-        unsigned n = 0, tombs = 0;
+        struct save *s = calloc(1, sizeof(*s));
 
-        for (s = j->saves; s; s = s->next) {
-                bool dead = s->state == SAVE_DROPPED && !s->file_id;
-
-                n += !dead;
-                tombs += dead;
-                tomb = dead ? s : tomb;
-        }
-        if (tombs >= TOMBSTONES_MAX)
-                unlink_save(tomb);
-        if (n >= SAVES_MAX)
-                return NULL;
-        s = calloc(1, sizeof(*s));
         if (!s)
                 return NULL;
         s->prepared = calloc((size_t)j->world, sizeof(*s->prepared));
@@ -150,6 +151,42 @@ static void tell(struct controller *c, struct job *j, const Fp8ctl__V1__Controll
                         node_send(c, c->nodes[i], m);
 }
 
+/* node NULL: all nodes of the job. */
+static void answer(struct controller *c, struct node *n, struct job *j, const Fp8ctl__V1__ControllerMessage *m) {
+        if (n)
+                node_send(c, n, m);
+        else
+                tell(c, j, m);
+}
+
+static void answer_dropped(struct controller *c, struct node *n, const struct save *s, const char *why) {
+        Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
+        Fp8ctl__V1__CheckpointDropped d = FP8CTL__V1__CHECKPOINT_DROPPED__INIT;
+
+        d.job_id = s->job->id;
+        d.epoch = s->epoch;
+        d.step = s->step;
+        d.attempt = s->attempt;
+        d.reason = (char *)why;
+        m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_DROPPED;
+        m.checkpoint_dropped = &d;
+        answer(c, n, s->job, &m);
+}
+
+static void answer_committed(struct controller *c, struct node *n, struct job *j, const struct checkpoint *k) {
+        Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
+        Fp8ctl__V1__CheckpointCommitted d = FP8CTL__V1__CHECKPOINT_COMMITTED__INIT;
+
+        d.job_id = j->id;
+        d.epoch = k->epoch;
+        d.step = k->step;
+        d.attempt = k->attempt;
+        d.path = k->path;
+        m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_COMMITTED;
+        m.checkpoint_committed = &d;
+        answer(c, n, j, &m);
+}
+
 /* ------------------------------------------------------------------ folders to be removed */
 static struct checkpoint *checkpoint_add(struct job *j, const struct save *s, const char *path) {
         struct checkpoint *list = realloc(j->checkpoints, (j->n_checkpoints + 1) * sizeof(*list));
@@ -166,6 +203,16 @@ static struct checkpoint *checkpoint_add(struct job *j, const struct save *s, co
         j->n_checkpoints++;
         j->dirty = true;
         return k;
+}
+
+static const struct checkpoint *checkpoint_of(const struct job *j, const Fp8ctl__V1__CheckpointPrepared *m) {
+        for (size_t i = 0; i < j->n_checkpoints; i++) {
+                const struct checkpoint *k = &j->checkpoints[i];
+
+                if (k->step == m->step && k->epoch == m->epoch && k->attempt == m->attempt && !k->removing)
+                        return k;
+        }
+        return NULL;
 }
 
 static struct checkpoint *checkpoint_at(struct job *j, const char *path) {
@@ -209,8 +256,6 @@ static bool removal_done(struct controller *c, struct job *j, uint64_t id, int r
 
 /* ------------------------------------------------------------------ drop */
 static void drop(struct controller *c, struct save *s, enum save_event ev, const char *why) {
-        Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
-        Fp8ctl__V1__CheckpointDropped d = FP8CTL__V1__CHECKPOINT_DROPPED__INIT;
         struct job *j = s->job;
         char path[4200];
         struct checkpoint *k;
@@ -218,15 +263,8 @@ static void drop(struct controller *c, struct save *s, enum save_event ev, const
 
         if (step_to(c, s, ev) < 0)
                 return;
-        d.job_id = j->id;
-        d.epoch = s->epoch;
-        d.step = s->step;
-        d.attempt = s->attempt;
-        d.reason = (char *)why;
-        m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_DROPPED;
-        m.checkpoint_dropped = &d;
-        tell(c, j, &m);
-        event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = ev == SAVE_E_FENCED ? "info" : "warning" }, "checkpoint_dropped",
+        answer_dropped(c, NULL, s, why);
+        event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = ev == SAVE_E_FENCED || ev == SAVE_E_SUPERSEDED ? "info" : "warning" }, "checkpoint_dropped",
                   "save of step %" PRIu64 " (attempt %u) dropped: %.300s", s->step, s->attempt, why);
         checkpoint_folder(j, s->step, s->epoch, s->attempt, path, sizeof(path));
         k = checkpoint_at(j, path);
@@ -254,6 +292,41 @@ void save_fence(struct controller *c, struct job *j, const char *why) {
                 else if (s->state == SAVE_DROPPED && !s->file_id)
                         unlink_save(s);
         }
+}
+
+/*
+ * Ranks write and speak in order: when all of them have spoken of a later save, a word that an older one waits for was lost with a controller or a worker that died, and
+ * will not come.
+ */
+static void drop_superseded(struct controller *c, struct job *j, uint64_t epoch, uint64_t step) {
+        struct save *next;
+        char why[100];
+
+        snprintf(why, sizeof(why), "every rank has saved step %" PRIu64 " since", step);
+        for (struct save *s = j->saves; s; s = next) {
+                next = s->next;
+                if (s->state == SAVE_PREPARING && s->epoch == epoch && s->step < step)
+                        drop(c, s, SAVE_E_SUPERSEDED, why);
+        }
+}
+
+/* Room for one more: the oldest that waits goes. False: every one of them is having its manifest written. */
+static bool make_room(struct controller *c, struct job *j) {
+        struct save *oldest = NULL;
+        unsigned n = 0;
+
+        save_prune_tombstones(j);
+        for (struct save *s = j->saves; s; s = s->next) {
+                n += s->state != SAVE_DROPPED || s->file_id;
+                if (s->state == SAVE_PREPARING && (!oldest || s->step < oldest->step))
+                        oldest = s;
+        }
+        if (n < SAVES_MAX)
+                return true;
+        if (!oldest)
+                return false;
+        drop(c, oldest, SAVE_E_SUPERSEDED, "too many saves wait for ranks that did not speak of them");
+        return true;
 }
 
 /* ------------------------------------------------------------------ prepare */
@@ -355,8 +428,20 @@ void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp
                 return;
         }
         s = save_find(j, m->epoch, m->step, m->attempt);
-        if (!s && (checkpoint_has(j, m->step) || !(s = save_new(c, j, m)))) {
-                core_drop(c, DROP_EPOCH, "checkpoint already committed, or too many at a time");
+        if (!s) {
+                const struct checkpoint *k = checkpoint_of(j, m);
+
+                if (k) {
+                        answer_committed(c, r->node, j, k);
+                        return;
+                }
+                if (checkpoint_has(j, m->step) || !make_room(c, j) || !(s = save_new(c, j, m))) {
+                        core_drop(c, DROP_EPOCH, "checkpoint already committed, or too many at a time");
+                        return;
+                }
+        }
+        if (s->state == SAVE_DROPPED) {
+                answer_dropped(c, r->node, s, "it was given up");
                 return;
         }
         if (s->state != SAVE_PREPARING || s->prepared[m->rank])
@@ -383,8 +468,10 @@ void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp
         if (m->state_json && m->state_json[0] && !s->state_json)
                 s->state_json = core_strdup(m->state_json, 65536);
         s->prepared[m->rank] = true;
-        if (++s->n_prepared == j->world)
+        if (++s->n_prepared == j->world) {
+                drop_superseded(c, j, s->epoch, s->step);
                 write_manifest(c, s);
+        }
 }
 
 /* ------------------------------------------------------------------ commit */
@@ -454,8 +541,6 @@ void save_resume_clearing(struct controller *c, struct job *j) {
 }
 
 static void commit(struct controller *c, struct save *s) {
-        Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
-        Fp8ctl__V1__CheckpointCommitted d = FP8CTL__V1__CHECKPOINT_COMMITTED__INIT;
         struct job *j = s->job;
         char path[4200];
         struct checkpoint *k;
@@ -473,14 +558,7 @@ static void commit(struct controller *c, struct save *s) {
         record_expect_epoch(c, j);
         record_put_commit(c, j, k);
         j->dirty = true;
-        d.job_id = j->id;
-        d.epoch = s->epoch;
-        d.step = s->step;
-        d.attempt = s->attempt;
-        d.path = path;
-        m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_COMMITTED;
-        m.checkpoint_committed = &d;
-        tell(c, j, &m);
+        answer_committed(c, NULL, j, k);
         event_add(c, &(struct event_of){ .job = j, .rank = -1, .ms = (double)(core_now(c) - s->began) / 1e6 }, "checkpoint_committed", "step %" PRIu64 " saved in %s, %" PRIu64 " bytes", s->step,
                   path, s->bytes);
         request_committed(c, j, s->step, s->attempt);

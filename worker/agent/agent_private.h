@@ -18,6 +18,7 @@
 #define AGENT_PROTOCOL_MIN 1
 #define AGENT_PROTOCOL_MAX 1
 #define AGENT_HELD_MAX 1024
+#define AGENT_PREPARED_MAX 8 /* of a rank; the newest */
 
 /* A rank process of this node, as the spawner told us. */
 struct local_rank {
@@ -38,6 +39,8 @@ struct local_rank {
         int exit_status, signal;
         bool oom;
         char cause[512];
+        ProtobufCMessage *prepared[AGENT_PREPARED_MAX]; /* CheckpointPrepared that the controller did not answer, the oldest first */
+        size_t n_prepared;
 };
 
 struct agent {
@@ -106,6 +109,12 @@ size_t local_ranks_living(const struct agent *a);
 /* Points into r and *ret_exited. */
 void local_rank_status(const struct local_rank *r, Fp8ctl__V1__RankStatus *ret, Fp8ctl__V1__RankExited *ret_exited);
 void local_rank_progress(const struct local_rank *r, Fp8ctl__V1__RankProgress *ret);
+
+/* prepared.c: CheckpointPrepared that are said again after a reconnection, until they are answered */
+void prepared_keep(struct local_rank *r, const Fp8ctl__V1__WorkerMessage *m);
+void prepared_answered(struct agent *a, uint64_t job, uint64_t epoch, uint64_t step, uint32_t attempt);
+void prepared_forget(struct local_rank *r);
+void prepared_send(struct agent *a);
 
 /* inventory.c, preflight.c, fetch.c: answered later through stream_send */
 void inventory_begin(struct agent *a, const Fp8ctl__V1__InventoryRequest *m);

@@ -122,6 +122,11 @@ static void on_relayed(struct agent *a, Fp8ctl__V1__WorkerMessage *m) {
                 return;
         }
         local_rank_note(r, m);
+        if (m->body_case == FP8CTL__V1__WORKER_MESSAGE__BODY_CHECKPOINT_PREPARED) {
+                prepared_keep(r, m);
+                if (!a->welcomed)
+                        return; /* said after the welcome */
+        }
         stream_send(a, m);
 }
 

@@ -156,9 +156,11 @@ void orders_dispatch(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
                 relay_to_job(a, m->stop_ranks->job_id, m);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_COMMITTED:
+                prepared_answered(a, m->checkpoint_committed->job_id, m->checkpoint_committed->epoch, m->checkpoint_committed->step, m->checkpoint_committed->attempt);
                 relay_to_job(a, m->checkpoint_committed->job_id, m);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_DROPPED:
+                prepared_answered(a, m->checkpoint_dropped->job_id, m->checkpoint_dropped->epoch, m->checkpoint_dropped->step, m->checkpoint_dropped->attempt);
                 relay_to_job(a, m->checkpoint_dropped->job_id, m);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB:

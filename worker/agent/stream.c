@@ -256,6 +256,7 @@ void stream_welcome(struct agent *a, const Fp8ctl__V1__Welcome *w) {
         lease_changed(a);
         log_info("joined cluster %s: lease %" PRIu64 " of %" PRIu32 " ms, %zu ranks live here", w->cluster_id, w->lease_number, w->lease_ttl_ms,
                  local_ranks_living(a));
+        prepared_send(a);
         for (size_t i = 0; i < a->n_held; i++) {
                 send_now(a, (Fp8ctl__V1__WorkerMessage *)a->held[i]);
                 protobuf_c_message_free_unpacked(a->held[i], NULL);
