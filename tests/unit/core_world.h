@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * A controller core and the world around it, for unit tests: what it persists, sends, replies and asks to be written is kept, and world_pump() plays workers on which everything
+ * goes well.  A test speaks for a rank itself where it wants something to go wrong.
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/core/controller.h"
+
+enum { WORLD_RANKS = 8 };
+
+struct world_sent {
+        uint64_t session;
+        Fp8ctl__V1__ControllerMessage *m;
+};
+
+struct world_kept {
+        char *key;
+        uint8_t *value;
+        size_t len;
+};
+
+struct world_file {
+        uint64_t id;
+        int kind;
+        char path[200];
+};
+
+/* A rank as its worker knows it. */
+struct world_rank {
+        uint64_t job, session, incarnation, epoch;
+};
+
+struct world {
+        struct controller *c;
+        uint64_t now, wall_ms, replies, closed, ops;
+        int status;
+        char error[1200];
+        uint8_t *reply;
+        size_t reply_len;
+        uint64_t last_relay;
+        struct world_sent *sent;
+        size_t n_sent, pumped;
+        struct world_kept *store;
+        size_t n_store;
+        struct world_file *files;
+        size_t n_files, files_done;
+        struct world_rank ranks[WORLD_RANKS]; /* of the job that was started last */
+        Fp8ctl__V1__LoadSource__Kind load_kind; /* of the newest plan */
+        uint64_t load_step, plans;
+        struct controller_config config;
+};
+
+extern const struct caller world_admin, world_ben;
+
+struct controller *world_start(struct world *w, bool hooks);
+struct controller *world_start_with(struct world *w, const struct controller_config *config);
+/* The controller dies and a new one starts from what was stored; nobody is attached. */
+struct controller *world_restart(struct world *w);
+void world_stop(struct world *w);
+const struct world_kept *world_stored(const struct world *w, const char *key);
+size_t world_count(const struct world *w, const char *prefix); /* of stored keys */
+
+void world_attach(struct world *w, uint64_t session, const char *name); /* two devices */
+void world_attach_ranks(struct world *w, uint64_t session, const char *name); /* and the ranks of this session run there */
+/* tp 2; spec: further keys, beginning with a comma. */
+void world_submit(struct world *w, const char *id, int dp, int dir, const char *more, bool dry_run, const struct caller *who);
+uint64_t world_submitted(const struct world *w);
+/* Workers do at once what they are told, and files are written; returns when nothing is left to do. */
+void world_pump(struct world *w);
+void world_pump_files(struct world *w, int rc);
+/* A job of 4 ranks on nodes a and b (sessions 1, 2), until all of them run. */
+uint64_t world_run_job(struct world *w, const char *more);
+void world_pass(struct world *w, uint64_t ms); /* time passes, in ticks of 100 ms, and workers keep up */
+
+/* What rank r of the newest job says. */
+void world_prepared(struct world *w, uint32_t r, uint64_t step, uint32_t attempt);
+void world_fault(struct world *w, uint32_t r, Fp8ctl__V1__RankFault__Kind kind, uint64_t step, const char *text);
+void world_exited(struct world *w, uint32_t r, const char *cause);
+void world_done(struct world *w, uint32_t r, uint64_t step);
+void world_progress(struct world *w, uint64_t step); /* heartbeats of all */
+
+/* Messages of this kind about this step (0: any) sent to this session (0: any) since `since`. */
+size_t world_told(const struct world *w, size_t since, Fp8ctl__V1__ControllerMessage__BodyCase kind, uint64_t session, uint64_t step);
+Fp8ctl__V1__Job *world_job(struct world *w, uint64_t id); /* NULL: not known; free with fp8ctl__v1__job__free_unpacked */
+/* The newest event of this kind: its text, or "". */
+const char *world_event(struct world *w, const char *kind, char *buf, size_t size);
