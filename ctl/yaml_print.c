@@ -9,7 +9,7 @@
 static int emit_scalar(yaml_emitter_t *y, const char *text, yaml_scalar_style_t style) {
         yaml_event_t ev;
 
-        return yaml_scalar_event_initialize(&ev, NULL, NULL, (const yaml_char_t *)text, (int)strlen(text), 1, 1, style) && yaml_emitter_emit(y, &ev);
+        return yaml_scalar_event_initialize(&ev, NULL, NULL, (yaml_char_t *)text, (int)strlen(text), 1, 1, style) && yaml_emitter_emit(y, &ev);
 }
 
 /* Would a YAML reader take this plain scalar for something else than a string? Anything that does not begin with a letter or a slash is quoted. */

@@ -53,7 +53,7 @@ struct rpc_stream {
 
 int rpc_client_new(const char *address, const struct tls_files *tls, struct rpc_client **ret, struct error *e) {
         _cleanup_free_ char *target = NULL;
-        grpc_channel_credentials *creds;
+        grpc_channel_credentials *creds = NULL;
         struct rpc_client *c;
         grpc_arg args[8];
         grpc_channel_args channel_args = { 0, args };
@@ -75,9 +75,7 @@ int rpc_client_new(const char *address, const struct tls_files *tls, struct rpc_
                 rpc_client_free(c);
                 return error_set(e, -ENOMEM, "no memory");
         }
-        if (local) {
-                creds = grpc_insecure_credentials_create();
-        } else {
+        if (!local) {
                 r = rpc_tls_channel_credentials(tls, &creds, e);
                 if (r < 0) {
                         rpc_client_free(c);
@@ -92,8 +90,9 @@ int rpc_client_new(const char *address, const struct tls_files *tls, struct rpc_
         args[channel_args.num_args++] = rpc_arg_int(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
         args[channel_args.num_args++] = rpc_arg_int(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
         args[channel_args.num_args++] = rpc_arg_int(GRPC_ARG_ENABLE_RETRIES, 0);
-        c->channel = grpc_channel_create(target, creds, &channel_args);
-        grpc_channel_credentials_release(creds);
+        c->channel = rpc_channel_create(target, creds, &channel_args);
+        if (creds)
+                grpc_channel_credentials_release(creds);
         *ret = c;
         return 0;
 }

@@ -468,17 +468,14 @@ int rpc_call_send(struct rpc_call *c, const uint8_t *data, size_t len) {
 static int listen_unix(struct rpc_server *s, const struct rpc_server_config *c, struct error *e) {
         mode_t mode = c->socket_mode ? c->socket_mode : 0600, before;
         const char *path = c->address + strlen("unix:");
-        grpc_server_credentials *creds;
         struct sockaddr_un un;
         int port;
 
         if (path[0] != '/' || strlen(path) >= sizeof(un.sun_path))
                 return error_set(e, -EINVAL, "address %s: expected unix:/PATH of at most %zu bytes", c->address, sizeof(un.sun_path) - 1);
-        creds = grpc_insecure_server_credentials_create();
         before = umask(0177); /* nobody else connects between bind and chmod */
-        port = grpc_server_add_http2_port(s->server, c->address, creds);
+        port = rpc_server_add_port(s->server, c->address, NULL);
         umask(before);
-        grpc_server_credentials_release(creds);
         if (port == 0)
                 return error_set(e, -EADDRINUSE, "%s: cannot listen there (is the folder there and writable, is another server running?)", c->address);
         s->socket_path = strdup(path);
@@ -515,7 +512,7 @@ static int listen_tls(struct rpc_server *s, const struct rpc_server_config *c, s
         r = rpc_tls_server_credentials(c->tls, &creds, e);
         if (r < 0)
                 return r;
-        port = grpc_server_add_http2_port(s->server, c->address + strlen("ipv4:"), creds);
+        port = rpc_server_add_port(s->server, c->address + strlen("ipv4:"), creds);
         grpc_server_credentials_release(creds);
         if (port == 0)
                 return error_set(e, -EADDRINUSE, "%s: cannot listen there (address in use, or not of this host, or certificate and key do not fit)",

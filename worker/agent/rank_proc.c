@@ -29,6 +29,11 @@
 #include "proto/replica.h"
 #include "worker/agent/user.h"
 
+/* glibc has no name for it before 2.36; the number is linux/wait.h's, which does not go with sys/wait.h. */
+#if !__GLIBC_PREREQ(2, 36)
+#define P_PIDFD ((idtype_t)3)
+#endif
+
 #define OOM_SCORE "600" /* a rank goes before the daemons when memory is out */
 
 DEFINE_CLEANUP(struct rank_proc *, rank_proc_free);

@@ -184,7 +184,8 @@ static void retry_later(struct agent *a) {
         uint32_t jitter = 0;
         uint64_t wait = RETRY_MIN_NS << (a->failures < 4 ? a->failures : 4);
 
-        (void)getrandom(&jitter, sizeof(jitter), 0);
+        if (getrandom(&jitter, sizeof(jitter), 0) != sizeof(jitter))
+                jitter = (uint32_t)clock_mono_ns();
         wait = wait > RETRY_MAX_NS ? RETRY_MAX_NS : wait;
         wait = wait / 2 + (uint64_t)jitter % wait; /* 0.5 .. 1.5 of it, so that a cluster does not come back in one moment */
         a->failures++;
