@@ -1,25 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What all backends share: names and sizes of types, the size of quantised tensors, and finding a backend (dev_stubs.c: its missing slots). */
+/* What all backends share: the size of quantised tensors, and finding a backend (dev_stubs.c: its missing slots). */
 #include <string.h>
 
-#include "base/cleanup.h"
 #include "kernels/dev.h"
-
-static const struct {
-        const char *name;
-        size_t size;
-} dtypes[] = {
-        [DT_F32] = { "f32", sizeof(real) }, [DT_BF16] = { "bf16", 2 }, [DT_E4M3] = { "e4m3", 1 }, [DT_E5M2] = { "e5m2", 1 }, [DT_I32] = { "i32", 4 },
-        [DT_I64] = { "i64", 8 },            [DT_F64] = { "f64", 8 },   [DT_U8] = { "u8", 1 },     [DT_F16] = { "f16", 2 },
-};
-
-size_t dtype_size(enum dtype t) {
-        return (size_t)t < ARRAY_SIZE(dtypes) ? dtypes[t].size : 0;
-}
-
-const char *dtype_name(enum dtype t) {
-        return (size_t)t < ARRAY_SIZE(dtypes) ? dtypes[t].name : "unknown";
-}
 
 static size_t pad4(int64_t n) {
         return ((size_t)n + 3) & ~(size_t)3;

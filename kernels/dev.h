@@ -19,6 +19,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/dtype.h"
 #include "base/error.h"
 
 #ifdef FP8_FP64
@@ -26,10 +27,6 @@
 #else
 #define real float
 #endif
-
-enum dtype { DT_F32, DT_BF16, DT_E4M3, DT_E5M2, DT_I32, DT_I64, DT_F64, DT_U8, DT_F16 };
-size_t dtype_size(enum dtype t); /* DT_F32: sizeof(real) */
-const char *dtype_name(enum dtype t);
 
 struct dev_stream;
 struct dev_event;

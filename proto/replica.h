@@ -3,7 +3,7 @@
 /*
  * Replica memory: one shared-memory segment (memfd) a rank, owned by the spawner, so that a rank's snapshots survive the rank.
  * Two slots, written in turn: the slot of the older generation is written while the newer stays whole.  A slot's payload is
- * one shard file image (safetensors, see worker/ckpt/shard.h), so what is kept in memory, sent to a peer or written to disk is the
+ * one shard file image (safetensors, see format/shard.h), so what is kept in memory, sent to a peer or written to disk is the
  * same bytes with the same digest.
  *
  * Why two are enough: a rank completes its snapshot of step N before it takes part in the agreement of step N+1, so when any

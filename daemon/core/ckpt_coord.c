@@ -45,7 +45,7 @@ static int step_to(struct controller *c, struct save *s, enum save_event ev) {
         return r;
 }
 
-/* The layout of names is worker/ckpt/checkpoint.h's. */
+/* The layout of names is format/checkpoint.h's. */
 void checkpoint_folder(const struct job *j, uint64_t step, uint64_t epoch, uint32_t attempt, char *buf, size_t size) {
         snprintf(buf, size, "%s/step_%08" PRIu64 ".e%" PRIu64 ".%u", j->spec->checkpoint.dir ? j->spec->checkpoint.dir : "", step, epoch, attempt);
 }

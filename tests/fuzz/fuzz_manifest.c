@@ -5,7 +5,7 @@
 
 #include "base/cleanup.h"
 #include "fuzz.h"
-#include "worker/ckpt/checkpoint.h"
+#include "format/checkpoint.h"
 
 static const char whole[] = "{\"format\":\"fp8ctl-checkpoint\",\"version\":1,\"job\":4,\"name\":\"t\",\"step\":9,\"epoch\":2,\"attempt\":1,\"layout\":\"tp1.pp1.dp2\",\"shards\":["
                             "{\"file\":\"shard-00000-of-00002.safetensors\",\"bytes\":700,\"digest\":\"00112233445566778899aabbccddeeff\",\"rank\":0},"

@@ -4,7 +4,7 @@
 
 #include "base/cleanup.h"
 #include "fuzz.h"
-#include "worker/ckpt/shard.h"
+#include "format/shard.h"
 
 static const char two[] = "\xa1\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"U8\",\"shape\":[1,2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"BF16\",\"shape\":[3],\"data_offsets\":[2,8]},"
                           "\"__metadata__\":{\"slice:a\":\"[[1,2],[0,2]] of [9,2]\"}}12345678";

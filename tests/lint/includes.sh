@@ -21,15 +21,16 @@ check() {
 rank='worker/(rank|comm|model|train|ckpt|data)/'
 agent='worker/(agent|health)/'
 check base base/ version.h
+check format format/ base/ version.h
 check proto proto/ base/ version.h
 check kernels kernels/ base/ version.h
 check daemon daemon/ proto/ base/ version.h
-check ctl ctl/ proto/ base/ version.h
-for d in rank comm model train ckpt data; do check "worker/$d" "$rank" kernels/ proto/ base/ version.h; done
+check ctl ctl/ proto/ format/ base/ version.h
+for d in rank comm model train ckpt data; do check "worker/$d" "$rank" kernels/ proto/ format/ base/ version.h; done
 for d in agent health; do check "worker/$d" "$agent" kernels/ proto/ base/ driver/fp8guard_uapi.h version.h; done
 check daemon/core daemon/core/ daemon/store/store.h proto/ base/ version.h
 
-grpc=$(grep -rlE --include='*.[ch]' 'include[[:space:]]*[<"]grpc/' base proto kernels daemon worker ctl tests bench 2>/dev/null |
+grpc=$(grep -rlE --include='*.[ch]' 'include[[:space:]]*[<"]grpc/' base format proto kernels daemon worker ctl tests bench 2>/dev/null |
   grep -vE '^proto/(rpc_[a-z_]+|tls)\.[ch]$' || true)
 [ -z "$grpc" ] || { echo "only proto/rpc_*.c and proto/tls.c may include <grpc/...>. Found:"; echo "$grpc"; bad=1; }
 

@@ -16,7 +16,7 @@
 
 #include "base/cleanup.h"
 #include "base/file.h"
-#include "worker/ckpt/checkpoint_private.h"
+#include "worker/ckpt/checkpoint.h"
 
 #define BLOCK (8u << 20)
 #define ALIGN 4096u /* no device asks for more (logical blocks are 512 or 4096 bytes) */
@@ -30,10 +30,6 @@ struct checkpoint_write {
         pthread_t thread;
         bool running; /* or ended and not joined */
 };
-
-void checkpoint_step_name(uint64_t step, uint64_t epoch, uint32_t attempt, char *buf, size_t size) {
-        (void)snprintf(buf, size, "step_%08llu.e%llu.%u", (unsigned long long)step, (unsigned long long)epoch, attempt);
-}
 
 static int write_block(int fd, const uint8_t *data, size_t len, size_t at) {
         while (len > 0) {

@@ -3,7 +3,7 @@
 /* What the files behind checkpoint.h share. */
 #include <stdbool.h>
 
-#include "worker/ckpt/checkpoint.h"
+#include "format/checkpoint.h"
 
 struct manifest_shard {
         char *file;
@@ -16,6 +16,12 @@ struct checkpoint_manifest {
         uint64_t job, step, epoch;
         uint32_t attempt;
         char *layout, *state;
+        bool weights_only;
         struct manifest_shard *shards; /* by rank */
         size_t n_shards;
 };
+
+/* Opens the shard's file when it has the size it must have. */
+int manifest_shard_open(const char *folder, const struct manifest_shard *s, int *ret_fd, struct error *e);
+/* -EBADMSG with both when `found` is not the manifest's digest. */
+int manifest_shard_digest(const char *folder, const struct manifest_shard *s, struct digest found, struct error *e);

@@ -11,7 +11,8 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "worker/ckpt/shard_private.h"
+#include "format/shard.h"
+#include "format/shard_private.h"
 
 struct shard_view {
         struct shard_tensor *tensors; /* by name */

@@ -8,7 +8,7 @@
 
 #include "base/cleanup.h"
 #include "base/file.h"
-#include "worker/ckpt/checkpoint_private.h"
+#include "format/checkpoint_private.h"
 
 #define RANKS_MOST (1 << 20)
 
@@ -128,6 +128,7 @@ int checkpoint_manifest_parse(const char *text, size_t len, struct checkpoint_ma
         m->state = json_dumps(state, JSON_COMPACT | JSON_REAL_PRECISION(17));
         if (!m->shards || !m->state)
                 return error_set(e, -ENOMEM, "manifest: out of memory");
+        m->weights_only = json_is_true(json_object_get(state, "weights_only"));
         for (; m->n_shards < n; m->n_shards++) {
                 r = parse_shard(json_array_get(shards, m->n_shards), &m->shards[m->n_shards], e);
                 if (r < 0)
@@ -167,6 +168,10 @@ struct checkpoint_manifest *checkpoint_manifest_free(struct checkpoint_manifest 
         return NULL;
 }
 
+uint64_t checkpoint_manifest_job(const struct checkpoint_manifest *m) {
+        return m->job;
+}
+
 uint64_t checkpoint_manifest_step(const struct checkpoint_manifest *m) {
         return m->step;
 }
@@ -189,4 +194,14 @@ size_t checkpoint_manifest_shards(const struct checkpoint_manifest *m) {
 
 const char *checkpoint_manifest_state(const struct checkpoint_manifest *m) {
         return m->state;
+}
+
+bool checkpoint_manifest_weights_only(const struct checkpoint_manifest *m) {
+        return m->weights_only;
+}
+
+struct checkpoint_shard checkpoint_manifest_shard(const struct checkpoint_manifest *m, size_t i) {
+        const struct manifest_shard *s = &m->shards[i];
+
+        return (struct checkpoint_shard){ s->file, s->bytes, s->digest, s->rank };
 }
