@@ -87,7 +87,7 @@ int snapshot_take(struct snapshot *s, uint64_t epoch, struct error *e) {
         size_t bytes = shard_layout_bytes(s->shard);
         struct replica_slot slot = { .step = trainer_step_number(s->trainer), .epoch = epoch, .job_id = s->id->job, .rank = s->id->rank,
                                      .shard_count = s->shard_count, .bytes = bytes };
-        void *image;
+        void *image = NULL;
         int r;
 
         s->step = 0;
