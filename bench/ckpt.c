@@ -127,11 +127,11 @@ static int run(struct bench *b, struct error *e) {
                 t[i].dtype = DT_F32;
                 t[i].global_rows = t[i].rows = 1;
                 t[i].global_cols = t[i].cols = each;
-                t[i].data = malloc((size_t)each * sizeof(real));
+                t[i].data = malloc((size_t)each * sizeof(dev_real));
                 if (!t[i].data)
                         return error_set(e, -1, "out of memory");
                 for (int64_t k = 0; k < each; k++)
-                        ((real *)t[i].data)[k] = (real)(k * (i + 1));
+                        ((dev_real *)t[i].data)[k] = (dev_real)(k * (i + 1));
         }
         r = shard_layout_new(t, TENSORS, 4096, &l, e);
         if (r < 0)

@@ -28,11 +28,11 @@ void dev_qtensor_bytes(const struct quant_spec *s, int64_t rows, int64_t cols, s
         }
         if (s->want_row) {
                 ret[0] = bytes;
-                ret[1] = row_scales * sizeof(real);
+                ret[1] = row_scales * sizeof(dev_real);
         }
         if (s->want_col) {
                 ret[2] = bytes;
-                ret[3] = col_scales * sizeof(real);
+                ret[3] = col_scales * sizeof(dev_real);
         }
 }
 

@@ -13,7 +13,7 @@
  *  - Rounding points are part of the contract: stated per operation.  "bf16(x)" rounds to nearest even.
  *    Every activation and every activation's gradient is stored in the carrier (dev_config.act); what stays F32: sums inside an operation, partial sums that a
  *    collective adds (job file: precision.reduce), logits, rstd, lse, and the gradients of weights.
- *  - In the FP64 build (-DFP8_FP64) an element of DT_F32 is a double everywhere ("real"), and only recipe fp32 is allowed.
+ *  - In the FP64 build (-DFP8_FP64) an element of DT_F32 is a double everywhere (dev_real), and only recipe fp32 is allowed.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -23,9 +23,9 @@
 #include "base/error.h"
 
 #ifdef FP8_FP64
-#define real double
+#define dev_real double
 #else
-#define real float
+#define dev_real float
 #endif
 
 struct dev_stream;
@@ -53,9 +53,9 @@ struct qtensor {
         enum dtype dtype; /* DT_E4M3, DT_E5M2; Q_NONE: DT_BF16 or DT_F32 */
         int64_t rows, cols;
         void *row;        /* [rows, cols] */
-        real *row_scale;
+        dev_real *row_scale;
         void *col;        /* [cols, rows], physically transposed; NULL when not wanted */
-        real *col_scale;
+        dev_real *col_scale;
 };
 
 /* How to quantise one class of tensor. */
@@ -64,8 +64,8 @@ struct quant_spec {
         enum dtype dtype;
         bool pow2;           /* s: mantissa bits masked off */
         bool want_row, want_col;
-        real *scale;         /* Q_DELAYED: device, the quantisation scale s to use */
-        real *amax;          /* any scaling: device, atomically maxed with this tensor's amax (NaN-propagating); may be NULL */
+        dev_real *scale;         /* Q_DELAYED: device, the quantisation scale s to use */
+        dev_real *amax;          /* any scaling: device, atomically maxed with this tensor's amax (NaN-propagating); may be NULL */
         uint64_t *bad;       /* device: min'ed with `index` when amax is non-finite (sticky, first offender); may be NULL. UINT64_MAX: none */
         uint64_t index;      /* this tensor's index, see trainer's table of tensors */
 };
@@ -94,8 +94,8 @@ struct step_params {
 };
 
 struct adamw_tensor {
-        real *master;        /* [count] FP32 */
-        const real *grad;    /* [count] FP32, reduced over dp, not yet unscaled */
+        dev_real *master;        /* [count] FP32 */
+        const dev_real *grad;    /* [count] FP32, reduced over dp, not yet unscaled */
         void *m, *v;         /* [count] moments_dtype */
         void *param;         /* [count] BF16 (or F32) working copy to write, bf16(master); may be NULL */
         int64_t count;
@@ -141,10 +141,10 @@ struct dev_ops {
         /* dst += src, both of dtype t, in F32, rounded once */
         int (*add)(void *dst, const void *src, enum dtype t, int64_t n, struct dev_stream *s);
         /* dst (F32) *= factor */
-        int (*scale)(real *dst, double factor, int64_t n, struct dev_stream *s);
+        int (*scale)(dev_real *dst, double factor, int64_t n, struct dev_stream *s);
         /* Counter-based normal initialisation: element (r, c) of the global tensor `name_hash` depends on (seed, name_hash, r, c) only;
          * this shard starts at (row0, col0) of a global width global_cols. std 0 with mean: constant. */
-        int (*init_normal)(real *dst, int64_t rows, int64_t cols, int64_t row0, int64_t col0, int64_t global_cols, uint64_t seed, uint64_t name_hash,
+        int (*init_normal)(dev_real *dst, int64_t rows, int64_t cols, int64_t row0, int64_t col0, int64_t global_cols, uint64_t seed, uint64_t name_hash,
                            double mean, double std, struct dev_stream *s);
 
         /* ---- quantisation (rules: NUMERICS "Quantise"); x [rows, cols] of dtype xt, out sized by dev_qtensor_bytes.  The caller sets out's rows, cols and the four pointers;
@@ -161,27 +161,27 @@ struct dev_ops {
         int (*gemm_fprop)(const struct qtensor *x, const struct qtensor *w, void *y, enum dtype yt, struct dev_stream *s);
         /* dx[M,K] of xt (BF16 or F32) = xt(beta*sum + dy[M,N] w[N,K]), beta 0 or 1: where several products make one input's gradient (q, k, v; gate, up) they are added in
          * F32 and rounded once.  dx NULL: not the last of them, sum (F32) takes the result.  With dx, sum is scratch afterwards, and may be NULL when beta is 0. */
-        int (*gemm_dgrad)(const struct qtensor *dy, const struct qtensor *w, real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s);
+        int (*gemm_dgrad)(const struct qtensor *dy, const struct qtensor *w, dev_real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s);
         /* dw[N,K] (F32) += dy[M,N]^T x[M,K] */
-        int (*gemm_wgrad)(const struct qtensor *dy, const struct qtensor *x, real *dw, struct dev_stream *s);
+        int (*gemm_wgrad)(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s);
 
         /* ---- norm.  residual (act) += delta (act, may be NULL) rounded to act; y = act(x * rstd * w); rstd [T] F32 kept for backward */
-        int (*rmsnorm_fwd)(void *residual, const void *delta, const real *w, double eps, void *y, real *rstd, enum dtype act, int64_t T, int64_t H,
+        int (*rmsnorm_fwd)(void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H,
                            struct dev_stream *s);
         /* the same with y quantised in the same pass (tp = 1, or no sequence parallelism) ; y may be NULL when only q is wanted */
-        int (*rmsnorm_quant_fwd)(void *residual, const void *delta, const real *w, double eps, void *y, real *rstd, enum dtype act, int64_t T, int64_t H,
+        int (*rmsnorm_quant_fwd)(void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H,
                                  const struct quant_spec *q, struct qtensor *out, struct dev_stream *s);
         /* dresidual (act) = act(dresidual + d rmsnorm(dy)); dw (F32) += ; x is the residual value that went in; dy of dtype dyt */
-        int (*rmsnorm_bwd)(void *dresidual, real *dw, const void *dy, enum dtype dyt, const void *x, const real *w, const real *rstd, enum dtype act,
+        int (*rmsnorm_bwd)(void *dresidual, dev_real *dw, const void *dy, enum dtype dyt, const void *x, const dev_real *w, const dev_real *rstd, enum dtype act,
                            int64_t T, int64_t H, struct dev_stream *s);
 
         /* ---- attention.  RoPE rotates halves (Hugging Face Llama), tables in F32; in place on q [T, Hq*D], k [T, Hkv*D] (act). backward: inverse rotation */
         int (*rope)(void *q, void *k, const struct doc_bounds *docs, double theta, int64_t Hq, int64_t Hkv, int64_t D, bool backward, enum dtype act,
                     struct dev_stream *s);
         /* causal within documents; scale 1/sqrt(D); softmax in F32; out (act) [T, Hq*D]; lse [Hq, T] F32 */
-        int (*attention_fwd)(const void *q, const void *k, const void *v, const struct doc_bounds *docs, void *out, real *lse, int64_t Hq, int64_t Hkv,
+        int (*attention_fwd)(const void *q, const void *k, const void *v, const struct doc_bounds *docs, void *out, dev_real *lse, int64_t Hq, int64_t Hkv,
                              int64_t D, enum dtype act, void *workspace, struct dev_stream *s);
-        int (*attention_bwd)(const void *q, const void *k, const void *v, const void *out, const real *lse, const void *dout, const struct doc_bounds *docs,
+        int (*attention_bwd)(const void *q, const void *k, const void *v, const void *out, const dev_real *lse, const void *dout, const struct doc_bounds *docs,
                              void *dq, void *dk, void *dv, int64_t Hq, int64_t Hkv, int64_t D, enum dtype act, void *workspace, struct dev_stream *s);
         size_t (*attention_workspace)(int64_t T, int64_t Hq, int64_t Hkv, int64_t D);
 
@@ -197,25 +197,25 @@ struct dev_ops {
         /* out (act) [T, H] = table row, 0 for ids of other shards */
         int (*embed_fwd)(const void *table, const int32_t *ids, void *out, enum dtype act, int64_t T, int64_t H, int64_t v0, int64_t V, struct dev_stream *s);
         /* dtable (F32) += ; deterministic order (by token) */
-        int (*embed_bwd)(real *dtable, const int32_t *ids, const void *dout, enum dtype act, int64_t T, int64_t H, int64_t v0, int64_t V, struct dev_stream *s);
+        int (*embed_bwd)(dev_real *dtable, const int32_t *ids, const void *dout, enum dtype act, int64_t T, int64_t H, int64_t v0, int64_t V, struct dev_stream *s);
         /* rowmax[T] of logits (F32 or act) [T, V] */
-        int (*ce_max)(const void *logits, enum dtype lt, real *rowmax, int64_t T, int64_t V, struct dev_stream *s);
+        int (*ce_max)(const void *logits, enum dtype lt, dev_real *rowmax, int64_t T, int64_t V, struct dev_stream *s);
         /* sumexp[T] = sum exp(l - rowmax), target[T] = l[t] of the label if it is in this shard, else 0. Labels < 0 are ignored */
-        int (*ce_sum)(const void *logits, enum dtype lt, const real *rowmax, const int32_t *labels, real *sumexp, real *target, int64_t T, int64_t v0,
+        int (*ce_sum)(const void *logits, enum dtype lt, const dev_real *rowmax, const int32_t *labels, dev_real *sumexp, dev_real *target, int64_t T, int64_t v0,
                       int64_t V, struct dev_stream *s);
         /* loss_sum (F32[1]) += sum over labelled tokens of log(sumexp) + rowmax - target; dlogits (act, may alias logits) = (softmax - onehot) * gscale;
          * dlogits NULL: evaluation */
-        int (*ce_bwd)(const void *logits, enum dtype lt, const real *rowmax, const real *sumexp, const real *target, const int32_t *labels, double gscale,
-                      real *loss_sum, void *dlogits, enum dtype act, int64_t T, int64_t v0, int64_t V, struct dev_stream *s);
+        int (*ce_bwd)(const void *logits, enum dtype lt, const dev_real *rowmax, const dev_real *sumexp, const dev_real *target, const int32_t *labels, double gscale,
+                      dev_real *loss_sum, void *dlogits, enum dtype act, int64_t T, int64_t v0, int64_t V, struct dev_stream *s);
 
         /* ---- optimizer */
         /* sumsq (double[1], device) += sum of squares of each tensor x factor[i]; bad min'ed with index[i] of a tensor with a non-finite element. One pass, fixed order. */
-        int (*grad_stats)(int n, const real *const *grads, const int64_t *counts, const double *factors, const uint64_t *indices, double *sumsq,
+        int (*grad_stats)(int n, const dev_real *const *grads, const int64_t *counts, const double *factors, const uint64_t *indices, double *sumsq,
                           uint64_t *bad, struct dev_stream *s);
         /* Decoupled weight decay (Loshchilov & Hutter 2019): master -= lr*lr_scale*(mhat/(sqrt(vhat)+eps) + wd*master) */
         int (*adamw)(int n, const struct adamw_tensor *t, enum dtype moments, enum dtype param, const struct step_params *p, struct dev_stream *s);
         /* delayed scaling: roll the amax history [n][len], scale from it; nothing when *skip. amax 0 or non-finite keeps the previous scale */
-        int (*amax_update)(int n, int len, real *history, const real *amax, real *scale, const double *fp8_max, int use_max, int margin, const uint64_t *skip,
+        int (*amax_update)(int n, int len, dev_real *history, const dev_real *amax, dev_real *scale, const double *fp8_max, int use_max, int margin, const uint64_t *skip,
                            struct dev_stream *s);
 };
 

@@ -60,11 +60,11 @@ static int missing_add(void *dst, const void *src, enum dtype t, int64_t n, stru
         return -EOPNOTSUPP;
 }
 
-static int missing_scale(real *dst, double factor, int64_t n, struct dev_stream *s) {
+static int missing_scale(dev_real *dst, double factor, int64_t n, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
 
-static int missing_init_normal(real *dst, int64_t rows, int64_t cols, int64_t row0, int64_t col0, int64_t global_cols,
+static int missing_init_normal(dev_real *dst, int64_t rows, int64_t cols, int64_t row0, int64_t col0, int64_t global_cols,
                                uint64_t seed, uint64_t name_hash, double mean, double std, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
@@ -87,28 +87,28 @@ static int missing_gemm_fprop(const struct qtensor *x, const struct qtensor *w, 
         return -EOPNOTSUPP;
 }
 
-static int missing_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *sum, int beta, void *dx, enum dtype xt,
+static int missing_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, dev_real *sum, int beta, void *dx, enum dtype xt,
                               struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
 
-static int missing_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, real *dw, struct dev_stream *s) {
+static int missing_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
 
-static int missing_rmsnorm_fwd(void *residual, const void *delta, const real *w, double eps, void *y, real *rstd,
+static int missing_rmsnorm_fwd(void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd,
                                enum dtype act, int64_t T, int64_t H, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
 
-static int missing_rmsnorm_quant_fwd(void *residual, const void *delta, const real *w, double eps, void *y,
-                                     real *rstd, enum dtype act, int64_t T, int64_t H, const struct quant_spec *q,
+static int missing_rmsnorm_quant_fwd(void *residual, const void *delta, const dev_real *w, double eps, void *y,
+                                     dev_real *rstd, enum dtype act, int64_t T, int64_t H, const struct quant_spec *q,
                                      struct qtensor *out, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
 
-static int missing_rmsnorm_bwd(void *dresidual, real *dw, const void *dy, enum dtype dyt, const void *x,
-                               const real *w, const real *rstd, enum dtype act, int64_t T, int64_t H,
+static int missing_rmsnorm_bwd(void *dresidual, dev_real *dw, const void *dy, enum dtype dyt, const void *x,
+                               const dev_real *w, const dev_real *rstd, enum dtype act, int64_t T, int64_t H,
                                struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
@@ -119,12 +119,12 @@ static int missing_rope(void *q, void *k, const struct doc_bounds *docs, double 
 }
 
 static int missing_attention_fwd(const void *q, const void *k, const void *v, const struct doc_bounds *docs,
-                                 void *out, real *lse, int64_t Hq, int64_t Hkv, int64_t D, enum dtype act,
+                                 void *out, dev_real *lse, int64_t Hq, int64_t Hkv, int64_t D, enum dtype act,
                                  void *workspace, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
 
-static int missing_attention_bwd(const void *q, const void *k, const void *v, const void *out, const real *lse,
+static int missing_attention_bwd(const void *q, const void *k, const void *v, const void *out, const dev_real *lse,
                                  const void *dout, const struct doc_bounds *docs, void *dq, void *dk, void *dv,
                                  int64_t Hq, int64_t Hkv, int64_t D, enum dtype act, void *workspace,
                                  struct dev_stream *s) {
@@ -156,27 +156,27 @@ static int missing_embed_fwd(const void *table, const int32_t *ids, void *out, e
         return -EOPNOTSUPP;
 }
 
-static int missing_embed_bwd(real *dtable, const int32_t *ids, const void *dout, enum dtype act, int64_t T, int64_t H,
+static int missing_embed_bwd(dev_real *dtable, const int32_t *ids, const void *dout, enum dtype act, int64_t T, int64_t H,
                              int64_t v0, int64_t V, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
 
-static int missing_ce_max(const void *logits, enum dtype lt, real *rowmax, int64_t T, int64_t V, struct dev_stream *s) {
+static int missing_ce_max(const void *logits, enum dtype lt, dev_real *rowmax, int64_t T, int64_t V, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
 
-static int missing_ce_sum(const void *logits, enum dtype lt, const real *rowmax, const int32_t *labels, real *sumexp,
-                          real *target, int64_t T, int64_t v0, int64_t V, struct dev_stream *s) {
+static int missing_ce_sum(const void *logits, enum dtype lt, const dev_real *rowmax, const int32_t *labels, dev_real *sumexp,
+                          dev_real *target, int64_t T, int64_t v0, int64_t V, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
 
-static int missing_ce_bwd(const void *logits, enum dtype lt, const real *rowmax, const real *sumexp,
-                          const real *target, const int32_t *labels, double gscale, real *loss_sum, void *dlogits,
+static int missing_ce_bwd(const void *logits, enum dtype lt, const dev_real *rowmax, const dev_real *sumexp,
+                          const dev_real *target, const int32_t *labels, double gscale, dev_real *loss_sum, void *dlogits,
                           enum dtype act, int64_t T, int64_t v0, int64_t V, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
 
-static int missing_grad_stats(int n, const real *const *grads, const int64_t *counts, const double *factors,
+static int missing_grad_stats(int n, const dev_real *const *grads, const int64_t *counts, const double *factors,
                               const uint64_t *indices, double *sumsq, uint64_t *bad, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
@@ -186,7 +186,7 @@ static int missing_adamw(int n, const struct adamw_tensor *t, enum dtype moments
         return -EOPNOTSUPP;
 }
 
-static int missing_amax_update(int n, int len, real *history, const real *amax, real *scale, const double *fp8_max,
+static int missing_amax_update(int n, int len, dev_real *history, const dev_real *amax, dev_real *scale, const double *fp8_max,
                                int use_max, int margin, const uint64_t *skip, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }

@@ -13,11 +13,11 @@
 #define ROWS 128
 
 struct attention {
-        const real *q, *k, *v, *out, *dout;
-        real *o, *dq, *dk, *dv, *s, *ds;
-        real *lse;
+        const dev_real *q, *k, *v, *out, *dout;
+        dev_real *o, *dq, *dk, *dv, *s, *ds;
+        dev_real *lse;
         int64_t T, Hq, Hkv, D;
-        real scale;
+        dev_real scale;
 };
 
 static bool docs_valid(const struct doc_bounds *d) {
@@ -49,34 +49,34 @@ static void scores(const struct attention *a, int64_t h, int64_t r0, int64_t m, 
         blas_gemm(CblasNoTrans, CblasTrans, m, n, a->D, a->scale, a->q + r0 * lq + h * a->D, lq, a->k + c0 * lk + hk * a->D, lk, 0, a->s, n);
 }
 
-FP8_CLONES static void divide_row(real *x, real by, int64_t n) {
+FP8_CLONES static void divide_row(dev_real *x, dev_real by, int64_t n) {
         for (int64_t i = 0; i < n; i++)
                 x[i] /= by;
 }
 
 static void fwd_rows(const struct attention *a, int64_t h, int64_t r0, int64_t m, int64_t c0) {
         const int64_t n = r0 + m - c0, lq = a->Hq * a->D, lk = a->Hkv * a->D, hk = h / (a->Hq / a->Hkv);
-        real sums[ROWS];
+        dev_real sums[ROWS];
 
         scores(a, h, r0, m, c0, n);
         for (int64_t r = 0; r < m; r++) {
                 const int64_t keys = r0 + r - c0 + 1;
-                real *s = a->s + r * n;
-                const real max = cpu_row_max(s, keys);
+                dev_real *s = a->s + r * n;
+                const dev_real max = cpu_row_max(s, keys);
 
                 sums[r] = cpu_exp_sum(s, s, max, keys);
                 memset(s + keys, 0, (size_t)(n - keys) * sizeof *s);
-                a->lse[h * a->T + r0 + r] = max + (real)log((double)sums[r]);
+                a->lse[h * a->T + r0 + r] = max + (dev_real)log((double)sums[r]);
         }
         blas_gemm(CblasNoTrans, CblasNoTrans, m, a->D, n, 1, a->s, n, a->v + c0 * lk + hk * a->D, lk, 0, a->o + r0 * lq + h * a->D, lq);
         for (int64_t r = 0; r < m; r++)
                 divide_row(a->o + (r0 + r) * lq + h * a->D, sums[r], a->D);
 }
 
-int cpu_attention_fwd(const void *q, const void *k, const void *v, const struct doc_bounds *docs, void *out, real *lse, int64_t Hq, int64_t Hkv, int64_t D,
+int cpu_attention_fwd(const void *q, const void *k, const void *v, const struct doc_bounds *docs, void *out, dev_real *lse, int64_t Hq, int64_t Hkv, int64_t D,
                       enum dtype act, void *workspace, struct dev_stream *s) {
         const int64_t T = docs->tokens, nq = T * Hq * D, nk = T * Hkv * D;
-        struct attention a = { .lse = lse, .T = T, .Hq = Hq, .Hkv = Hkv, .D = D, .scale = (real)(1 / sqrt((double)D)) };
+        struct attention a = { .lse = lse, .T = T, .Hq = Hq, .Hkv = Hkv, .D = D, .scale = (dev_real)(1 / sqrt((double)D)) };
 
         (void)workspace;
         if (!shapes_valid(docs, Hq, Hkv, D, act))
@@ -97,12 +97,12 @@ int cpu_attention_fwd(const void *q, const void *k, const void *v, const struct 
         return 0;
 }
 
-FP8_CLONES static void probabilities(real *s, real lse, int64_t n) {
+FP8_CLONES static void probabilities(dev_real *s, dev_real lse, int64_t n) {
         for (int64_t i = 0; i < n; i++)
                 s[i] = cpu_exp(s[i] - lse);
 }
 
-FP8_CLONES static void score_gradients(real *restrict ds, const real *restrict p, real delta, int64_t n) {
+FP8_CLONES static void score_gradients(dev_real *restrict ds, const dev_real *restrict p, dev_real delta, int64_t n) {
         for (int64_t i = 0; i < n; i++)
                 ds[i] = p[i] * (ds[i] - delta);
 }
@@ -115,7 +115,7 @@ static void bwd_rows(const struct attention *a, int64_t h, int64_t r0, int64_t m
         blas_gemm(CblasNoTrans, CblasTrans, m, n, D, 1, a->dout + at_q, lq, a->v + at_k, lk, 0, a->ds, n);
         for (int64_t r = 0; r < m; r++) {
                 const int64_t keys = r0 + r - c0 + 1;
-                real *s = a->s + r * n, *ds = a->ds + r * n;
+                dev_real *s = a->s + r * n, *ds = a->ds + r * n;
 
                 probabilities(s, a->lse[h * a->T + r0 + r], keys);
                 score_gradients(ds, s, cpu_dot(a->dout + at_q + r * lq, a->out + at_q + r * lq, D), keys);
@@ -127,11 +127,11 @@ static void bwd_rows(const struct attention *a, int64_t h, int64_t r0, int64_t m
         blas_gemm(CblasTrans, CblasNoTrans, n, D, m, a->scale, a->ds, n, a->q + at_q, lq, 1, a->dk + at_k, lk);
 }
 
-int cpu_attention_bwd(const void *q, const void *k, const void *v, const void *out, const real *lse, const void *dout, const struct doc_bounds *docs, void *dq, void *dk,
+int cpu_attention_bwd(const void *q, const void *k, const void *v, const void *out, const dev_real *lse, const void *dout, const struct doc_bounds *docs, void *dq, void *dk,
                       void *dv, int64_t Hq, int64_t Hkv, int64_t D, enum dtype act, void *workspace, struct dev_stream *s) {
         const int64_t T = docs->tokens, nq = T * Hq * D, nk = T * Hkv * D;
         const bool direct = act == DT_F32;
-        struct attention a = { .lse = (real *)lse, .T = T, .Hq = Hq, .Hkv = Hkv, .D = D, .scale = (real)(1 / sqrt((double)D)) };
+        struct attention a = { .lse = (dev_real *)lse, .T = T, .Hq = Hq, .Hkv = Hkv, .D = D, .scale = (dev_real)(1 / sqrt((double)D)) };
 
         (void)workspace;
         if (!shapes_valid(docs, Hq, Hkv, D, act))
@@ -148,8 +148,8 @@ int cpu_attention_bwd(const void *q, const void *k, const void *v, const void *o
         a.ds = cpu_reals(s, CPU_ATT_DS, ROWS * longest(docs));
         if (!a.q || !a.k || !a.v || !a.out || !a.dout || !a.dq || !a.dk || !a.dv || !a.s || !a.ds)
                 return -ENOMEM;
-        memset(a.dk, 0, (size_t)nk * sizeof(real));
-        memset(a.dv, 0, (size_t)nk * sizeof(real));
+        memset(a.dk, 0, (size_t)nk * sizeof(dev_real));
+        memset(a.dv, 0, (size_t)nk * sizeof(dev_real));
         for (int32_t i = 0; i < docs->n; i++)
                 for (int64_t h = 0; h < Hq; h++)
                         for (int64_t r0 = docs->cu[i]; r0 < docs->cu[i + 1]; r0 += ROWS)

@@ -6,9 +6,9 @@
 
 #include "kernels/dev.h"
 
-/* Row-major c[m,n] = alpha op(a) op(b) + beta c in `real`; lda, ldb, ldc are row strides. */
-static inline void blas_gemm(enum CBLAS_TRANSPOSE ta, enum CBLAS_TRANSPOSE tb, int64_t m, int64_t n, int64_t k, real alpha, const real *a, int64_t lda, const real *b,
-                             int64_t ldb, real beta, real *c, int64_t ldc) {
+/* Row-major c[m,n] = alpha op(a) op(b) + beta c in `dev_real`; lda, ldb, ldc are row strides. */
+static inline void blas_gemm(enum CBLAS_TRANSPOSE ta, enum CBLAS_TRANSPOSE tb, int64_t m, int64_t n, int64_t k, dev_real alpha, const dev_real *a, int64_t lda, const dev_real *b,
+                             int64_t ldb, dev_real beta, dev_real *c, int64_t ldc) {
 #ifdef FP8_FP64
         cblas_dgemm(CblasRowMajor, ta, tb, (int)m, (int)n, (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
 #else

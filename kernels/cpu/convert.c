@@ -41,20 +41,20 @@ static void store_narrow(void *dst, enum dtype t, int64_t offset, const double *
 }
 #endif
 
-void cpu_load(real *dst, const void *src, enum dtype t, int64_t offset, int64_t n) {
+void cpu_load(dev_real *dst, const void *src, enum dtype t, int64_t offset, int64_t n) {
         if (t == DT_F32) {
-                memcpy(dst, (const real *)src + offset, (size_t)n * sizeof(real));
+                memcpy(dst, (const dev_real *)src + offset, (size_t)n * sizeof(dev_real));
         } else if (t == DT_F64) {
                 for (int64_t i = 0; i < n; i++)
-                        dst[i] = (real)((const double *)src)[offset + i];
+                        dst[i] = (dev_real)((const double *)src)[offset + i];
         } else {
                 load_narrow(dst, src, t, offset, n);
         }
 }
 
-void cpu_store(void *dst, enum dtype t, int64_t offset, const real *src, int64_t n) {
+void cpu_store(void *dst, enum dtype t, int64_t offset, const dev_real *src, int64_t n) {
         if (t == DT_F32) {
-                memcpy((real *)dst + offset, src, (size_t)n * sizeof(real));
+                memcpy((dev_real *)dst + offset, src, (size_t)n * sizeof(dev_real));
         } else if (t == DT_F64) {
                 for (int64_t i = 0; i < n; i++)
                         ((double *)dst)[offset + i] = (double)src[i];
@@ -63,11 +63,11 @@ void cpu_store(void *dst, enum dtype t, int64_t offset, const real *src, int64_t
         }
 }
 
-const real *cpu_widened(struct dev_stream *s, enum cpu_slot slot, const void *x, enum dtype t, int64_t offset, int64_t n) {
-        real *r;
+const dev_real *cpu_widened(struct dev_stream *s, enum cpu_slot slot, const void *x, enum dtype t, int64_t offset, int64_t n) {
+        dev_real *r;
 
         if (t == DT_F32)
-                return (const real *)x + offset;
+                return (const dev_real *)x + offset;
         r = cpu_reals(s, slot, n);
         if (r)
                 cpu_load(r, x, t, offset, n);
@@ -75,7 +75,7 @@ const real *cpu_widened(struct dev_stream *s, enum cpu_slot slot, const void *x,
 }
 
 int cpu_cast(void *dst, enum dtype dt, const void *src, enum dtype st, int64_t n, struct dev_stream *s) {
-        real chunk[CHUNK];
+        dev_real chunk[CHUNK];
 
         (void)s;
         if (!cpu_is_float(dt) || !cpu_is_float(st))
@@ -91,7 +91,7 @@ int cpu_cast(void *dst, enum dtype dt, const void *src, enum dtype st, int64_t n
         return 0;
 }
 
-FP8_CLONES static void add_reals(real *restrict a, const real *restrict b, int64_t n) {
+FP8_CLONES static void add_reals(dev_real *restrict a, const dev_real *restrict b, int64_t n) {
         for (int64_t i = 0; i < n; i++)
                 a[i] += b[i];
 }
@@ -112,8 +112,8 @@ int cpu_add(void *dst, const void *src, enum dtype t, int64_t n, struct dev_stre
         return 0;
 }
 
-FP8_CLONES int cpu_scale(real *dst, double factor, int64_t n, struct dev_stream *s) {
-        const real f = (real)factor;
+FP8_CLONES int cpu_scale(dev_real *dst, double factor, int64_t n, struct dev_stream *s) {
+        const dev_real f = (dev_real)factor;
 
         (void)s;
         for (int64_t i = 0; i < n; i++)

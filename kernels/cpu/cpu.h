@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * Inside of the CPU backend.  Activations are handled a row or a tile at a time: loaded into `real`, computed, stored with one rounding.  A stream is used by one thread at a time and owns
+ * Inside of the CPU backend.  Activations are handled a row or a tile at a time: loaded into `dev_real`, computed, stored with one rounding.  A stream is used by one thread at a time and owns
  * scratch that grows at first use and is then reused, so that a step in steady state allocates nothing.
  */
 #include <errno.h>
@@ -41,15 +41,15 @@ struct dev_stream {
         void *scratch[CPU_N_SLOTS];
         size_t size[CPU_N_SLOTS];
         /* RoPE tables [rope_len, D/2] of cosines then sines, for the theta and D they were made for */
-        real *rope;
+        dev_real *rope;
         double rope_theta;
         int64_t rope_len, rope_dim;
 };
 
 /* At least `bytes` of 64-byte aligned scratch with undefined contents; NULL: no memory. */
 void *cpu_scratch(struct dev_stream *s, enum cpu_slot slot, size_t bytes);
-static inline real *cpu_reals(struct dev_stream *s, enum cpu_slot slot, int64_t n) {
-        return cpu_scratch(s, slot, (size_t)n * sizeof(real));
+static inline dev_real *cpu_reals(struct dev_stream *s, enum cpu_slot slot, int64_t n) {
+        return cpu_scratch(s, slot, (size_t)n * sizeof(dev_real));
 }
 
 static inline int64_t cpu_min(int64_t a, int64_t b) {
@@ -67,23 +67,23 @@ static inline int64_t cpu_pad4(int64_t n) {
 /* A carrier of activations: DT_F32, or DT_BF16 (not in the FP64 build, where rounding to BF16 would pass through float). */
 bool cpu_is_act(enum dtype t);
 /* dst[i] = src[offset + i]; any floating type. */
-void cpu_load(real *dst, const void *src, enum dtype t, int64_t offset, int64_t n);
+void cpu_load(dev_real *dst, const void *src, enum dtype t, int64_t offset, int64_t n);
 /* dst[offset + i] = round(src[i]); DT_F32, DT_BF16, DT_F64, or FP8 (saturating). */
-void cpu_store(void *dst, enum dtype t, int64_t offset, const real *src, int64_t n);
+void cpu_store(void *dst, enum dtype t, int64_t offset, const dev_real *src, int64_t n);
 bool cpu_is_float(enum dtype t);
 /* src[offset .. offset + n) as reals: DT_F32 where it lies, others in scratch. NULL: no memory. */
-const real *cpu_widened(struct dev_stream *s, enum cpu_slot slot, const void *src, enum dtype t, int64_t offset, int64_t n);
+const dev_real *cpu_widened(struct dev_stream *s, enum cpu_slot slot, const void *src, enum dtype t, int64_t offset, int64_t n);
 static inline void *cpu_at(const void *p, enum dtype t, int64_t offset) {
         return (char *)p + offset * (int64_t)dtype_size(t);
 }
 
 /* ---- vector.c: rows */
 
-real cpu_dot(const real *a, const real *b, int64_t n);
-real cpu_sum(const real *a, int64_t n);
-real cpu_row_max(const real *a, int64_t n);
+dev_real cpu_dot(const dev_real *a, const dev_real *b, int64_t n);
+dev_real cpu_sum(const dev_real *a, int64_t n);
+dev_real cpu_row_max(const dev_real *a, int64_t n);
 /* y = exp(x - shift); returns the sum. y may be x. */
-real cpu_exp_sum(real *y, const real *x, real shift, int64_t n);
+dev_real cpu_exp_sum(dev_real *y, const dev_real *x, dev_real shift, int64_t n);
 
 /* ---- operations, one noun a file; contracts in dev.h */
 
@@ -99,8 +99,8 @@ int cpu_copy(void *dst, const void *src, size_t bytes, struct dev_stream *s);
 int cpu_zero(void *dst, size_t bytes, struct dev_stream *s);
 int cpu_cast(void *dst, enum dtype dt, const void *src, enum dtype st, int64_t n, struct dev_stream *s);
 int cpu_add(void *dst, const void *src, enum dtype t, int64_t n, struct dev_stream *s);
-int cpu_scale(real *dst, double factor, int64_t n, struct dev_stream *s);
-int cpu_init_normal(real *dst, int64_t rows, int64_t cols, int64_t row0, int64_t col0, int64_t global_cols, uint64_t seed, uint64_t name_hash, double mean,
+int cpu_scale(dev_real *dst, double factor, int64_t n, struct dev_stream *s);
+int cpu_init_normal(dev_real *dst, int64_t rows, int64_t cols, int64_t row0, int64_t col0, int64_t global_cols, uint64_t seed, uint64_t name_hash, double mean,
                     double std, struct dev_stream *s);
 
 int cpu_quantize(const void *x, enum dtype xt, const struct quant_spec *q, struct qtensor *out, struct dev_stream *s);
@@ -108,19 +108,19 @@ int cpu_requantize_col(struct qtensor *t, const struct quant_spec *q, struct dev
 int cpu_dequantize(const struct qtensor *t, void *x, enum dtype xt, struct dev_stream *s);
 
 int cpu_gemm_fprop(const struct qtensor *x, const struct qtensor *w, void *y, enum dtype yt, struct dev_stream *s);
-int cpu_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s);
-int cpu_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, real *dw, struct dev_stream *s);
+int cpu_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, dev_real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s);
+int cpu_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s);
 
-int cpu_rmsnorm_fwd(void *residual, const void *delta, const real *w, double eps, void *y, real *rstd, enum dtype act, int64_t T, int64_t H, struct dev_stream *s);
-int cpu_rmsnorm_quant_fwd(void *residual, const void *delta, const real *w, double eps, void *y, real *rstd, enum dtype act, int64_t T, int64_t H,
+int cpu_rmsnorm_fwd(void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H, struct dev_stream *s);
+int cpu_rmsnorm_quant_fwd(void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H,
                           const struct quant_spec *q, struct qtensor *out, struct dev_stream *s);
-int cpu_rmsnorm_bwd(void *dresidual, real *dw, const void *dy, enum dtype dyt, const void *x, const real *w, const real *rstd, enum dtype act, int64_t T, int64_t H,
+int cpu_rmsnorm_bwd(void *dresidual, dev_real *dw, const void *dy, enum dtype dyt, const void *x, const dev_real *w, const dev_real *rstd, enum dtype act, int64_t T, int64_t H,
                     struct dev_stream *s);
 
 int cpu_rope(void *q, void *k, const struct doc_bounds *docs, double theta, int64_t Hq, int64_t Hkv, int64_t D, bool backward, enum dtype act, struct dev_stream *s);
-int cpu_attention_fwd(const void *q, const void *k, const void *v, const struct doc_bounds *docs, void *out, real *lse, int64_t Hq, int64_t Hkv, int64_t D,
+int cpu_attention_fwd(const void *q, const void *k, const void *v, const struct doc_bounds *docs, void *out, dev_real *lse, int64_t Hq, int64_t Hkv, int64_t D,
                       enum dtype act, void *workspace, struct dev_stream *s);
-int cpu_attention_bwd(const void *q, const void *k, const void *v, const void *out, const real *lse, const void *dout, const struct doc_bounds *docs, void *dq, void *dk,
+int cpu_attention_bwd(const void *q, const void *k, const void *v, const void *out, const dev_real *lse, const void *dout, const struct doc_bounds *docs, void *dq, void *dk,
                       void *dv, int64_t Hq, int64_t Hkv, int64_t D, enum dtype act, void *workspace, struct dev_stream *s);
 size_t cpu_attention_workspace(int64_t T, int64_t Hq, int64_t Hkv, int64_t D);
 
@@ -131,15 +131,15 @@ int cpu_swiglu_bwd(const void *g, const void *u, const void *da, enum dtype dat,
                    const struct quant_spec *qsg, struct qtensor *qg, const struct quant_spec *qsu, struct qtensor *qu, struct dev_stream *s);
 
 int cpu_embed_fwd(const void *table, const int32_t *ids, void *out, enum dtype act, int64_t T, int64_t H, int64_t v0, int64_t V, struct dev_stream *s);
-int cpu_embed_bwd(real *dtable, const int32_t *ids, const void *dout, enum dtype act, int64_t T, int64_t H, int64_t v0, int64_t V, struct dev_stream *s);
-int cpu_ce_max(const void *logits, enum dtype lt, real *rowmax, int64_t T, int64_t V, struct dev_stream *s);
-int cpu_ce_sum(const void *logits, enum dtype lt, const real *rowmax, const int32_t *labels, real *sumexp, real *target, int64_t T, int64_t v0, int64_t V,
+int cpu_embed_bwd(dev_real *dtable, const int32_t *ids, const void *dout, enum dtype act, int64_t T, int64_t H, int64_t v0, int64_t V, struct dev_stream *s);
+int cpu_ce_max(const void *logits, enum dtype lt, dev_real *rowmax, int64_t T, int64_t V, struct dev_stream *s);
+int cpu_ce_sum(const void *logits, enum dtype lt, const dev_real *rowmax, const int32_t *labels, dev_real *sumexp, dev_real *target, int64_t T, int64_t v0, int64_t V,
                struct dev_stream *s);
-int cpu_ce_bwd(const void *logits, enum dtype lt, const real *rowmax, const real *sumexp, const real *target, const int32_t *labels, double gscale, real *loss_sum,
+int cpu_ce_bwd(const void *logits, enum dtype lt, const dev_real *rowmax, const dev_real *sumexp, const dev_real *target, const int32_t *labels, double gscale, dev_real *loss_sum,
                void *dlogits, enum dtype act, int64_t T, int64_t v0, int64_t V, struct dev_stream *s);
 
-int cpu_grad_stats(int n, const real *const *grads, const int64_t *counts, const double *factors, const uint64_t *indices, double *sumsq, uint64_t *bad,
+int cpu_grad_stats(int n, const dev_real *const *grads, const int64_t *counts, const double *factors, const uint64_t *indices, double *sumsq, uint64_t *bad,
                    struct dev_stream *s);
 int cpu_adamw(int n, const struct adamw_tensor *t, enum dtype moments, enum dtype param, const struct step_params *p, struct dev_stream *s);
-int cpu_amax_update(int n, int len, real *history, const real *amax, real *scale, const double *fp8_max, int use_max, int margin, const uint64_t *skip,
+int cpu_amax_update(int n, int len, dev_real *history, const dev_real *amax, dev_real *scale, const double *fp8_max, int use_max, int margin, const uint64_t *skip,
                     struct dev_stream *s);

@@ -8,8 +8,8 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/exp.h"
 
-int cpu_ce_max(const void *logits, enum dtype lt, real *rowmax, int64_t T, int64_t V, struct dev_stream *s) {
-        real *row;
+int cpu_ce_max(const void *logits, enum dtype lt, dev_real *rowmax, int64_t T, int64_t V, struct dev_stream *s) {
+        dev_real *row;
 
         if (!cpu_is_act(lt) || T < 0 || V < 0)
                 return -EINVAL;
@@ -23,9 +23,9 @@ int cpu_ce_max(const void *logits, enum dtype lt, real *rowmax, int64_t T, int64
         return 0;
 }
 
-int cpu_ce_sum(const void *logits, enum dtype lt, const real *rowmax, const int32_t *labels, real *sumexp, real *target, int64_t T, int64_t v0, int64_t V,
+int cpu_ce_sum(const void *logits, enum dtype lt, const dev_real *rowmax, const int32_t *labels, dev_real *sumexp, dev_real *target, int64_t T, int64_t v0, int64_t V,
                struct dev_stream *s) {
-        real *row;
+        dev_real *row;
 
         if (!cpu_is_act(lt) || T < 0 || V < 0)
                 return -EINVAL;
@@ -42,15 +42,15 @@ int cpu_ce_sum(const void *logits, enum dtype lt, const real *rowmax, const int3
         return 0;
 }
 
-FP8_CLONES static void softmax_row(real *x, real shift, real factor, int64_t n) {
+FP8_CLONES static void softmax_row(dev_real *x, dev_real shift, dev_real factor, int64_t n) {
         for (int64_t i = 0; i < n; i++)
                 x[i] = cpu_exp(x[i] - shift) * factor;
 }
 
-int cpu_ce_bwd(const void *logits, enum dtype lt, const real *rowmax, const real *sumexp, const real *target, const int32_t *labels, double gscale, real *loss_sum,
+int cpu_ce_bwd(const void *logits, enum dtype lt, const dev_real *rowmax, const dev_real *sumexp, const dev_real *target, const int32_t *labels, double gscale, dev_real *loss_sum,
                void *dlogits, enum dtype act, int64_t T, int64_t v0, int64_t V, struct dev_stream *s) {
         double loss = 0;
-        real *row;
+        dev_real *row;
 
         if (!cpu_is_act(lt) || !cpu_is_act(act) || T < 0 || V < 0)
                 return -EINVAL;
@@ -61,19 +61,19 @@ int cpu_ce_bwd(const void *logits, enum dtype lt, const real *rowmax, const real
                 const int64_t label = labels[t] - v0;
 
                 if (labels[t] >= 0)
-                        loss += (double)((real)log((double)sumexp[t]) + rowmax[t] - target[t]);
+                        loss += (double)((dev_real)log((double)sumexp[t]) + rowmax[t] - target[t]);
                 if (!dlogits)
                         continue;
                 if (labels[t] < 0) {
                         memset(row, 0, (size_t)V * sizeof *row);
                 } else {
                         cpu_load(row, logits, lt, t * V, V);
-                        softmax_row(row, rowmax[t], (real)(gscale / (double)sumexp[t]), V);
+                        softmax_row(row, rowmax[t], (dev_real)(gscale / (double)sumexp[t]), V);
                         if (label >= 0 && label < V)
-                                row[label] -= (real)gscale;
+                                row[label] -= (dev_real)gscale;
                 }
                 cpu_store(dlogits, act, t * V, row, V);
         }
-        *loss_sum = (real)((double)*loss_sum + loss);
+        *loss_sum = (dev_real)((double)*loss_sum + loss);
         return 0;
 }

@@ -18,13 +18,13 @@ int cpu_embed_fwd(const void *table, const int32_t *ids, void *out, enum dtype a
         return 0;
 }
 
-FP8_CLONES static void add_row(real *restrict x, const real *restrict d, int64_t n) {
+FP8_CLONES static void add_row(dev_real *restrict x, const dev_real *restrict d, int64_t n) {
         for (int64_t i = 0; i < n; i++)
                 x[i] += d[i];
 }
 
-int cpu_embed_bwd(real *dtable, const int32_t *ids, const void *dout, enum dtype act, int64_t T, int64_t H, int64_t v0, int64_t V, struct dev_stream *s) {
-        real *row;
+int cpu_embed_bwd(dev_real *dtable, const int32_t *ids, const void *dout, enum dtype act, int64_t T, int64_t H, int64_t v0, int64_t V, struct dev_stream *s) {
+        dev_real *row;
 
         if (!cpu_is_act(act) || T < 0 || H < 0)
                 return -EINVAL;

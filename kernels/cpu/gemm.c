@@ -15,10 +15,10 @@
 struct product {
         int64_t m, n, k;
         const void *a; /* [m, k], the contraction contiguous */
-        const real *a_scale;
+        const dev_real *a_scale;
         enum dtype at;
         const void *b;
-        const real *b_scale;
+        const dev_real *b_scale;
         enum dtype bt;
         bool b_transposed; /* b is [n, k] */
         /* a_scale[kb * a_ld + m]; b_scale[kb * b_ld + n], or where b has 128x128 blocks b_scale[nb * b_ld + kb] */
@@ -26,16 +26,16 @@ struct product {
         bool b_blocks;
 };
 
-static void gemm(const struct product *p, int64_t m, const real *a, const real *b, int64_t k0, int64_t k, real beta, real *c) {
-        const real *bk = p->b_transposed ? b + k0 : b + k0 * p->n;
+static void gemm(const struct product *p, int64_t m, const dev_real *a, const dev_real *b, int64_t k0, int64_t k, dev_real beta, dev_real *c) {
+        const dev_real *bk = p->b_transposed ? b + k0 : b + k0 * p->n;
 
         blas_gemm(CblasNoTrans, p->b_transposed ? CblasTrans : CblasNoTrans, m, p->n, k, 1, a + k0, p->k, bk, p->b_transposed ? p->k : p->n, beta, c, p->n);
 }
 
 /* acc (+)= (sa[i] * sb[j]) * part */
-FP8_CLONES static void promote(real *restrict acc, const real *restrict part, const real *restrict sa, const real *restrict sb, int64_t m, int64_t n, bool first) {
+FP8_CLONES static void promote(dev_real *restrict acc, const dev_real *restrict part, const dev_real *restrict sa, const dev_real *restrict sb, int64_t m, int64_t n, bool first) {
         for (int64_t i = 0; i < m; i++) {
-                const real f = sa[i];
+                const dev_real f = sa[i];
 
                 if (first)
                         for (int64_t j = 0; j < n; j++)
@@ -46,18 +46,18 @@ FP8_CLONES static void promote(real *restrict acc, const real *restrict part, co
         }
 }
 
-FP8_CLONES static void scale_by(real *c, real f, int64_t n) {
+FP8_CLONES static void scale_by(dev_real *c, dev_real f, int64_t n) {
         for (int64_t i = 0; i < n; i++)
                 c[i] *= f;
 }
 
-FP8_CLONES static void accumulate(real *restrict c, const real *restrict a, int64_t n) {
+FP8_CLONES static void accumulate(dev_real *restrict c, const dev_real *restrict a, int64_t n) {
         for (int64_t i = 0; i < n; i++)
                 c[i] += a[i];
 }
 
 /* b's scale of each output column in slice kb */
-static void slice_scales(const struct product *p, int64_t kb, real *sb) {
+static void slice_scales(const struct product *p, int64_t kb, dev_real *sb) {
         if (!p->b_blocks) {
                 memcpy(sb, p->b_scale + kb * p->b_ld, (size_t)p->n * sizeof *sb);
                 return;
@@ -67,9 +67,9 @@ static void slice_scales(const struct product *p, int64_t kb, real *sb) {
 }
 
 /* One chunk of rows of the whole product into acc. */
-static int product_rows(const struct product *p, enum qscaling scaling, int64_t m0, int64_t m, const real *b, real *acc, struct dev_stream *s) {
-        const real *a = cpu_widened(s, CPU_GEMM_A, p->a, p->at, m0 * p->k, m * p->k);
-        real *part, *sb;
+static int product_rows(const struct product *p, enum qscaling scaling, int64_t m0, int64_t m, const dev_real *b, dev_real *acc, struct dev_stream *s) {
+        const dev_real *a = cpu_widened(s, CPU_GEMM_A, p->a, p->at, m0 * p->k, m * p->k);
+        dev_real *part, *sb;
 
         if (!a)
                 return -ENOMEM;
@@ -94,7 +94,7 @@ static int product_rows(const struct product *p, enum qscaling scaling, int64_t 
 /* y (of yt) = product, or with `add` += it (F32) */
 static int product_run(const struct product *p, enum qscaling scaling, void *y, enum dtype yt, bool add, struct dev_stream *s) {
         const bool direct = yt == DT_F32 && !add;
-        const real *b;
+        const dev_real *b;
 
         if (p->m == 0 || p->n == 0)
                 return 0;
@@ -105,7 +105,7 @@ static int product_run(const struct product *p, enum qscaling scaling, void *y, 
                 return -ENOMEM;
         for (int64_t m0 = 0; m0 < p->m; m0 += CHUNK) {
                 const int64_t m = cpu_min(CHUNK, p->m - m0), n = m * p->n;
-                real *acc = direct ? (real *)y + m0 * p->n : cpu_reals(s, CPU_GEMM_ACC, n);
+                dev_real *acc = direct ? (dev_real *)y + m0 * p->n : cpu_reals(s, CPU_GEMM_ACC, n);
                 int r;
 
                 if (!acc)
@@ -116,7 +116,7 @@ static int product_run(const struct product *p, enum qscaling scaling, void *y, 
                 if (r < 0)
                         return r;
                 if (add)
-                        accumulate((real *)y + m0 * p->n, acc, n);
+                        accumulate((dev_real *)y + m0 * p->n, acc, n);
                 else if (!direct)
                         cpu_store(y, yt, m0 * p->n, acc, n);
         }
@@ -166,13 +166,13 @@ int cpu_gemm_fprop(const struct qtensor *x, const struct qtensor *w, void *y, en
         return product_run(&p, scaling, y, yt, false, s);
 }
 
-int cpu_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s) {
+int cpu_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, dev_real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s) {
         struct product p = {
                 .m = dy->rows, .n = w->cols, .k = dy->cols,
                 .a = dy->row, .a_scale = dy->row_scale, .at = dy->dtype, .a_ld = cpu_pad4(dy->rows),
                 .b = w->row, .b_scale = w->row_scale, .bt = w->dtype, .b_ld = cpu_pad4(cpu_blocks(w->cols)),
         };
-        real *grid = NULL;
+        dev_real *grid = NULL;
         enum qscaling scaling;
         int r = pair(dy, w, Q_128X128, &scaling);
 
@@ -207,10 +207,10 @@ int cpu_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *sum,
 }
 
 /* BF16 and F32 operands come as [T, n] and [T, k]: dw += dy^T x, which BLAS takes transposed. */
-static int wgrad_plain(const struct qtensor *dy, const struct qtensor *x, real *dw, struct dev_stream *s) {
+static int wgrad_plain(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s) {
         const int64_t n = dy->cols, k = x->cols, t = dy->rows;
-        const real *a = cpu_widened(s, CPU_GEMM_A, dy->row, dy->dtype, 0, dy->rows * dy->cols);
-        const real *b = cpu_widened(s, CPU_GEMM_B, x->row, x->dtype, 0, x->rows * x->cols);
+        const dev_real *a = cpu_widened(s, CPU_GEMM_A, dy->row, dy->dtype, 0, dy->rows * dy->cols);
+        const dev_real *b = cpu_widened(s, CPU_GEMM_B, x->row, x->dtype, 0, x->rows * x->cols);
 
         if (!a || !b)
                 return -ENOMEM;
@@ -220,7 +220,7 @@ static int wgrad_plain(const struct qtensor *dy, const struct qtensor *x, real *
         return 0;
 }
 
-int cpu_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, real *dw, struct dev_stream *s) {
+int cpu_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s) {
         const struct product p = {
                 .m = dy->cols, .n = x->cols, .k = dy->rows,
                 .a = dy->col, .a_scale = dy->col_scale, .at = dy->dtype, .a_ld = cpu_pad4(dy->cols),

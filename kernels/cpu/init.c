@@ -22,7 +22,7 @@ static double normal(uint64_t key) {
         return sqrt(-2 * log(u)) * cos(2 * M_PI * v);
 }
 
-int cpu_init_normal(real *dst, int64_t rows, int64_t cols, int64_t row0, int64_t col0, int64_t global_cols, uint64_t seed, uint64_t name_hash, double mean,
+int cpu_init_normal(dev_real *dst, int64_t rows, int64_t cols, int64_t row0, int64_t col0, int64_t global_cols, uint64_t seed, uint64_t name_hash, double mean,
                     double std, struct dev_stream *s) {
         const uint64_t tensor = mix(mix(seed) ^ name_hash);
 
@@ -33,7 +33,7 @@ int cpu_init_normal(real *dst, int64_t rows, int64_t cols, int64_t row0, int64_t
                 const uint64_t row = mix(tensor ^ (uint64_t)(row0 + r));
 
                 for (int64_t c = 0; c < cols; c++)
-                        dst[r * cols + c] = (real)(std == 0 ? mean : mean + std * normal(mix(row ^ (uint64_t)(col0 + c))));
+                        dst[r * cols + c] = (dev_real)(std == 0 ? mean : mean + std * normal(mix(row ^ (uint64_t)(col0 + c))));
         }
         return 0;
 }

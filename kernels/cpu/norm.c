@@ -4,18 +4,18 @@
 
 #include "kernels/cpu/cpu.h"
 
-FP8_CLONES static void add_row(real *restrict x, const real *restrict d, int64_t n) {
+FP8_CLONES static void add_row(dev_real *restrict x, const dev_real *restrict d, int64_t n) {
         for (int64_t i = 0; i < n; i++)
                 x[i] += d[i];
 }
 
-FP8_CLONES static void norm_row(real *restrict y, const real *restrict x, const real *restrict w, real rstd, int64_t n) {
+FP8_CLONES static void norm_row(dev_real *restrict y, const dev_real *restrict x, const dev_real *restrict w, dev_real rstd, int64_t n) {
         for (int64_t i = 0; i < n; i++)
                 y[i] = x[i] * rstd * w[i];
 }
 
-int cpu_rmsnorm_fwd(void *residual, const void *delta, const real *w, double eps, void *y, real *rstd, enum dtype act, int64_t T, int64_t H, struct dev_stream *s) {
-        real *x, *d;
+int cpu_rmsnorm_fwd(void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H, struct dev_stream *s) {
+        dev_real *x, *d;
 
         if (!cpu_is_act(act) || T < 0 || H <= 0)
                 return -EINVAL;
@@ -31,7 +31,7 @@ int cpu_rmsnorm_fwd(void *residual, const void *delta, const real *w, double eps
                         cpu_store(residual, act, t * H, x, H);
                         cpu_load(x, residual, act, t * H, H);
                 }
-                rstd[t] = 1 / (real)sqrt((double)(cpu_dot(x, x, H) / (real)H + (real)eps));
+                rstd[t] = 1 / (dev_real)sqrt((double)(cpu_dot(x, x, H) / (dev_real)H + (dev_real)eps));
                 if (y) {
                         norm_row(d, x, w, rstd[t], H);
                         cpu_store(y, act, t * H, d, H);
@@ -40,7 +40,7 @@ int cpu_rmsnorm_fwd(void *residual, const void *delta, const real *w, double eps
         return 0;
 }
 
-int cpu_rmsnorm_quant_fwd(void *residual, const void *delta, const real *w, double eps, void *y, real *rstd, enum dtype act, int64_t T, int64_t H,
+int cpu_rmsnorm_quant_fwd(void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H,
                           const struct quant_spec *q, struct qtensor *out, struct dev_stream *s) {
         void *to = y;
         int r;
@@ -58,7 +58,7 @@ int cpu_rmsnorm_quant_fwd(void *residual, const void *delta, const real *w, doub
 /*
  * With xhat = x * rstd and g = dy * w: dx = rstd * (g - xhat * mean(g * xhat)), dw += sum over tokens of dy * xhat.
  */
-FP8_CLONES static void bwd_first(real *restrict g, real *restrict xhat, real *restrict dw, const real *restrict dy, const real *restrict w, real rstd, int64_t n) {
+FP8_CLONES static void bwd_first(dev_real *restrict g, dev_real *restrict xhat, dev_real *restrict dw, const dev_real *restrict dy, const dev_real *restrict w, dev_real rstd, int64_t n) {
         for (int64_t i = 0; i < n; i++) {
                 xhat[i] *= rstd;
                 dw[i] += dy[i] * xhat[i];
@@ -66,14 +66,14 @@ FP8_CLONES static void bwd_first(real *restrict g, real *restrict xhat, real *re
         }
 }
 
-FP8_CLONES static void bwd_second(real *restrict dres, const real *restrict g, const real *restrict xhat, real rstd, real mean, int64_t n) {
+FP8_CLONES static void bwd_second(dev_real *restrict dres, const dev_real *restrict g, const dev_real *restrict xhat, dev_real rstd, dev_real mean, int64_t n) {
         for (int64_t i = 0; i < n; i++)
                 dres[i] += rstd * (g[i] - xhat[i] * mean);
 }
 
-int cpu_rmsnorm_bwd(void *dresidual, real *dw, const void *dy, enum dtype dyt, const void *x, const real *w, const real *rstd, enum dtype act, int64_t T, int64_t H,
+int cpu_rmsnorm_bwd(void *dresidual, dev_real *dw, const void *dy, enum dtype dyt, const void *x, const dev_real *w, const dev_real *rstd, enum dtype act, int64_t T, int64_t H,
                     struct dev_stream *s) {
-        real *xhat, *grad, *g, *sum;
+        dev_real *xhat, *grad, *g, *sum;
 
         if (!cpu_is_act(act) || !cpu_is_act(dyt) || T < 0 || H <= 0)
                 return -EINVAL;
@@ -89,7 +89,7 @@ int cpu_rmsnorm_bwd(void *dresidual, real *dw, const void *dy, enum dtype dyt, c
                 cpu_load(grad, dy, dyt, t * H, H);
                 bwd_first(g, xhat, sum, grad, w, rstd[t], H);
                 cpu_load(grad, dresidual, act, t * H, H);
-                bwd_second(grad, g, xhat, rstd[t], cpu_dot(g, xhat, H) / (real)H, H);
+                bwd_second(grad, g, xhat, rstd[t], cpu_dot(g, xhat, H) / (dev_real)H, H);
                 cpu_store(dresidual, act, t * H, grad, H);
         }
         add_row(dw, sum, H);

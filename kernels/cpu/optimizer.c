@@ -9,7 +9,7 @@
 /* Above this decay a moment moves by less than half a BF16 ulp a step: rounding to nearest would freeze it, so it is rounded stochastically. */
 #define NEAREST_MAX_BETA 0.95
 
-FP8_CLONES static double square_sum(const real *g, int64_t n) {
+FP8_CLONES static double square_sum(const dev_real *g, int64_t n) {
         double lane[CPU_LANES] = { 0 };
         int64_t i = 0;
 
@@ -25,7 +25,7 @@ FP8_CLONES static double square_sum(const real *g, int64_t n) {
 }
 
 /* Finite floats cannot overflow the sum of squares in double, so a sum that is not finite names an element that is not. A double's square can: look again. */
-static bool has_bad(const real *g, int64_t n, double sum) {
+static bool has_bad(const dev_real *g, int64_t n, double sum) {
         if (isfinite(sum))
                 return false;
         for (int64_t i = 0; i < n; i++)
@@ -34,7 +34,7 @@ static bool has_bad(const real *g, int64_t n, double sum) {
         return false;
 }
 
-int cpu_grad_stats(int n, const real *const *grads, const int64_t *counts, const double *factors, const uint64_t *indices, double *sumsq, uint64_t *bad,
+int cpu_grad_stats(int n, const dev_real *const *grads, const int64_t *counts, const double *factors, const uint64_t *indices, double *sumsq, uint64_t *bad,
                    struct dev_stream *s) {
         double total = *sumsq;
 
@@ -53,19 +53,19 @@ int cpu_grad_stats(int n, const real *const *grads, const int64_t *counts, const
 }
 
 struct adam {
-        real lr, decay, beta1, beta2, one_beta1, one_beta2, eps, bias1, bias2, grad_scale;
+        dev_real lr, decay, beta1, beta2, one_beta1, one_beta2, eps, bias1, bias2, grad_scale;
 };
 
-FP8_CLONES static void adam_run(const struct adam *restrict a, real *restrict w, const real *restrict grad, real *restrict m, real *restrict v, int64_t n) {
+FP8_CLONES static void adam_run(const struct adam *restrict a, dev_real *restrict w, const dev_real *restrict grad, dev_real *restrict m, dev_real *restrict v, int64_t n) {
         const struct adam c = *a;
 
         for (int64_t i = 0; i < n; i++) {
-                const real g = grad[i] * c.grad_scale;
-                const real mi = c.beta1 * m[i] + c.one_beta1 * g, vi = c.beta2 * v[i] + c.one_beta2 * (g * g);
+                const dev_real g = grad[i] * c.grad_scale;
+                const dev_real mi = c.beta1 * m[i] + c.one_beta1 * g, vi = c.beta2 * v[i] + c.one_beta2 * (g * g);
 #ifdef FP8_FP64
-                const real root = sqrt(vi / c.bias2);
+                const dev_real root = sqrt(vi / c.bias2);
 #else
-                const real root = sqrtf(vi / c.bias2);
+                const dev_real root = sqrtf(vi / c.bias2);
 #endif
                 m[i] = mi;
                 v[i] = vi;
@@ -115,7 +115,7 @@ static uint64_t rounding_key(const struct adamw_tensor *t, const struct step_par
         return mix64(mix64(p->rng) ^ mix64(t->name_hash + moment));
 }
 
-static void store_moment(const struct adamw_tensor *t, void *dst, enum dtype type, int64_t offset, const real *x, int64_t n, bool stochastic, uint64_t key) {
+static void store_moment(const struct adamw_tensor *t, void *dst, enum dtype type, int64_t offset, const dev_real *x, int64_t n, bool stochastic, uint64_t key) {
 #ifndef FP8_FP64
         if (type == DT_BF16 && stochastic) {
                 store_stochastic_rows(t, dst, offset, x, n, key);
@@ -128,10 +128,10 @@ static void store_moment(const struct adamw_tensor *t, void *dst, enum dtype typ
 static void adam_tensor(const struct adamw_tensor *t, const struct step_params *p, enum dtype moments, enum dtype param) {
         const double lr = p->lr * t->lr_scale;
         const struct adam a = {
-                .lr = (real)lr, .decay = (real)t->weight_decay, .beta1 = (real)p->beta1, .beta2 = (real)p->beta2, .one_beta1 = (real)(1 - p->beta1),
-                .one_beta2 = (real)(1 - p->beta2), .eps = (real)p->eps, .bias1 = (real)p->bias1, .bias2 = (real)p->bias2, .grad_scale = (real)p->grad_scale,
+                .lr = (dev_real)lr, .decay = (dev_real)t->weight_decay, .beta1 = (dev_real)p->beta1, .beta2 = (dev_real)p->beta2, .one_beta1 = (dev_real)(1 - p->beta1),
+                .one_beta2 = (dev_real)(1 - p->beta2), .eps = (dev_real)p->eps, .bias1 = (dev_real)p->bias1, .bias2 = (dev_real)p->bias2, .grad_scale = (dev_real)p->grad_scale,
         };
-        real m[CHUNK], v[CHUNK];
+        dev_real m[CHUNK], v[CHUNK];
 
         for (int64_t i = 0; i < t->count; i += CHUNK) {
                 const int64_t n = cpu_min(CHUNK, t->count - i);
@@ -161,8 +161,8 @@ int cpu_adamw(int n, const struct adamw_tensor *t, enum dtype moments, enum dtyp
  * TransformerEngine's delayed scaling: slot 0 holds this step's amax, the history is reduced, then rolled by one (slot 0's value goes to the end, the oldest one falls out) and slot 0
  * cleared.  An amax that is not finite is not remembered: it would hold the scale for as many steps as the history is long.
  */
-static void amax_update_one(int len, real *h, real amax, real *scale, double fp8_max, bool use_max, int margin) {
-        real max = isfinite(amax) ? amax : 0;
+static void amax_update_one(int len, dev_real *h, dev_real amax, dev_real *scale, double fp8_max, bool use_max, int margin) {
+        dev_real max = isfinite(amax) ? amax : 0;
 
         h[0] = max;
         if (use_max)
@@ -171,14 +171,14 @@ static void amax_update_one(int len, real *h, real amax, real *scale, double fp8
         if (max > 0 && isfinite(amax)) {
                 const double s = ldexp(fp8_max / (double)max, -margin);
 
-                *scale = s > FLT_MAX ? (real)FLT_MAX : (real)s;
+                *scale = s > FLT_MAX ? (dev_real)FLT_MAX : (dev_real)s;
         }
         memmove(h, h + 1, (size_t)(len - 1) * sizeof *h);
         h[len - 1] = isfinite(amax) ? amax : 0;
         h[0] = 0;
 }
 
-int cpu_amax_update(int n, int len, real *history, const real *amax, real *scale, const double *fp8_max, int use_max, int margin, const uint64_t *skip,
+int cpu_amax_update(int n, int len, dev_real *history, const dev_real *amax, dev_real *scale, const double *fp8_max, int use_max, int margin, const uint64_t *skip,
                     struct dev_stream *s) {
         (void)s;
         if (len < 1)

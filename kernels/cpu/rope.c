@@ -10,7 +10,7 @@
 
 static int table_make(struct dev_stream *s, double theta, int64_t D, int64_t len) {
         const int64_t half = D / 2, keep = s->rope && s->rope_theta == theta && s->rope_dim == D;
-        real *t;
+        dev_real *t;
 
         if (keep && s->rope_len >= len)
                 return 0;
@@ -23,8 +23,8 @@ static int table_make(struct dev_stream *s, double theta, int64_t D, int64_t len
                 const double freq = pow(theta, -2.0 * (double)i / (double)D);
 
                 for (int64_t p = 0; p < len; p++) {
-                        t[p * half + i] = (real)cos((double)p * freq);
-                        t[(len + p) * half + i] = (real)sin((double)p * freq);
+                        t[p * half + i] = (dev_real)cos((double)p * freq);
+                        t[(len + p) * half + i] = (dev_real)sin((double)p * freq);
                 }
         }
         free(s->rope);
@@ -35,12 +35,12 @@ static int table_make(struct dev_stream *s, double theta, int64_t D, int64_t len
         return 0;
 }
 
-FP8_CLONES static void rotate(real *restrict x, const real *restrict c, const real *restrict sn, real sign, int64_t heads, int64_t half) {
+FP8_CLONES static void rotate(dev_real *restrict x, const dev_real *restrict c, const dev_real *restrict sn, dev_real sign, int64_t heads, int64_t half) {
         for (int64_t h = 0; h < heads; h++) {
-                real *lo = x + h * 2 * half, *hi = lo + half;
+                dev_real *lo = x + h * 2 * half, *hi = lo + half;
 
                 for (int64_t i = 0; i < half; i++) {
-                        const real a = lo[i], b = hi[i], si = sn[i] * sign;
+                        const dev_real a = lo[i], b = hi[i], si = sn[i] * sign;
 
                         lo[i] = a * c[i] - b * si;
                         hi[i] = b * c[i] + a * si;
@@ -51,7 +51,7 @@ FP8_CLONES static void rotate(real *restrict x, const real *restrict c, const re
 int cpu_rope(void *q, void *k, const struct doc_bounds *docs, double theta, int64_t Hq, int64_t Hkv, int64_t D, bool backward, enum dtype act, struct dev_stream *s) {
         const int64_t half = D / 2, heads = Hq > Hkv ? Hq : Hkv;
         int32_t max = 0;
-        real *row;
+        dev_real *row;
         int r;
 
         if (!cpu_is_act(act) || D <= 0 || D % 2 || heads <= 0 || !(theta > 0))
@@ -68,7 +68,7 @@ int cpu_rope(void *q, void *k, const struct doc_bounds *docs, double theta, int6
         if (!row)
                 return -ENOMEM;
         for (int64_t t = 0; t < docs->tokens; t++) {
-                const real *c = s->rope + docs->pos[t] * half, *sn = c + s->rope_len * half;
+                const dev_real *c = s->rope + docs->pos[t] * half, *sn = c + s->rope_len * half;
 
                 if (q) {
                         cpu_load(row, q, act, t * Hq * D, Hq * D);

@@ -3,15 +3,15 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/exp.h"
 
-FP8_CLONES static void fwd_row(real *restrict a, const real *restrict g, const real *restrict u, int64_t n) {
+FP8_CLONES static void fwd_row(dev_real *restrict a, const dev_real *restrict g, const dev_real *restrict u, int64_t n) {
         for (int64_t i = 0; i < n; i++)
                 a[i] = g[i] / (1 + cpu_exp(-g[i])) * u[i];
 }
 
 /* With s = sigmoid(g): da/dg = u s (1 + g (1 - s)), da/du = g s. g and u are overwritten by their gradients. */
-FP8_CLONES static void bwd_row(real *restrict g, real *restrict u, const real *restrict da, int64_t n) {
+FP8_CLONES static void bwd_row(dev_real *restrict g, dev_real *restrict u, const dev_real *restrict da, int64_t n) {
         for (int64_t i = 0; i < n; i++) {
-                const real x = g[i], y = u[i], s = 1 / (1 + cpu_exp(-x));
+                const dev_real x = g[i], y = u[i], s = 1 / (1 + cpu_exp(-x));
 
                 g[i] = da[i] * y * (s * (1 + x * (1 - s)));
                 u[i] = da[i] * (x * s);
@@ -19,7 +19,7 @@ FP8_CLONES static void bwd_row(real *restrict g, real *restrict u, const real *r
 }
 
 int cpu_swiglu_fwd(const void *g, const void *u, void *a, enum dtype act, int64_t T, int64_t I, struct dev_stream *s) {
-        real *rg, *ru, *ra;
+        dev_real *rg, *ru, *ra;
 
         if (!cpu_is_act(act) || T < 0 || I < 0)
                 return -EINVAL;
@@ -54,7 +54,7 @@ int cpu_swiglu_quant_fwd(const void *g, const void *u, void *a, enum dtype act, 
 
 int cpu_swiglu_bwd(const void *g, const void *u, const void *da, enum dtype dat, void *dg, void *du, enum dtype act, int64_t T, int64_t I,
                    const struct quant_spec *qsg, struct qtensor *qg, const struct quant_spec *qsu, struct qtensor *qu, struct dev_stream *s) {
-        real *rg, *ru, *ra;
+        dev_real *rg, *ru, *ra;
         int r = 0;
 
         if (!cpu_is_act(act) || !cpu_is_act(dat) || T < 0 || I < 0 || (!dg && (!qg || qsg->scaling == Q_NONE)) || (!du && (!qu || qsu->scaling == Q_NONE)))

@@ -3,15 +3,15 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/exp.h"
 
-static inline real fold(real lane[CPU_LANES]) {
+static inline dev_real fold(dev_real lane[CPU_LANES]) {
         for (int width = CPU_LANES / 2; width > 0; width /= 2)
                 for (int i = 0; i < width; i++)
                         lane[i] += lane[i + width];
         return lane[0];
 }
 
-FP8_CLONES real cpu_dot(const real *a, const real *b, int64_t n) {
-        real lane[CPU_LANES] = { 0 };
+FP8_CLONES dev_real cpu_dot(const dev_real *a, const dev_real *b, int64_t n) {
+        dev_real lane[CPU_LANES] = { 0 };
         int64_t i = 0;
 
         for (; i + CPU_LANES <= n; i += CPU_LANES)
@@ -22,8 +22,8 @@ FP8_CLONES real cpu_dot(const real *a, const real *b, int64_t n) {
         return fold(lane);
 }
 
-FP8_CLONES real cpu_sum(const real *a, int64_t n) {
-        real lane[CPU_LANES] = { 0 };
+FP8_CLONES dev_real cpu_sum(const dev_real *a, int64_t n) {
+        dev_real lane[CPU_LANES] = { 0 };
         int64_t i = 0;
 
         for (; i + CPU_LANES <= n; i += CPU_LANES)
@@ -34,12 +34,12 @@ FP8_CLONES real cpu_sum(const real *a, int64_t n) {
         return fold(lane);
 }
 
-FP8_CLONES real cpu_row_max(const real *a, int64_t n) {
-        real lane[CPU_LANES], max;
+FP8_CLONES dev_real cpu_row_max(const dev_real *a, int64_t n) {
+        dev_real lane[CPU_LANES], max;
         int64_t i = 0;
 
         for (int j = 0; j < CPU_LANES; j++)
-                lane[j] = -(real)INFINITY;
+                lane[j] = -(dev_real)INFINITY;
         /* !(lane >= a) also takes a NaN, which then stays only if nothing replaces it; the sum after it is NaN in any case. */
         for (; i + CPU_LANES <= n; i += CPU_LANES)
                 for (int j = 0; j < CPU_LANES; j++)
@@ -52,12 +52,12 @@ FP8_CLONES real cpu_row_max(const real *a, int64_t n) {
         return max;
 }
 
-FP8_CLONES static void exp_shifted(real *y, const real *x, real shift, int64_t n) {
+FP8_CLONES static void exp_shifted(dev_real *y, const dev_real *x, dev_real shift, int64_t n) {
         for (int64_t i = 0; i < n; i++)
                 y[i] = cpu_exp(x[i] - shift);
 }
 
-real cpu_exp_sum(real *y, const real *x, real shift, int64_t n) {
+dev_real cpu_exp_sum(dev_real *y, const dev_real *x, dev_real shift, int64_t n) {
         exp_shifted(y, x, shift, n);
         return cpu_sum(y, n);
 }

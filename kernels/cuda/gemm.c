@@ -96,7 +96,7 @@ int cuda_gemm_fprop(const struct qtensor *x, const struct qtensor *w, void *y, e
         return product(&a, &b, true, x->cols, y, yt == DT_BF16 ? GEMM_BF16 : GEMM_F32, s);
 }
 
-int cuda_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s) {
+int cuda_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, dev_real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s) {
         const struct operand a = { dy->row, dy->row_scale, dy->rows }, b = { w->col, w->col_scale, w->cols };
 
         if (!is(dy, Q_1X128) || !is(w, Q_128X128))
@@ -110,7 +110,7 @@ int cuda_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *sum
         return product(&a, &b, true, dy->cols, sum, beta ? GEMM_F32_ADD : GEMM_F32, s);
 }
 
-int cuda_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, real *dw, struct dev_stream *s) {
+int cuda_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s) {
         const struct operand a = { dy->col, dy->col_scale, dy->cols }, b = { x->col, x->col_scale, x->cols };
 
         if (!is(dy, Q_1X128) || !is(x, Q_1X128))

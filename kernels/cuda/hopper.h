@@ -31,5 +31,5 @@ int cuda_quantize(const void *x, enum dtype xt, const struct quant_spec *q, stru
  * Where the output is added to, subnormal sums become zero (PTX ISA, red.f32 on global memory).
  */
 int cuda_gemm_fprop(const struct qtensor *x, const struct qtensor *w, void *y, enum dtype yt, struct dev_stream *s);
-int cuda_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s);
-int cuda_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, real *dw, struct dev_stream *s);
+int cuda_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, dev_real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s);
+int cuda_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s);

@@ -27,7 +27,7 @@ static double value(uint64_t rank, uint64_t i, uint64_t salt) {
 static void put(void *buf, size_t i, enum dtype t, double v) {
         switch (t) {
         case DT_F32:
-                ((real *)buf)[i] = (real)v;
+                ((dev_real *)buf)[i] = (dev_real)v;
                 break;
         case DT_F64:
                 ((double *)buf)[i] = v;
@@ -49,7 +49,7 @@ static void put(void *buf, size_t i, enum dtype t, double v) {
 static double get(const void *buf, size_t i, enum dtype t) {
         switch (t) {
         case DT_F32:
-                return (double)((const real *)buf)[i];
+                return (double)((const dev_real *)buf)[i];
         case DT_F64:
                 return ((const double *)buf)[i];
         case DT_BF16:
@@ -83,7 +83,7 @@ static double expected(const int *ranks, int n, size_t i, uint64_t salt, enum dt
         if (op == COMM_MIN)
                 return least;
         if (t == DT_F32 || t == DT_F64)
-                *ret_bound = magnitude * (double)n * (t == DT_F32 && sizeof(real) == 4 ? 6.0e-8 : 1.2e-16);
+                *ret_bound = magnitude * (double)n * (t == DT_F32 && sizeof(dev_real) == 4 ? 6.0e-8 : 1.2e-16);
         else if (t == DT_BF16) /* half an ulp of 8 bits once, and F32 sums */
                 *ret_bound = fabs(sum) / 256.0 + magnitude * (double)n * 6.0e-8;
         else if (t == DT_U8)
@@ -350,7 +350,7 @@ static void nan_fn(struct ranks *r, int rank) {
         struct error e = { 0 };
         struct comm *c;
         size_t n = 100003;
-        real *a = malloc(n * sizeof(real));
+        dev_real *a = malloc(n * sizeof(dev_real));
 
         RANK_CHECK(r, a);
         RANK_OK(r, ranks_mesh(r, 1, &m, &e), e);
@@ -358,11 +358,11 @@ static void nan_fn(struct ranks *r, int rank) {
         for (int at = 0; at < r->n; at++)
                 for (size_t count = 5; count <= n; count += n - 5) {
                         for (size_t i = 0; i < count; i++)
-                                a[i] = (real)rank;
+                                a[i] = (dev_real)rank;
                         if (rank == at)
-                                a[2] = (real)NAN;
+                                a[2] = (dev_real)NAN;
                         RANK_OK(r, comm_all_reduce(c, a, count, DT_F32, at % 2 ? COMM_MAX : COMM_MIN, NULL, &e), e);
-                        RANK_CHECK(r, isnan(a[2]) && a[1] == (real)(at % 2 ? r->n - 1 : 0) && a[3] == a[1]);
+                        RANK_CHECK(r, isnan(a[2]) && a[1] == (dev_real)(at % 2 ? r->n - 1 : 0) && a[3] == a[1]);
                 }
         c = comm_free(c);
         m = comm_mesh_free(m);
@@ -383,7 +383,7 @@ static void flight_fn(struct ranks *r, int rank) {
         struct flight *f = NULL;
         struct error e = { 0 };
         struct comm *w;
-        real x[3] = { 1, 2, 3 };
+        dev_real x[3] = { 1, 2, 3 };
         int fd = -1;
 
         RANK_OK(r, flight_create(&fd, &e), e);

@@ -19,12 +19,12 @@
 
 /* All-reduces a large buffer until something happens. */
 static int reduce_until(struct ranks *r, struct comm *c, size_t count, uint64_t *ret_ns, struct error *e) {
-        real *buf = malloc(count * sizeof(real));
+        dev_real *buf = malloc(count * sizeof(dev_real));
         uint64_t start = 0;
         int rc = 0;
 
         RANK_CHECK(r, buf);
-        memset(buf, 0, count * sizeof(real));
+        memset(buf, 0, count * sizeof(dev_real));
         while (rc == 0) {
                 start = clock_mono_ns();
                 rc = comm_all_reduce(c, buf, count, DT_F32, COMM_SUM, NULL, e);
@@ -265,16 +265,16 @@ static void rebuild_fn(struct ranks *r, int rank) {
         for (uint64_t epoch = 1; epoch <= 20; epoch++) {
                 struct comm_mesh *m = NULL;
                 struct comm *c;
-                real x[5] = { 1, (real)rank, 0, 0, (real)epoch };
+                dev_real x[5] = { 1, (dev_real)rank, 0, 0, (dev_real)epoch };
 
                 RANK_OK(r, ranks_mesh(r, epoch, &m, &e), e);
                 c = ranks_world(r, m);
                 RANK_OK(r, comm_all_reduce(c, x, 5, DT_F32, COMM_SUM, NULL, &e), e);
-                RANK_CHECK(r, x[0] == 4 && x[1] == 6 && x[4] == (real)(4 * epoch));
+                RANK_CHECK(r, x[0] == 4 && x[1] == 6 && x[4] == (dev_real)(4 * epoch));
                 /* half of the epochs end in the middle of something */
                 if (epoch % 2) {
                         size_t count = 1 << 18;
-                        real *buf = calloc(count, sizeof(real));
+                        dev_real *buf = calloc(count, sizeof(dev_real));
 
                         RANK_CHECK(r, buf);
                         if ((uint64_t)rank == epoch % 4)

@@ -153,7 +153,7 @@ TEST(quantisers_same_bits_random) {
         for (size_t i = 0; i < ARRAY_SIZE(shapes); i++) {
                 const int64_t n = shapes[i][0] * shapes[i][1];
                 uint16_t *h = random_bf16(shapes[i][0], shapes[i][1], 1);
-                real *f = random_reals(n, 3e-6);
+                dev_real *f = random_reals(n, 3e-6);
 
                 compare_quantisers("random", h, DT_BF16, shapes[i][0], shapes[i][1]);
                 compare_quantisers("random", f, DT_F32, shapes[i][0], shapes[i][1]);
@@ -184,7 +184,7 @@ TEST(quantisers_same_bits_special) {
         static const uint32_t special[] = { 0, 0x80000000u, 1, 0x80000001u, 0x00010000u, 0x007fffffu, 0x00800000u, 0x7f7fffffu, 0xff7fffffu, 0x7f800000u, 0xff800000u,
                                             0x7fc00000u, 0xffc00000u, 0x7f800001u, 0x7fffffffu, 0x3f800000u, 0x33d6bf95u };
         const int64_t rows = 256, cols = 128 * (int64_t)ARRAY_SIZE(special);
-        real *f;
+        dev_real *f;
         uint16_t *h;
 
         gpu_open();
@@ -260,7 +260,7 @@ static int64_t wrong_elements(enum numbers numbers, enum form form, int64_t M, i
         struct qtensor qta = qtensor_new(&qa, ar, ac), qtb = qtensor_new(&qb, br, bc), ga = gpu_qtensor(&qa, ar, ac), gb = gpu_qtensor(&qb, br, bc);
         void *xa = gpu_copy(a, (size_t)(M * K) * 2), *xb = gpu_copy(b, (size_t)(N * K) * 2), *d, *got = malloc(bytes + 256);
         double *da, *db, *ref = malloc((size_t)(M * N) * sizeof *ref), *sum = malloc((size_t)(M * N) * sizeof *sum), worst = 0;
-        real *before = add ? random_reals(M * N, 1) : NULL;
+        dev_real *before = add ? random_reals(M * N, 1) : NULL;
         int64_t wrong = 0;
         int r;
 
@@ -358,8 +358,8 @@ TEST(products_repeat) {
 }
 
 TEST(products_refused) {
-        const struct qtensor x = { .scaling = Q_1X128, .dtype = DT_E4M3, .rows = 16, .cols = 24, .row = &gpu, .row_scale = (real *)&gpu };
-        const struct qtensor w = { .scaling = Q_128X128, .dtype = DT_E4M3, .rows = 16, .cols = 24, .row = &gpu, .row_scale = (real *)&gpu };
+        const struct qtensor x = { .scaling = Q_1X128, .dtype = DT_E4M3, .rows = 16, .cols = 24, .row = &gpu, .row_scale = (dev_real *)&gpu };
+        const struct qtensor w = { .scaling = Q_128X128, .dtype = DT_E4M3, .rows = 16, .cols = 24, .row = &gpu, .row_scale = (dev_real *)&gpu };
         struct qtensor other = w;
 
         gpu_open();

@@ -79,11 +79,11 @@ static inline uint32_t to_bits(float x) {
         return u;
 }
 
-static inline real *random_reals(int64_t n, double std) {
-        real *p = xalloc((size_t)n * sizeof *p);
+static inline dev_real *random_reals(int64_t n, double std) {
+        dev_real *p = xalloc((size_t)n * sizeof *p);
 
         for (int64_t i = 0; i < n; i++)
-                p[i] = (real)(gauss() * std);
+                p[i] = (dev_real)(gauss() * std);
         return p;
 }
 

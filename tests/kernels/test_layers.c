@@ -25,7 +25,7 @@ static double get(const void *p, enum dtype t, int64_t i) {
         if (t == DT_BF16)
                 return (double)bf16_to_float(((const uint16_t *)p)[i]);
 #endif
-        return (double)((const real *)p)[i];
+        return (double)((const dev_real *)p)[i];
 }
 
 static void *carrier_random(enum dtype t, int64_t n, double std) {
@@ -101,7 +101,7 @@ TEST(rmsnorm_forward) {
                 const enum dtype t = carriers[v / 2];
                 const int64_t T = 37, H = 133;
                 void *res = carrier_random(t, T * H, 1), *delta = carrier_random(t, T * H, 0.5), *y = carrier_new(t, T * H), *before = carrier_new(t, T * H);
-                real *w = random_reals(H, 1), *rstd = random_reals(T, 1);
+                dev_real *w = random_reals(H, 1), *rstd = random_reals(T, 1);
                 double worst = 0;
 
                 memcpy(before, res, (size_t)(T * H) * dtype_size(t));
@@ -222,7 +222,7 @@ struct attention_case {
         enum dtype t;
         int64_t T, Hq, Hkv, D;
         void *q, *k, *v, *out, *dout;
-        real *lse;
+        dev_real *lse;
 };
 
 static void attention_new(struct attention_case *c, enum dtype t, const int *docs, int n, int64_t Hq, int64_t Hkv, int64_t D) {
@@ -362,7 +362,7 @@ TEST(attention_backward) {
         for (int v = 0; v < 2; v++) {
                 const int docs[] = { 5, 150, 20 };
                 struct attention_case c;
-                real *dq, *dk, *dv;
+                dev_real *dq, *dk, *dv;
 
                 attention_new(&c, DT_F32, docs, 3, 4, v ? 1 : 4, 8);
                 dq = random_reals(c.T * c.Hq * c.D, 1), dk = random_reals(c.T * c.Hkv * c.D, 1), dv = random_reals(c.T * c.Hkv * c.D, 1);
@@ -480,7 +480,7 @@ TEST(embedding) {
                 const enum dtype t = carriers[v];
                 const int64_t T = 60, H = 33, V = 10, v0 = 20;
                 void *table = carrier_random(t, V * H, 1), *out = carrier_new(t, T * H), *dout = carrier_random(t, T * H, 1);
-                real *dtable = random_reals(V * H, 1), *want = random_reals(V * H, 1);
+                dev_real *dtable = random_reals(V * H, 1), *want = random_reals(V * H, 1);
                 int32_t ids[60];
                 int64_t errors = 0;
 
@@ -494,7 +494,7 @@ TEST(embedding) {
 
                         errors += get(out, t, i) != (mine ? get(table, t, id * H + i % H) : 0);
                         if (mine)
-                                want[id * H + i % H] += (real)get(dout, t, i);
+                                want[id * H + i % H] += (dev_real)get(dout, t, i);
                 }
                 errors += memcmp(want, dtable, (size_t)(V * H) * sizeof *want) != 0;
                 CU_ASSERT_EQUAL(errors, 0);
@@ -510,7 +510,7 @@ struct ce_case {
         enum dtype t;
         void *full, *shard[2], *grad[2];
         int32_t *labels;
-        real *max[2], *sum[2], *target[2], *loss;
+        dev_real *max[2], *sum[2], *target[2], *loss;
 };
 
 static double ce_run(struct ce_case *c, double gscale, bool grads, bool alias) {

@@ -13,7 +13,7 @@ static struct step_params step_of(int t) {
 
 TEST(adamw_against_double) {
         double w[COUNT], m[COUNT] = { 0 }, v[COUNT] = { 0 }, worst = 0;
-        real *master, *grad, *rm, *rv;
+        dev_real *master, *grad, *rm, *rv;
 
         device_open(DT_F32);
         master = random_reals(COUNT, 1), grad = random_reals(COUNT, 1), rm = random_reals(COUNT, 0), rv = random_reals(COUNT, 0);
@@ -24,7 +24,7 @@ TEST(adamw_against_double) {
                 const struct step_params p = step_of(t);
 
                 for (int i = 0; i < COUNT; i++) {
-                        const double g = (double)(grad[i] = (real)(gauss() * exp2((double)(i % 40) - 30))) * 0.5;
+                        const double g = (double)(grad[i] = (dev_real)(gauss() * exp2((double)(i % 40) - 30))) * 0.5;
 
                         m[i] = 0.9 * m[i] + 0.1 * g;
                         v[i] = 0.95 * v[i] + 0.05 * g * g;
@@ -34,8 +34,8 @@ TEST(adamw_against_double) {
         }
         for (int i = 0; i < COUNT; i++)
                 worst = fmax(worst, fabs((double)master[i] - w[i]));
-        CU_ASSERT_TRUE(worst < (sizeof(real) == 8 ? 1e-13 : 2e-5));
-        if (sizeof(real) == 4)
+        CU_ASSERT_TRUE(worst < (sizeof(dev_real) == 8 ? 1e-13 : 2e-5));
+        if (sizeof(dev_real) == 4)
                 CU_ASSERT_TRUE(worst < 3e-6);
         xfree(master), xfree(grad), xfree(rm), xfree(rv);
         device_close();
@@ -43,16 +43,16 @@ TEST(adamw_against_double) {
 
 TEST(skipped_step_changes_nothing) {
         device_open(DT_F32);
-        for (int bf = 0; bf < (sizeof(real) == 8 ? 1 : 2); bf++) {
+        for (int bf = 0; bf < (sizeof(dev_real) == 8 ? 1 : 2); bf++) {
                 const enum dtype t = bf ? DT_BF16 : DT_F32;
-                real *master = random_reals(COUNT, 1), *grad = random_reals(COUNT, 1), *m = random_reals(COUNT, 1), *v = random_reals(COUNT, 1), *w = random_reals(COUNT, 1);
+                dev_real *master = random_reals(COUNT, 1), *grad = random_reals(COUNT, 1), *m = random_reals(COUNT, 1), *v = random_reals(COUNT, 1), *w = random_reals(COUNT, 1);
                 const struct adamw_tensor a = { .master = master, .grad = grad, .m = m, .v = v, .param = w, .count = COUNT, .lr_scale = 1, .weight_decay = 0.1 };
-                const size_t size = COUNT * sizeof(real);
-                real *keep[4];
+                const size_t size = COUNT * sizeof(dev_real);
+                dev_real *keep[4];
                 struct step_params p = step_of(3);
 
                 p.skip = 1;
-                grad[5] = (real)NAN;
+                grad[5] = (dev_real)NAN;
                 for (int i = 0; i < 4; i++) {
                         keep[i] = xalloc(size);
                         memcpy(keep[i], i == 0 ? master : i == 1 ? m : i == 2 ? v : w, size);
@@ -74,9 +74,9 @@ TEST(skipped_step_changes_nothing) {
 #define GR 24
 #define GC 40
 /* Second moments [rows, cols] at (row0, col0) of a tensor [GR, GC] after one step from zero, rounded stochastically; they go where they stand in `to`. */
-static void moments_of(int64_t row0, int64_t rows, int64_t col0, int64_t cols, const real *grads, uint64_t name, uint64_t seed, uint16_t *to) {
+static void moments_of(int64_t row0, int64_t rows, int64_t col0, int64_t cols, const dev_real *grads, uint64_t name, uint64_t seed, uint16_t *to) {
         const int64_t n = rows * cols;
-        real *master = random_reals(n, 1), *grad = random_reals(n, 1);
+        dev_real *master = random_reals(n, 1), *grad = random_reals(n, 1);
         uint16_t *m = xalloc((size_t)n * 2), *v = xalloc((size_t)n * 2);
         const struct adamw_tensor a = { .master = master, .grad = grad, .m = m, .v = v, .count = n, .lr_scale = 1, .name_hash = name, .row0 = row0, .col0 = col0,
                                         .cols = cols, .global_cols = GC };
@@ -96,12 +96,12 @@ static void moments_of(int64_t row0, int64_t rows, int64_t col0, int64_t cols, c
 TEST(stochastic_rounding_does_not_know_the_layout) {
         uint16_t whole[GR * GC], cut[GR * GC], other[2][GR * GC];
         int64_t differ[2] = { 0 }, up = 0;
-        real *grads;
+        dev_real *grads;
 
         device_open(DT_BF16);
         grads = random_reals(GR * GC, 1);
         for (int i = 0; i < GR * GC; i++)
-                grads[i] = (real)1.3; /* one value everywhere, halfway between two of BF16: what differs is rounding */
+                grads[i] = (dev_real)1.3; /* one value everywhere, halfway between two of BF16: what differs is rounding */
         moments_of(0, GR, 0, GC, grads, 77, 5, whole);
         moments_of(0, 8, 0, GC / 2, grads, 77, 5, cut); /* two columns of ranks, bands of rows */
         moments_of(8, GR - 8, 0, GC / 2, grads, 77, 5, cut);
@@ -127,8 +127,8 @@ TEST(grad_stats_names_the_first) {
                 const int64_t counts[] = { 1000, 17, 0, 5000 };
                 const double factors[] = { 1, 0.5, 1, 0 };
                 const uint64_t indices[] = { 40, 12, 3, 30 };
-                const real *grads[4];
-                real *g[4];
+                const dev_real *grads[4];
+                dev_real *g[4];
                 uint64_t bad = UINT64_MAX;
                 double sumsq = 2, want = 2, again = 2;
 
@@ -136,12 +136,12 @@ TEST(grad_stats_names_the_first) {
                         grads[i] = g[i] = random_reals(counts[i] + 1, 1);
                         for (int64_t j = 0; j < counts[i]; j++)
                                 want += factors[i] * (double)g[i][j] * (double)g[i][j];
-                        g[i][counts[i]] = (real)NAN; /* beyond the end: not looked at */
+                        g[i][counts[i]] = (dev_real)NAN; /* beyond the end: not looked at */
                 }
                 if (v)
-                        g[0][999] = (real)INFINITY;
+                        g[0][999] = (dev_real)INFINITY;
                 if (v == 2)
-                        g[3][4096] = (real)NAN;
+                        g[3][4096] = (dev_real)NAN;
                 CU_ASSERT_EQUAL(ops->grad_stats(4, grads, counts, factors, indices, &sumsq, &bad, stream), 0);
                 CU_ASSERT_EQUAL(bad, v == 0 ? UINT64_MAX : v == 1 ? 40 : 30);
                 if (v == 0) {
@@ -158,10 +158,10 @@ TEST(grad_stats_names_the_first) {
 }
 
 TEST(amax_history) {
-        real history[2][4] = { { 0, 8, 1, 2 }, { 0, 0, 0, 0 } }, scale[2] = { 5, 7 }, amax[2] = { 4, 0 };
+        dev_real history[2][4] = { { 0, 8, 1, 2 }, { 0, 0, 0, 0 } }, scale[2] = { 5, 7 }, amax[2] = { 4, 0 };
         const double max[2] = { 448, 57344 };
         uint64_t skip = 1;
-        real keep[2][4];
+        dev_real keep[2][4];
 
         device_open(DT_F32);
         memcpy(keep, history, sizeof keep);
@@ -180,22 +180,22 @@ TEST(amax_history) {
         CU_ASSERT_EQUAL(ops->amax_update(2, 4, history[0], amax, scale, max, 0, 0, &skip, stream), 0);
         CU_ASSERT_EQUAL(scale[0], 448);
         /* not finite: keeps the scale and leaves no trace in the history */
-        amax[0] = (real)NAN, amax[1] = (real)INFINITY;
+        amax[0] = (dev_real)NAN, amax[1] = (dev_real)INFINITY;
         CU_ASSERT_EQUAL(ops->amax_update(2, 4, history[0], amax, scale, max, 1, 0, &skip, stream), 0);
         CU_ASSERT_TRUE(scale[0] == 448 && scale[1] == 7);
         for (int i = 0; i < 4; i++)
                 CU_ASSERT_TRUE(isfinite(history[0][i]) && isfinite(history[1][i]));
         /* a tiny maximum saturates the scale; a history of one is this step's amax alone */
-        amax[0] = (real)1e-40, amax[1] = 57344;
+        amax[0] = (dev_real)1e-40, amax[1] = 57344;
         CU_ASSERT_EQUAL(ops->amax_update(2, 1, history[0], amax, scale, max, 1, 0, NULL, stream), 0);
-        CU_ASSERT_TRUE(scale[0] == (real)FLT_MAX && scale[1] == 1);
+        CU_ASSERT_TRUE(scale[0] == (dev_real)FLT_MAX && scale[1] == 1);
         CU_ASSERT_EQUAL(ops->amax_update(2, 0, history[0], amax, scale, max, 1, 0, NULL, stream), -EINVAL);
         device_close();
 }
 
 TEST(init_does_not_depend_on_the_layout) {
         const int64_t R = 60, C = 50;
-        real *whole, *part;
+        dev_real *whole, *part;
         double mean = 0, var = 0, fourth = 0;
         int64_t errors = 0;
 
@@ -204,7 +204,7 @@ TEST(init_does_not_depend_on_the_layout) {
         CU_ASSERT_EQUAL(ops->init_normal(whole, R, C, 0, 0, C, 7, 99, 1, 0.5, stream), 0);
         CU_ASSERT_EQUAL(ops->init_normal(part, 20, 13, 31, 37, C, 7, 99, 1, 0.5, stream), 0);
         for (int64_t r = 0; r < 20; r++)
-                errors += memcmp(part + r * 13, whole + (31 + r) * C + 37, 13 * sizeof(real)) != 0;
+                errors += memcmp(part + r * 13, whole + (31 + r) * C + 37, 13 * sizeof(dev_real)) != 0;
         CU_ASSERT_EQUAL(errors, 0);
         for (int64_t i = 0; i < R * C; i++) {
                 const double z = ((double)whole[i] - 1) / 0.5;
@@ -229,7 +229,7 @@ TEST(init_does_not_depend_on_the_layout) {
 }
 
 TEST(small_operations) {
-        real *a, *b, keep;
+        dev_real *a, *b, keep;
 
         device_open(DT_F32);
         a = random_reals(3000, 1), b = random_reals(3000, 1);
@@ -237,10 +237,10 @@ TEST(small_operations) {
         CU_ASSERT_EQUAL(ops->add(a, b, DT_F32, 3000, stream), 0);
         CU_ASSERT_EQUAL(a[2999], keep + b[2999]);
         CU_ASSERT_EQUAL(ops->scale(a, 0.25, 3000, stream), 0);
-        CU_ASSERT_EQUAL(a[2999], (keep + b[2999]) * (real)0.25);
-        CU_ASSERT_EQUAL(ops->copy(b, a, 3000 * sizeof(real), stream), 0);
-        CU_ASSERT_EQUAL(memcmp(a, b, 3000 * sizeof(real)), 0);
-        CU_ASSERT_EQUAL(ops->zero(b, 3000 * sizeof(real), stream), 0);
+        CU_ASSERT_EQUAL(a[2999], (keep + b[2999]) * (dev_real)0.25);
+        CU_ASSERT_EQUAL(ops->copy(b, a, 3000 * sizeof(dev_real), stream), 0);
+        CU_ASSERT_EQUAL(memcmp(a, b, 3000 * sizeof(dev_real)), 0);
+        CU_ASSERT_EQUAL(ops->zero(b, 3000 * sizeof(dev_real), stream), 0);
         CU_ASSERT_TRUE(b[0] == 0 && b[2999] == 0);
         CU_ASSERT_EQUAL(ops->cast(a, DT_I32, b, DT_F32, 1, stream), -EOPNOTSUPP);
         CU_ASSERT_EQUAL(((uintptr_t)a | (uintptr_t)b) % 256, 0);
@@ -277,7 +277,7 @@ TEST(fingerprint_and_refusals) {
         CU_ASSERT_PTR_NULL(d);
         device_open(DT_F32);
         CU_ASSERT_PTR_EQUAL(strstr(ops->fingerprint(dev), "cpu/openblas-"), ops->fingerprint(dev));
-        CU_ASSERT_PTR_NOT_NULL(strstr(ops->fingerprint(dev), sizeof(real) == 8 ? "/t1/fp64" : "/t1/fp32"));
+        CU_ASSERT_PTR_NOT_NULL(strstr(ops->fingerprint(dev), sizeof(dev_real) == 8 ? "/t1/fp64" : "/t1/fp32"));
         device_close();
 }
 

@@ -159,7 +159,7 @@ static struct test_tensor *find_or_add(struct test_tensors *to, const struct ten
         return t;
 }
 
-static void gather(struct test_rank *r, struct test_tensors *to, const real *shard, double factor) {
+static void gather(struct test_rank *r, struct test_tensors *to, const dev_real *shard, double factor) {
         const struct zero *z = &r->trainer->zero;
 
         pthread_mutex_lock(&gather_lock);
@@ -167,7 +167,7 @@ static void gather(struct test_rank *r, struct test_tensors *to, const real *sha
                 const struct zero_piece *p = &z->pieces[i];
                 const struct tensor *x = p->tensor;
                 struct test_tensor *t = find_or_add(to, x);
-                const real *from = shard + (p->offset - zero_begin(z));
+                const dev_real *from = shard + (p->offset - zero_begin(z));
 
                 for (int64_t row = 0; row < p->rows; row++)
                         for (int64_t col = 0; col < x->cols; col++)
@@ -196,11 +196,11 @@ void test_set_masters(struct test_rank *r, struct test_tensors *from) {
                 const struct zero_piece *p = &z->pieces[i];
                 const struct tensor *x = p->tensor;
                 const struct test_tensor *t = test_tensors_find(from, x->name);
-                real *to = r->trainer->optimizer.list[i].master;
+                dev_real *to = r->trainer->optimizer.list[i].master;
 
                 for (int64_t row = 0; row < p->rows; row++)
                         for (int64_t col = 0; col < x->cols; col++)
-                                to[row * x->cols + col] = (real)t->values[(x->row0 + p->row0 + row) * t->cols + x->col0 + col];
+                                to[row * x->cols + col] = (dev_real)t->values[(x->row0 + p->row0 + row) * t->cols + x->col0 + col];
         }
 }
 

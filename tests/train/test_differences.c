@@ -34,12 +34,12 @@ static int differentiate(struct test_rank *r) {
                         rms += x->values[k] * x->values[k] / (double)a->count;
                 for (int s = 0; s < SAMPLES; s++) {
                         int64_t k = (a->count - 1) * (2 * s + 1) / (2 * SAMPLES);
-                        real was = a->master[k];
+                        dev_real was = a->master[k];
                         double up, down, error;
 
-                        a->master[k] = (real)((double)was + H);
+                        a->master[k] = (dev_real)((double)was + H);
                         up = loss_here(r);
-                        a->master[k] = (real)((double)was - H);
+                        a->master[k] = (dev_real)((double)was - H);
                         down = loss_here(r);
                         a->master[k] = was;
                         error = fabs((up - down) / (2 * H) - x->values[k]) / (fabs(x->values[k]) + sqrt(rms));

@@ -34,7 +34,7 @@ static int train(struct test_rank *r) {
 static const int layouts[][3] = { { 1, 1, 1 }, { 2, 1, 1 }, { 1, 2, 1 }, { 1, 1, 2 }, { 2, 2, 2 } };
 
 static void compare(const struct run *base, struct run *other) {
-        const double first = sizeof(real) == 8 ? 1e-12 : 1e-6, gradient = sizeof(real) == 8 ? 1e-11 : 1e-5, last = sizeof(real) == 8 ? 1e-9 : 1e-4;
+        const double first = sizeof(dev_real) == 8 ? 1e-12 : 1e-6, gradient = sizeof(dev_real) == 8 ? 1e-11 : 1e-5, last = sizeof(dev_real) == 8 ? 1e-9 : 1e-4;
 
         CU_ASSERT(fabs(other->losses[0] / base->losses[0] - 1) <= first);
         CU_ASSERT_EQUAL(other->gradients.n, base->gradients.n);

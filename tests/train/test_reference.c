@@ -105,10 +105,10 @@ static struct test_tensor read_gradient(const char *folder, const struct test_te
 }
 
 static void compare(const char *folder, const struct first_step *f) {
-        const double bound = sizeof(real) == 8 ? 1e-10 : 1e-5;
+        const double bound = sizeof(dev_real) == 8 ? 1e-10 : 1e-5;
         double worst = 0;
 
-        CU_ASSERT(fabs(f->loss / read_loss(folder) - 1) < (sizeof(real) == 8 ? 1e-12 : 1e-6));
+        CU_ASSERT(fabs(f->loss / read_loss(folder) - 1) < (sizeof(dev_real) == 8 ? 1e-12 : 1e-6));
         for (int i = 0; i < f->gradients.n; i++) {
                 const struct test_tensor *g = &f->gradients.list[i];
                 struct test_tensor t = read_gradient(folder, g);

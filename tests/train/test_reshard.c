@@ -159,7 +159,7 @@ static void into_others(struct job_spec *s, size_t home, double bound) {
 
 TEST(any_layout_loads_any_other) {
         struct job_spec s = test_spec();
-        const double bound = sizeof(real) == 8 ? 1e-12 : 1e-6;
+        const double bound = sizeof(dev_real) == 8 ? 1e-12 : 1e-6;
 
         s.model.tie_word_embeddings = true;
         into_others(&s, 2, bound);

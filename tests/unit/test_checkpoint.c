@@ -44,7 +44,7 @@ static void written(void *arg, int rc, const char *text, struct digest d, const 
 }
 
 /* One tensor of n values, written as the shard of a rank. */
-static struct outcome write_shard(const char *folder, int rank, int n_ranks, real *values, int64_t row0, int64_t rows) {
+static struct outcome write_shard(const char *folder, int rank, int n_ranks, dev_real *values, int64_t row0, int64_t rows) {
         struct shard_tensor t = { "w", DT_F32, 64, 8, row0, rows, 0, 8, values };
         struct checkpoint_write *w = NULL;
         struct shard_layout *l = NULL;
@@ -89,14 +89,14 @@ static void write_manifest(const char *folder, uint64_t step, uint64_t epoch, un
 
 /* Two shards of 32 rows each; values are `base` + index. */
 static void write_checkpoint(const char *dir, uint64_t step, uint64_t epoch, unsigned attempt, double base, char **ret_folder) {
-        real values[512];
+        dev_real values[512];
         char name[64];
         struct outcome o[2];
 
         checkpoint_step_name(step, epoch, attempt, name, sizeof(name));
         *ret_folder = file_path("%s/%s", dir, name);
         for (int i = 0; i < 512; i++)
-                values[i] = (real)(base + i);
+                values[i] = (dev_real)(base + i);
         for (int i = 0; i < 2; i++) {
                 o[i] = write_shard(*ret_folder, i, 2, values + i * 256, i * 32, 32);
                 CU_ASSERT_EQUAL(o[i].rc, 0);
@@ -116,7 +116,7 @@ TEST(step_names) {
 TEST(written_durable_and_whole) {
         _cleanup_(remove_dirp) char *dir = new_dir();
         _cleanup_free_ char *folder = file_path("%s/a/b", dir), *path = NULL, *data = NULL;
-        real values[512] = { 1 };
+        dev_real values[512] = { 1 };
         struct error e = { 0 };
         struct outcome o = write_shard(folder, 3, 8, values, 0, 64);
         struct shard_view *v = NULL;
@@ -200,7 +200,7 @@ TEST(a_write_that_fails_says_so) {
         _cleanup_(remove_dirp) char *dir = new_dir();
         _cleanup_free_ char *blocker = file_path("%s/file", dir), *folder = file_path("%s/file/step", dir);
         struct error e = { 0 };
-        real values[8] = { 0 };
+        dev_real values[8] = { 0 };
         struct outcome o;
 
         ASSERT_OK(file_write_atomic(blocker, "x", 1, 0644, &e), e);
@@ -215,7 +215,7 @@ TEST(verified_and_loaded) {
         _cleanup_free_ char *folder = NULL;
         struct error e = { 0 };
         MANIFEST m = NULL;
-        real part[20 * 3] = { 0 };
+        dev_real part[20 * 3] = { 0 };
         struct shard_tensor want = { "w", DT_F32, 64, 8, 22, 20, 5, 3, part };
 
         write_checkpoint(dir, 12, 2, 1, 1000, &folder);
@@ -230,7 +230,7 @@ TEST(verified_and_loaded) {
         ASSERT_OK(checkpoint_load(folder, m, &want, 1, NULL, NULL, &e), e);
         for (int r = 0; r < 20; r++)
                 for (int c = 0; c < 3; c++)
-                        CU_ASSERT_EQUAL(part[r * 3 + c], (real)(1000 + (22 + r) * 8 + 5 + c));
+                        CU_ASSERT_EQUAL(part[r * 3 + c], (dev_real)(1000 + (22 + r) * 8 + 5 + c));
         /* what is not there, or is not what is asked for */
         strcpy(want.name, "exp_avg:w");
         ASSERT_ERROR(checkpoint_load(folder, m, &want, 1, NULL, NULL, &e), -ENODATA, e, "no shard holds rows [22,42) of 64, columns [5,8) of 8 of exp_avg:w");
@@ -265,7 +265,7 @@ TEST(the_bad_shard_is_named) {
                 _cleanup_free_ char *folder = NULL, *missing = NULL;
                 struct error e = { 0 };
                 MANIFEST m = NULL;
-                real part[8];
+                dev_real part[8];
                 struct shard_tensor first = { "w", DT_F32, 64, 8, 0, 1, 0, 8, part }, last = { "w", DT_F32, 64, 8, 63, 1, 0, 8, part };
 
                 write_checkpoint(dir, 1, 1, 1, 0, &folder);

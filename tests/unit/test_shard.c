@@ -13,7 +13,7 @@ DEFINE_CLEANUP(struct shard_view *, shard_view_free);
 #define LAYOUT _cleanup_(shard_layout_freep) struct shard_layout *
 #define VIEW _cleanup_(shard_view_freep) struct shard_view *
 
-static real weight[6] = { 1, 2, 3, 4, 5, 6 }, norm[3] = { 7, 8, 9 };
+static dev_real weight[6] = { 1, 2, 3, 4, 5, 6 }, norm[3] = { 7, 8, 9 };
 static uint16_t moment[6] = { 10, 11, 12, 13, 14, 15 };
 static uint8_t bytes[5] = { 1, 2, 3, 4, 5 };
 
@@ -42,7 +42,7 @@ TEST(written_and_read_back) {
         _cleanup_free_ char *state = NULL;
         struct error e = { 0 };
         LAYOUT l = NULL;
-        real w[6], n[3];
+        dev_real w[6], n[3];
         uint16_t m[6];
         uint8_t b[5];
 
@@ -78,11 +78,11 @@ TEST(the_stock_format) {
         root = json_loadb((char *)image + 8, header, 0, NULL);
         CU_ASSERT_PTR_NOT_NULL_FATAL(root);
         t = json_object_get(root, "layers.0.q.weight");
-        CU_ASSERT_STRING_EQUAL(json_string_value(json_object_get(t, "dtype")), sizeof(real) == 8 ? "F64" : "F32");
+        CU_ASSERT_STRING_EQUAL(json_string_value(json_object_get(t, "dtype")), sizeof(dev_real) == 8 ? "F64" : "F32");
         CU_ASSERT_EQUAL(json_integer_value(json_array_get(json_object_get(t, "shape"), 0)), 3);
         CU_ASSERT_EQUAL(json_integer_value(json_array_get(json_object_get(t, "shape"), 1)), 2);
         int64_t from = json_integer_value(json_array_get(json_object_get(t, "data_offsets"), 0));
-        CU_ASSERT_EQUAL(from % (int64_t)sizeof(real), 0);
+        CU_ASSERT_EQUAL(from % (int64_t)sizeof(dev_real), 0);
         CU_ASSERT(memcmp(image + 8 + header + from, weight, sizeof(weight)) == 0);
         CU_ASSERT_STRING_EQUAL(json_string_value(json_object_get(json_object_get(root, "__metadata__"), "slice:layers.0.q.weight")), "[[4,7],[0,2]] of [8,2]");
         /* a vector has one dimension */

@@ -9,13 +9,13 @@ static struct qtensor plain(enum dtype t, const void *x, int64_t rows, int64_t c
         return (struct qtensor){ .scaling = Q_NONE, .dtype = t, .rows = rows, .cols = cols, .row = (void *)(uintptr_t)x };
 }
 
-int head_forward(struct model *m, const struct batch *b, const void *residual, const void *delta, bool training, double gscale, real *loss_sum,
+int head_forward(struct model *m, const struct batch *b, const void *residual, const void *delta, bool training, double gscale, dev_real *loss_sum,
                  struct error *e) {
         const struct quant_spec none = { .scaling = Q_NONE, .dtype = m->act, .want_row = true };
         const struct dev_ops *ops = m->ops;
         struct head_acts *h = &m->head;
         struct qtensor y = plain(m->act, h->y, m->T, m->H), w = plain(m->act, m->head_param, m->V, m->H);
-        real *sumexp = h->sums, *target = h->sums + m->T;
+        dev_real *sumexp = h->sums, *target = h->sums + m->T;
 
         TRY_DEV(e, ops->copy(h->x, residual, act_bytes(m, m->Ts * m->H), m->stream));
         TRY(norm_forward(m, &m->final_norm, h->x, delta, h->rstd, &none, &y, e));

@@ -34,14 +34,14 @@ void layer_acts_take(struct model *m, struct layer *l, struct arena *arena, stru
         struct work *w = &m->work;
         struct quant_spec none = { .scaling = Q_NONE, .dtype = m->act, .want_row = true };
 
-        a->rstd1 = arena_take(arena, sizeof(real) * (size_t)m->Ts);
-        a->rstd2 = arena_take(arena, sizeof(real) * (size_t)m->Ts);
+        a->rstd1 = arena_take(arena, sizeof(dev_real) * (size_t)m->Ts);
+        a->rstd2 = arena_take(arena, sizeof(dev_real) * (size_t)m->Ts);
         a->x2 = arena_take(arena, act_bytes(m, m->Ts * m->H));
         a->q = arena_take(arena, act_bytes(m, m->T * m->Q));
         a->k = arena_take(arena, act_bytes(m, m->T * m->K));
         a->v = arena_take(arena, act_bytes(m, m->T * m->K));
         a->attn = arena_take(arena, act_bytes(m, m->T * m->Q));
-        a->lse = arena_take(arena, sizeof(real) * (size_t)(m->heads * m->T));
+        a->lse = arena_take(arena, sizeof(dev_real) * (size_t)(m->heads * m->T));
         input_take(&l->spec[SITE_X_ATTN], m->T, m->H, arena, &w->row_h, &a->xq1);
         input_take(&l->spec[SITE_X_MLP], m->T, m->H, arena, &w->row_h, &a->xq2);
         if (l->fp8)

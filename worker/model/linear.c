@@ -76,7 +76,7 @@ int tp_reduce_dx(struct model *m, void **ret, struct error *e) {
         return 0;
 }
 
-int norm_forward(struct model *m, const struct norm *n, void *x, const void *delta, real *rstd, const struct quant_spec *spec, struct qtensor *out,
+int norm_forward(struct model *m, const struct norm *n, void *x, const void *delta, dev_real *rstd, const struct quant_spec *spec, struct qtensor *out,
                  struct error *e) {
         double eps = m->config->rms_norm_eps;
         bool plain = spec->scaling == Q_NONE;
@@ -97,7 +97,7 @@ int norm_forward(struct model *m, const struct norm *n, void *x, const void *del
         return plain ? 0 : quantize_at(m, spec, room, m->act, m->T, m->H, out, e);
 }
 
-int norm_backward(struct model *m, const struct norm *n, const void *x, const real *rstd, struct error *e) {
+int norm_backward(struct model *m, const struct norm *n, const void *x, const dev_real *rstd, struct error *e) {
         void *dy = NULL;
 
         TRY(tp_reduce_dx(m, &dy, e));

@@ -75,8 +75,8 @@ static void params_take(struct model *m, struct arena *a) {
         struct tensor *embed = tensor_table_find(m->table, TENSOR_EMBED, -1), *head = tensor_table_find(m->table, TENSOR_HEAD, -1);
 
         m->params = arena_take(&a[ARENA_PARAM], act_bytes(m, n));
-        m->norm_weights = arena_take(&a[ARENA_PARAM], sizeof(real) * (size_t)m->table->norm_elements);
-        m->grads = arena_take(&a[ARENA_GRAD], sizeof(real) * (size_t)n);
+        m->norm_weights = arena_take(&a[ARENA_PARAM], sizeof(dev_real) * (size_t)m->table->norm_elements);
+        m->grads = arena_take(&a[ARENA_GRAD], sizeof(dev_real) * (size_t)n);
         if (!head)
                 head = embed;
         if (m->layout->first && m->params) {
@@ -113,12 +113,12 @@ static void scaling_take(struct model *m, struct arena *a) {
         m->bad = arena_take(&a[ARENA_WORK], sizeof(uint64_t));
         if (r == RECIPE_BF16 || r == RECIPE_FP32)
                 return;
-        m->amax = arena_take(&a[ARENA_WORK], sizeof(real) * n);
+        m->amax = arena_take(&a[ARENA_WORK], sizeof(dev_real) * n);
         if (r != RECIPE_DELAYED)
                 return;
         m->n_sites = (int)n;
-        m->scale = arena_take(&a[ARENA_OPTIMIZER], sizeof(real) * n);
-        m->history = arena_take(&a[ARENA_OPTIMIZER], sizeof(real) * n * (size_t)m->spec->precision.amax_history);
+        m->scale = arena_take(&a[ARENA_OPTIMIZER], sizeof(dev_real) * n);
+        m->history = arena_take(&a[ARENA_OPTIMIZER], sizeof(dev_real) * n * (size_t)m->spec->precision.amax_history);
         m->fp8_max = arena_take(&a[ARENA_WORK], sizeof(double) * n);
 }
 
@@ -137,7 +137,7 @@ static void gradients_take(struct model *m, const struct layer *l, struct arena 
 
 static void work_take(struct model *m, struct arena *w) {
         struct work *k = &m->work;
-        size_t ts = act_bytes(m, m->Ts * m->H), f = sizeof(real);
+        size_t ts = act_bytes(m, m->Ts * m->H), f = sizeof(dev_real);
         bool had[2] = { false, false };
 
         k->delta = arena_take(w, ts);
@@ -184,14 +184,14 @@ static void head_take(struct model *m, struct arena *a) {
         if (!m->layout->last)
                 return;
         h->x = arena_take(a, act_bytes(m, m->Ts * m->H));
-        h->rstd = arena_take(a, sizeof(real) * (size_t)m->Ts);
+        h->rstd = arena_take(a, sizeof(dev_real) * (size_t)m->Ts);
         h->y = arena_take(a, act_bytes(m, m->T * m->H));
-        h->logits = arena_take(a, sizeof(real) * (size_t)(m->T * m->V));
+        h->logits = arena_take(a, sizeof(dev_real) * (size_t)(m->T * m->V));
         h->dlogits = arena_take(a, act_bytes(m, m->T * m->V));
-        h->rowmax = arena_take(a, sizeof(real) * (size_t)m->T);
-        h->sums = arena_take(a, sizeof(real) * (size_t)(2 * m->T));
-        h->loss = arena_take(a, sizeof(real) * (size_t)m->n_micro);
-        h->eval_loss = arena_take(a, sizeof(real));
+        h->rowmax = arena_take(a, sizeof(dev_real) * (size_t)m->T);
+        h->sums = arena_take(a, sizeof(dev_real) * (size_t)(2 * m->T));
+        h->loss = arena_take(a, sizeof(dev_real) * (size_t)m->n_micro);
+        h->eval_loss = arena_take(a, sizeof(dev_real));
 }
 
 static void acts_take(struct model *m, struct arena *a) {
@@ -235,7 +235,7 @@ static void take_all(struct model *m, struct arena *a) {
 int model_init(struct model *m, const struct job_spec *spec, const struct layout *l, struct tensor_table *table, const struct dev_ops *ops,
                struct dev *dev, int (*more)(void *arg, struct arena *arenas), void *arg, struct error *e) {
         *m = (struct model){ .spec = spec, .config = &spec->model, .layout = l, .table = table, .ops = ops, .dev = dev };
-        if (sizeof(real) == 8 && spec->precision.recipe != RECIPE_FP32)
+        if (sizeof(dev_real) == 8 && spec->precision.recipe != RECIPE_FP32)
                 return error_set(e, -EINVAL, "precision.recipe: found %s, expected fp32 in the FP64 build", job_recipe_name(spec->precision.recipe));
         dims_init(m);
         if (m->n_micro < 1)
@@ -295,7 +295,7 @@ int model_weights_changed(struct model *m, bool bootstrap, struct error *e) {
         return 0;
 }
 
-int model_forward(struct model *m, int slot, const void *in, bool training, double gscale, real *loss_sum, void **ret_out, struct error *e) {
+int model_forward(struct model *m, int slot, const void *in, bool training, double gscale, dev_real *loss_sum, void **ret_out, struct error *e) {
         const struct layout *l = m->layout;
         struct batch *b = &m->batches[slot];
         const void *residual = in, *delta = NULL;

@@ -77,15 +77,15 @@ void site_name(int layer, enum site site, char *buf, size_t size);
 struct linear {
         struct tensor *tensor;
         void *param;          /* [N, K] act, the working copy */
-        real *grad;           /* [N, K] F32, accumulated over micro-batches */
+        dev_real *grad;           /* [N, K] F32, accumulated over micro-batches */
         struct qtensor q;     /* the weight as the GEMMs take it; Q_NONE: alias of param */
         struct quant_spec *spec;
 };
 
 struct norm {
         struct tensor *tensor;
-        real *weight; /* [H] F32, the working copy's values */
-        real *grad;
+        dev_real *weight; /* [H] F32, the working copy's values */
+        dev_real *grad;
 };
 
 struct layer {
@@ -98,11 +98,11 @@ struct layer {
 
 struct layer_acts {
         void *x1, *x2;           /* [Ts, H] act: what went into the two norms */
-        real *rstd1, *rstd2;     /* [Ts] */
+        dev_real *rstd1, *rstd2;     /* [Ts] */
         struct qtensor xq1, xq2; /* [T, H] inputs of q, k, v and gate, up */
         void *q, *k, *v;         /* [T, Q], [T, K], [T, K] act, rotated */
         void *attn;              /* [T, Q] act */
-        real *lse;               /* [heads / tp, T] */
+        dev_real *lse;               /* [heads / tp, T] */
         struct qtensor oq;       /* [T, Q] input of o */
         void *g, *u;             /* [T, I] act; recipe block: scratch, see gq, uq */
         struct qtensor gq, uq;   /* recipe block: g, u in FP8 */
@@ -119,14 +119,14 @@ struct batch {
 
 struct head_acts {
         void *x;          /* [Ts, H] act: what went into the final norm */
-        real *rstd;       /* [Ts] */
+        dev_real *rstd;       /* [Ts] */
         void *y;          /* [T, H] act, normalised and gathered */
-        real *logits;     /* [T, V] F32 */
+        dev_real *logits;     /* [T, V] F32 */
         void *dlogits;    /* [T, V] act */
-        real *rowmax;     /* [T] */
-        real *sums;       /* [2 * T]: sum of exponentials, target logit */
-        real *loss;       /* [n_micro] sums of the losses of a step's micro-batches */
-        real *eval_loss;  /* [1] */
+        dev_real *rowmax;     /* [T] */
+        dev_real *sums;       /* [2 * T]: sum of exponentials, target logit */
+        dev_real *loss;       /* [n_micro] sums of the losses of a step's micro-batches */
+        dev_real *eval_loss;  /* [1] */
 };
 
 /* Gradients of the Linears' outputs as the GEMMs take them. */
@@ -143,7 +143,7 @@ struct work {
         void *gathered;          /* [T, H] act */
         void *partial;           /* [T, H]: with tp > 1 partial sums, of `reduce`; else an input's gradient, act */
         void *reduced;           /* [Ts, H] F32 */
-        real *dx;                /* [T, H] F32: sum of the products that make an input's gradient */
+        dev_real *dx;                /* [T, H] F32: sum of the products that make an input's gradient */
         void *dwide;             /* [T, max(I, Q)] act: gradient of SwiGLU's output, then of the attention's */
         void *a;                 /* [T, I] act */
         void *dg, *du;           /* [T, I] act */
@@ -175,18 +175,18 @@ struct model {
         struct batch *batches;    /* [n_slots] */
         struct norm final_norm;
         void *embed_param, *head_param; /* [V, H] act, NULL where the stage has none; the same when tied on one stage */
-        real *embed_grad, *head_grad;
+        dev_real *embed_grad, *head_grad;
         struct head_acts head;
         struct work work;
 
         /* flat buffers, see tensor_table.h */
         void *params;
-        real *grads;
-        real *norm_weights; /* [norm_elements] */
+        dev_real *grads;
+        dev_real *norm_weights; /* [norm_elements] */
 
         /* delayed scaling: one row a site of every layer; amax (of this step) in every FP8 recipe */
         int n_sites;                  /* 0 in the others */
-        real *amax, *scale, *history; /* [n_sites], [n_sites], [n_sites][amax_history] */
+        dev_real *amax, *scale, *history; /* [n_sites], [n_sites], [n_sites][amax_history] */
         double *fp8_max;              /* [n_sites] */
         uint64_t *bad;                /* [1] */
 
@@ -207,7 +207,7 @@ size_t model_memory(const struct model *m);
 
 /* Forward of the stage for the micro-batch in `slot`: in (residual; NULL on the first stage) -> *out (residual to send; NULL on the last stage, whose
  * loss sum is added to *loss_sum). training false: no gradients are prepared. Labels and ids: batches[slot]. */
-int model_forward(struct model *m, int slot, const void *in, bool training, double gscale, real *loss_sum, void **ret_out, struct error *e);
+int model_forward(struct model *m, int slot, const void *in, bool training, double gscale, dev_real *loss_sum, void **ret_out, struct error *e);
 /* work.dres holds the gradient of the stage's output (ignored on the last stage), and of its input afterwards. */
 int model_backward(struct model *m, int slot, struct error *e);
 
@@ -237,10 +237,10 @@ enum dtype tp_dx_dtype(const struct model *m);
 int tp_reduce_dx(struct model *m, void **ret, struct error *e);
 
 /* RMSNorm of x (after x += delta; NULL: nothing) and what the Linears behind it take. */
-int norm_forward(struct model *m, const struct norm *n, void *x, const void *delta, real *rstd, const struct quant_spec *spec, struct qtensor *out,
+int norm_forward(struct model *m, const struct norm *n, void *x, const void *delta, dev_real *rstd, const struct quant_spec *spec, struct qtensor *out,
                  struct error *e);
 /* work.dres += gradient through the norm of what is in work.partial. */
-int norm_backward(struct model *m, const struct norm *n, const void *x, const real *rstd, struct error *e);
+int norm_backward(struct model *m, const struct norm *n, const void *x, const dev_real *rstd, struct error *e);
 
 int attention_forward(struct model *m, struct layer *l, struct layer_acts *a, const struct doc_bounds *docs, const void *residual, const void *delta,
                       struct error *e);
@@ -255,6 +255,6 @@ void layer_acts_take(struct model *m, struct layer *l, struct arena *arena, stru
 
 int embedding_forward(struct model *m, const struct batch *b, void *out, struct error *e);
 int embedding_backward(struct model *m, const struct batch *b, struct error *e);
-int head_forward(struct model *m, const struct batch *b, const void *residual, const void *delta, bool training, double gscale, real *loss_sum,
+int head_forward(struct model *m, const struct batch *b, const void *residual, const void *delta, bool training, double gscale, dev_real *loss_sum,
                  struct error *e);
 int head_backward(struct model *m, struct error *e);

@@ -10,7 +10,7 @@
 #include "worker/train/trainer_private.h"
 
 /* The greatest magnitude, a NaN if there is one. */
-static double host_amax(const real *x, int64_t n, double amax) {
+static double host_amax(const dev_real *x, int64_t n, double amax) {
         for (int64_t i = 0; i < n; i++) {
                 double v = fabs((double)x[i]);
 
@@ -22,7 +22,7 @@ static double host_amax(const real *x, int64_t n, double amax) {
 }
 
 static int list_amax(struct trainer *t, const struct stats_list *l, uint64_t finding, double *amax, bool *found, struct error *e) {
-        const int64_t chunk = (int64_t)(STAGING_BYTES / sizeof(real));
+        const int64_t chunk = (int64_t)(STAGING_BYTES / sizeof(dev_real));
         struct model *m = &t->model;
 
         for (int i = 0; i < l->n; i++) {
@@ -32,7 +32,7 @@ static int list_amax(struct trainer *t, const struct stats_list *l, uint64_t fin
                 for (int64_t at = 0; at < l->counts[i] && !isnan(*amax); at += chunk) {
                         int64_t n = l->counts[i] - at < chunk ? l->counts[i] - at : chunk;
 
-                        TRY_DEV(e, m->ops->copy_out(t->staging, l->grads[i] + at, sizeof(real) * (size_t)n, m->stream));
+                        TRY_DEV(e, m->ops->copy_out(t->staging, l->grads[i] + at, sizeof(dev_real) * (size_t)n, m->stream));
                         TRY_DEV(e, m->ops->stream_sync(m->stream));
                         *amax = host_amax(t->staging, n, *amax);
                 }
@@ -51,7 +51,7 @@ static int finding_amax(struct trainer *t, uint64_t finding, double *ret, struct
         for (int i = 0; i < t->layout.n_layers; i++)
                 for (int k = 0; k < SITES; k++) {
                         const struct quant_spec *q = &m->layers[i].spec[k];
-                        real x;
+                        dev_real x;
 
                         if (!q->amax || q->index != finding)
                                 continue;
@@ -75,7 +75,7 @@ static int collect(struct trainer *t, struct vote *v, struct error *e) {
         TRY_DEV(e, m->ops->copy_out(&v->finding, m->bad, sizeof(v->finding), m->stream));
         TRY_DEV(e, m->ops->copy_out(&v->sumsq, t->optimizer.sumsq, sizeof(v->sumsq), m->stream));
         if (t->layout.last && t->layout.tp_index == 0)
-                TRY_DEV(e, m->ops->copy_out(t->host_losses, m->head.loss, sizeof(real) * (size_t)m->n_micro, m->stream));
+                TRY_DEV(e, m->ops->copy_out(t->host_losses, m->head.loss, sizeof(dev_real) * (size_t)m->n_micro, m->stream));
         TRY_DEV(e, m->ops->stream_sync(m->stream));
         if (t->layout.last && t->layout.tp_index == 0) {
                 for (int i = 0; i < m->n_micro; i++)
@@ -154,7 +154,7 @@ static int digest_own(struct trainer *t, struct digest_stream *s, struct digest 
         size_t n = (size_t)zero_count(&t->zero);
 
         if (n > 0) {
-                TRY(digest_add(t, s, o->master, sizeof(real) * n, e));
+                TRY(digest_add(t, s, o->master, sizeof(dev_real) * n, e));
                 TRY(digest_add(t, s, o->m, dtype_size(o->moments) * n, e));
                 TRY(digest_add(t, s, o->v, dtype_size(o->moments) * n, e));
         }

@@ -24,7 +24,7 @@ static void observe(struct model *m, bool on) {
 
 static int run(struct trainer *t, struct tally *ret, struct error *e) {
         struct model *m = &t->model;
-        real *loss = m->head.eval_loss, sum;
+        dev_real *loss = m->head.eval_loss, sum;
 
         for (int64_t i = 0; i < t->spec->train.eval_batches; i++) {
                 TRY(batch_load(t, 0, true, (uint64_t)((i * t->layout.dp + t->layout.dp_index) * t->spec->train.micro_batch), e));

@@ -20,7 +20,7 @@ void hook_kill(struct trainer *t, const char *point) {
 int hook_overflow(struct trainer *t, struct error *e) {
         const struct job_spec *s = t->spec;
         uint64_t batch = t->progress.data_step + 1;
-        const real infinity = (real)INFINITY;
+        const dev_real infinity = (dev_real)INFINITY;
         int64_t steps = s->test.overflow_steps > 0 ? s->test.overflow_steps : 1;
 
         if (s->test.overflow_step < 0 || !s->test.overflow_tensor || s->test.overflow_rank != t->layout.rank)

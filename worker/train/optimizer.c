@@ -10,12 +10,12 @@ void optimizer_take(struct trainer *t, struct arena *a) {
         struct optimizer *o = &t->optimizer;
         size_t n = (size_t)zero_count(&t->zero), ms = dtype_size(o->moments);
 
-        o->master = arena_take(&a[ARENA_OPTIMIZER], sizeof(real) * n);
+        o->master = arena_take(&a[ARENA_OPTIMIZER], sizeof(dev_real) * n);
         o->m = arena_take(&a[ARENA_OPTIMIZER], ms * n);
         o->v = arena_take(&a[ARENA_OPTIMIZER], ms * n);
         o->params = arena_take(&a[ARENA_OPTIMIZER], sizeof(*o->params));
         o->sumsq = arena_take(&a[ARENA_OPTIMIZER], 2 * sizeof(double));
-        o->shard_grad = t->layout.dp > 1 ? arena_take(&a[ARENA_GRAD], sizeof(real) * n) : t->model.grads;
+        o->shard_grad = t->layout.dp > 1 ? arena_take(&a[ARENA_GRAD], sizeof(dev_real) * n) : t->model.grads;
 }
 
 static int stats_alloc(struct stats_list *l, int n) {
@@ -28,7 +28,7 @@ static int stats_alloc(struct stats_list *l, int n) {
         return l->grads && l->counts && l->factors && l->findings ? 0 : -ENOMEM;
 }
 
-static void stats_add(struct stats_list *l, const real *grad, int64_t count, uint64_t finding) {
+static void stats_add(struct stats_list *l, const dev_real *grad, int64_t count, uint64_t finding) {
         l->grads[l->n] = grad;
         l->counts[l->n] = count;
         l->factors[l->n] = 1;
@@ -59,7 +59,7 @@ int optimizer_lists(struct trainer *t, struct error *e) {
         }
         for (int i = 0; i < t->zero.n_pieces; i++) {
                 const struct zero_piece *p = &t->zero.pieces[i];
-                real *grad = o->shard_grad + (p->offset - lo);
+                dev_real *grad = o->shard_grad + (p->offset - lo);
 
                 stats_add(p->tensor->counted ? &o->counted : &o->uncounted, grad, p->count, finding_gradient(c, p->tensor->number, true, t->layout.rank));
                 o->list[i] = (struct adamw_tensor){
@@ -98,7 +98,7 @@ int optimizer_init_state(struct trainer *t, struct error *e) {
         struct model *m = &t->model;
         size_t n = (size_t)zero_count(&t->zero);
 
-        TRY_DEV(e, m->ops->zero(o->master, sizeof(real) * n, m->stream));
+        TRY_DEV(e, m->ops->zero(o->master, sizeof(dev_real) * n, m->stream));
         TRY_DEV(e, m->ops->zero(o->m, dtype_size(o->moments) * n, m->stream));
         TRY_DEV(e, m->ops->zero(o->v, dtype_size(o->moments) * n, m->stream));
         for (int i = 0; i < t->zero.n_pieces; i++) {
@@ -110,9 +110,9 @@ int optimizer_init_state(struct trainer *t, struct error *e) {
         }
         if (m->n_sites == 0)
                 return 0;
-        TRY_DEV(e, m->ops->zero(m->history, sizeof(real) * (size_t)m->n_sites * (size_t)t->spec->precision.amax_history, m->stream));
+        TRY_DEV(e, m->ops->zero(m->history, sizeof(dev_real) * (size_t)m->n_sites * (size_t)t->spec->precision.amax_history, m->stream));
         for (int i = 0; i < m->n_sites; i++) {
-                const real one = 1;
+                const dev_real one = 1;
 
                 TRY_DEV(e, m->ops->copy_in(m->scale + i, &one, sizeof(one), m->stream));
         }

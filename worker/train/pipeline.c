@@ -76,7 +76,7 @@ int pipeline_run(struct trainer *t, struct error *e) {
         return transfer(t, last, NULL, e);
 }
 
-int pipeline_forward(struct trainer *t, int slot, real *loss_sum, struct error *e) {
+int pipeline_forward(struct trainer *t, int slot, dev_real *loss_sum, struct error *e) {
         struct model *m = &t->model;
         const struct layout *l = &t->layout;
         void *out;

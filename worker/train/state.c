@@ -23,7 +23,7 @@ static void add(struct trainer *t, const char *prefix, const char *name, enum dt
 }
 
 int state_list(struct trainer *t, struct error *e) {
-        enum dtype f = sizeof(real) == 8 ? DT_F64 : DT_F32, moments = t->optimizer.moments == DT_F32 ? f : t->optimizer.moments;
+        enum dtype f = sizeof(dev_real) == 8 ? DT_F64 : DT_F32, moments = t->optimizer.moments == DT_F32 ? f : t->optimizer.moments;
         size_t max = 3 * (size_t)t->zero.n_pieces + 2 * (size_t)t->layout.n_layers;
         int64_t len = t->spec->precision.amax_history;
         struct model *m = &t->model;

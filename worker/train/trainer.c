@@ -32,7 +32,7 @@ static void fingerprint(struct trainer *t) {
         const struct job_spec *s = t->spec;
 
         snprintf(t->fingerprint, sizeof(t->fingerprint), "%.200s;real%zu;%s;tp%d.pp%d.dp%d.sp%d;micro%lld.batch%lld.seq%lld;reduce-%s;moments-%s",
-                 t->model.ops->fingerprint(t->model.dev), sizeof(real) * 8, job_recipe_name(s->precision.recipe), t->layout.tp, t->layout.pp, t->layout.dp,
+                 t->model.ops->fingerprint(t->model.dev), sizeof(dev_real) * 8, job_recipe_name(s->precision.recipe), t->layout.tp, t->layout.pp, t->layout.dp,
                  t->layout.sequence_parallel, (long long)s->train.micro_batch, (long long)s->train.global_batch, (long long)s->data.seq_len,
                  dtype_name(t->model.reduce), dtype_name(t->optimizer.moments));
 }
@@ -48,7 +48,7 @@ static int host_alloc(struct trainer *t, struct error *e) {
         t->staging = malloc(STAGING_BYTES);
         t->host_batch = calloc(5 * (size_t)t->model.T + 8, sizeof(int32_t));
         t->doc_starts = calloc((size_t)t->spec->data.seq_len, sizeof(int32_t));
-        t->host_losses = calloc(micro, sizeof(real));
+        t->host_losses = calloc(micro, sizeof(dev_real));
         if (!t->actions || !t->votes || !t->digests || !t->sizes || !t->counts || !t->staging || !t->host_batch || !t->doc_starts || !t->host_losses)
                 return error_set(e, -ENOMEM, "no memory for the trainer's tables");
         t->n_actions = schedule_1f1b(t->layout.pp, t->layout.pp_index, t->model.n_micro, t->actions);
@@ -164,7 +164,7 @@ static int step_marks_reset(struct trainer *t, struct error *e) {
 
         TRY_DEV(e, m->ops->copy_in(m->bad, &none, sizeof(none), m->stream));
         if (m->amax)
-                TRY_DEV(e, m->ops->zero(m->amax, sizeof(real) * (size_t)(t->layout.n_layers * SITES), m->stream));
+                TRY_DEV(e, m->ops->zero(m->amax, sizeof(dev_real) * (size_t)(t->layout.n_layers * SITES), m->stream));
         TRY_DEV(e, m->ops->stream_sync(m->stream));
         return 0;
 }
@@ -190,9 +190,9 @@ int trainer_sync(struct trainer *t, struct error *e) {
 static int gradients(struct trainer *t, struct error *e) {
         struct model *m = &t->model;
 
-        TRY_DEV(e, m->ops->zero(m->grads, sizeof(real) * (size_t)t->table.elements, m->stream));
+        TRY_DEV(e, m->ops->zero(m->grads, sizeof(dev_real) * (size_t)t->table.elements, m->stream));
         if (m->head.loss)
-                TRY_DEV(e, m->ops->zero(m->head.loss, sizeof(real) * (size_t)m->n_micro, m->stream));
+                TRY_DEV(e, m->ops->zero(m->head.loss, sizeof(dev_real) * (size_t)m->n_micro, m->stream));
         trainer_phase(t, FLIGHT_FORWARD);
         TRY(pipeline_run(t, e));
         TRY(hook_overflow(t, e));

@@ -34,16 +34,16 @@ struct progress {
 /* Tensors as dev_ops.grad_stats takes them. */
 struct stats_list {
         int n;
-        const real **grads;
+        const dev_real **grads;
         int64_t *counts;
         double *factors;
         uint64_t *findings;
 };
 
 struct optimizer {
-        real *master;     /* [zero_count] */
+        dev_real *master;     /* [zero_count] */
         void *m, *v;      /* [zero_count] moments */
-        real *shard_grad; /* [zero_count], reduced over dp; inside model.grads when dp = 1 */
+        dev_real *shard_grad; /* [zero_count], reduced over dp; inside model.grads when dp = 1 */
         enum dtype moments;
         struct step_params *params; /* device */
         double *sumsq;              /* device [2]: counted ones; the rest, looked at for finiteness only */
@@ -81,7 +81,7 @@ struct trainer {
         void *staging;                   /* host, STAGING_BYTES */
         int32_t *host_batch;             /* [5 * T + 8] ids, labels, cu, pos, doc */
         int32_t *doc_starts;             /* [seq_len] */
-        real *host_losses;               /* [n_micro] */
+        dev_real *host_losses;               /* [n_micro] */
         int64_t labelled;                /* of this step, this rank's micro-batches */
         struct shard_tensor *state;
         size_t n_state;
@@ -101,7 +101,7 @@ int batch_load(struct trainer *t, int slot, bool validation, uint64_t index, str
 /* All micro-batches forward and backward; gradients and losses are left in the model. */
 int pipeline_run(struct trainer *t, struct error *e);
 /* One micro-batch forward only, through all stages; *loss_sum is added to on the last stage. */
-int pipeline_forward(struct trainer *t, int slot, real *loss_sum, struct error *e);
+int pipeline_forward(struct trainer *t, int slot, dev_real *loss_sum, struct error *e);
 
 /* Arena sizes and pointers (called in both passes), then the lists over them. */
 void optimizer_take(struct trainer *t, struct arena *arenas);
