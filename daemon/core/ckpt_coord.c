@@ -17,7 +17,8 @@
 
 /* Thresholds. */
 #define PREPARE_TIMEOUT_MS 300000u /* from the first rank's word to the last one's */
-#define SAVES_MAX 16u              /* of one job at a time; the oldest that waits for words makes room */
+#define SAVES_MAX 16u              /* of one job that wait for words; the oldest makes room */
+#define WRITING_MAX 64u            /* of one job whose manifest waits for the file helper; one more is given up */
 #define TOMBSTONES_MAX 16u          /* failed saves remembered, the newest */
 #define SHARDS_PER_RANK_MAX 16u
 #define UNHEARD_MAX 64             /* folders of lost saves cleared at one commit, the newest */
@@ -101,6 +102,14 @@ static struct save *save_find(struct job *j, uint64_t epoch, uint64_t step, uint
 bool save_in_flight(const struct job *j, uint64_t step) {
         for (const struct save *s = j->saves; s; s = s->next)
                 if (s->step == step && s->epoch == j->epoch && (s->state == SAVE_PREPARING || s->state == SAVE_WRITING))
+                        return true;
+        return false;
+}
+
+/* A save of this step that ranks write because they were asked to, or whose manifest is being written. */
+bool save_in_hand(const struct job *j, uint64_t step) {
+        for (const struct save *s = j->saves; s; s = s->next)
+                if (s->step == step && s->epoch == j->epoch && (s->state == SAVE_WRITING || (s->state == SAVE_PREPARING && s->attempt == j->final_attempt)))
                         return true;
         return false;
 }
@@ -282,6 +291,22 @@ static void drop(struct controller *c, struct save *s, enum save_event ev, const
                 unlink_save(s);
 }
 
+/* A rank that wrote on after its save was given up left a shard behind: once all have spoken, the folder is cleared again. */
+static void late_word(struct controller *c, struct save *s, uint32_t rank) {
+        struct file_work w = { .kind = FILE_REMOVE_UNFINISHED, .uid = s->job->uid, .gid = s->job->gid };
+        char path[4200];
+
+        if (s->prepared[rank])
+                return;
+        s->prepared[rank] = true;
+        if (++s->n_prepared < s->job->world || s->file_id)
+                return;
+        checkpoint_folder(s->job, s->step, s->epoch, s->attempt, path, sizeof(path));
+        w.id = c->next_file++;
+        w.path = path;
+        c->io.file_work(c->io.arg, &w);
+}
+
 void save_fence(struct controller *c, struct job *j, const char *why) {
         struct save *next;
 
@@ -298,35 +323,68 @@ void save_fence(struct controller *c, struct job *j, const char *why) {
  * Ranks write and speak in order: when all of them have spoken of a later save, a word that an older one waits for was lost with a controller or a worker that died, and
  * will not come.
  */
-static void drop_superseded(struct controller *c, struct job *j, uint64_t epoch, uint64_t step) {
+static void drop_superseded(struct controller *c, struct job *j, const struct save *later) {
         struct save *next;
         char why[100];
 
-        snprintf(why, sizeof(why), "every rank has saved step %" PRIu64 " since", step);
+        snprintf(why, sizeof(why), "every rank has saved step %" PRIu64 " since", later->step);
         for (struct save *s = j->saves; s; s = next) {
                 next = s->next;
-                if (s->state == SAVE_PREPARING && s->epoch == epoch && s->step < step)
+                if (s->state == SAVE_PREPARING && s->epoch == later->epoch && (s->step < later->step || (s->step == later->step && s->attempt < later->attempt)))
                         drop(c, s, SAVE_E_SUPERSEDED, why);
         }
 }
 
-/* Room for one more: the oldest that waits goes. False: every one of them is having its manifest written. */
-static bool make_room(struct controller *c, struct job *j) {
+/* Room for one more: the oldest that waits for words goes. */
+static void make_room(struct controller *c, struct job *j) {
         struct save *oldest = NULL;
         unsigned n = 0;
 
         save_prune_tombstones(j);
-        for (struct save *s = j->saves; s; s = s->next) {
-                n += s->state != SAVE_DROPPED || s->file_id;
-                if (s->state == SAVE_PREPARING && (!oldest || s->step < oldest->step))
-                        oldest = s;
+        for (struct save *s = j->saves; s; s = s->next)
+                if (s->state == SAVE_PREPARING) {
+                        n++;
+                        if (!oldest || s->step < oldest->step)
+                                oldest = s;
+                }
+        if (n >= SAVES_MAX)
+                drop(c, oldest, SAVE_E_SUPERSEDED, "too many saves wait for ranks that did not speak of them");
+}
+
+static unsigned manifests_waiting(const struct job *j) {
+        unsigned n = 0;
+
+        for (const struct save *s = j->saves; s; s = s->next)
+                n += s->state == SAVE_WRITING || s->file_id;
+        return n;
+}
+
+/* The first word of a save. NULL: it was answered. A save that cannot be is dropped in the open, so that every rank hears it and its folder is cleared. */
+static struct save *begin(struct controller *c, struct job *j, const struct rank *r, const Fp8ctl__V1__CheckpointPrepared *m) {
+        const struct checkpoint *k = checkpoint_of(j, m);
+        struct save *s;
+
+        if (k) {
+                answer_committed(c, r->node, j, k);
+                return NULL;
         }
-        if (n < SAVES_MAX)
-                return true;
-        if (!oldest)
-                return false;
-        drop(c, oldest, SAVE_E_SUPERSEDED, "too many saves wait for ranks that did not speak of them");
-        return true;
+        make_room(c, j);
+        s = save_new(c, j, m);
+        if (!s) {
+                core_drop(c, DROP_EPOCH, "no memory for a checkpoint");
+                return NULL;
+        }
+        if (checkpoint_has(j, m->step)) {
+                request_committed(c, j, m->step, m->attempt);
+                drop(c, s, SAVE_E_SUPERSEDED, "another save of this step is committed already");
+        } else if (manifests_waiting(j) >= WRITING_MAX) {
+                drop(c, s, SAVE_E_FAILED, "too many saves wait for their manifest to be written");
+        } else {
+                return s;
+        }
+        late_word(c, s, m->rank);
+        job_check_done(c, j);
+        return NULL;
 }
 
 /* ------------------------------------------------------------------ prepare */
@@ -422,26 +480,16 @@ void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp
         char path[4200];
         struct save *s;
 
-        (void)r;
         if (j->rec == REC_FENCE || m->step == 0 || m->step > (uint64_t)j->spec->train.steps || m->attempt == 0 || !j->spec->checkpoint.dir) {
                 core_drop(c, DROP_MALFORMED, "checkpoint");
                 return;
         }
         s = save_find(j, m->epoch, m->step, m->attempt);
-        if (!s) {
-                const struct checkpoint *k = checkpoint_of(j, m);
-
-                if (k) {
-                        answer_committed(c, r->node, j, k);
-                        return;
-                }
-                if (checkpoint_has(j, m->step) || !make_room(c, j) || !(s = save_new(c, j, m))) {
-                        core_drop(c, DROP_EPOCH, "checkpoint already committed, or too many at a time");
-                        return;
-                }
-        }
+        if (!s && !(s = begin(c, j, r, m)))
+                return;
         if (s->state == SAVE_DROPPED) {
                 answer_dropped(c, r->node, s, "it was given up");
+                late_word(c, s, m->rank);
                 return;
         }
         if (s->state != SAVE_PREPARING || s->prepared[m->rank])
@@ -469,7 +517,7 @@ void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp
                 s->state_json = core_strdup(m->state_json, 65536);
         s->prepared[m->rank] = true;
         if (++s->n_prepared == j->world) {
-                drop_superseded(c, j, s->epoch, s->step);
+                drop_superseded(c, j, s);
                 write_manifest(c, s);
         }
 }
@@ -592,7 +640,9 @@ bool save_file_done(struct controller *c, uint64_t id, int rc, const char *text)
                                 commit(c, s);
                         else if (s->state == SAVE_WRITING)
                                 drop(c, s, rc == 0 ? SAVE_E_FENCED : SAVE_E_FAILED, rc == 0 ? "its epoch is over" : why);
-                        unlink_save(s);
+                        s->file_id = 0;
+                        if (s->state != SAVE_DROPPED || s->epoch != j->epoch || !job_placed(j))
+                                unlink_save(s); /* one that failed stays as a tombstone */
                         resume_removals(c, j);
                         job_check_done(c, j);
                         return true;

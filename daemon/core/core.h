@@ -199,6 +199,7 @@ struct job {
         struct save *saves;
         uint64_t final_retry_at;
         int final_retries;
+        uint32_t final_attempt;     /* of the newest retry; 0: none */
 
         /* progress */
         uint64_t step, skipped, tokens;
@@ -392,6 +393,7 @@ void save_fence(struct controller *c, struct job *j, const char *why); /* the ep
 uint32_t save_request(struct controller *c, struct job *j, uint64_t step);
 bool save_failed(const struct job *j, uint64_t step);
 bool save_in_flight(const struct job *j, uint64_t step);
+bool save_in_hand(const struct job *j, uint64_t step);
 void save_tick(struct controller *c, struct job *j, uint64_t now);
 uint64_t save_next_deadline(const struct job *j);
 void save_resume_clearing(struct controller *c, struct job *j); /* what an earlier life did not finish */

@@ -504,8 +504,13 @@ void job_check_done(struct controller *c, struct job *j) {
                 if (j->ranks[i].step > step)
                         step = j->ranks[i].step;
         }
-        if (save_in_flight(j, step))
+        /* Who stands before the last step was stopped, though the word that said so may have gone to a controller that died. */
+        stopped = stopped || step < (uint64_t)j->spec->train.steps;
+        if (save_in_flight(j, step)) {
+                if (!j->final_retry_at)
+                        j->final_retry_at = core_now(c) + FINAL_ANSWER_MS * NSEC_PER_MSEC;
                 return;
+        }
         must_save = j->spec->checkpoint.dir && j->spec->checkpoint.dir[0] && (stopped || j->spec->checkpoint.at_end);
         if (must_save && !checkpoint_has(j, step) && step > 0 && (j->final_retry_at || j->final_retries < FINAL_RETRIES_MAX)) {
                 uint64_t soon = core_now(c) + FINAL_RETRY_MS * NSEC_PER_MSEC;
@@ -591,9 +596,10 @@ static void retry_last_save(struct controller *c, struct job *j, uint64_t now) {
                 if (j->ranks[i].step > step)
                         step = j->ranks[i].step;
         }
-        if (!save_in_flight(j, step) && !checkpoint_has(j, step) && j->final_retries < FINAL_RETRIES_MAX) {
+        /* All have said that they are done, and before it what they saved: a save that still waits for a word waits for one that was lost. */
+        if (!save_in_hand(j, step) && !checkpoint_has(j, step) && j->final_retries < FINAL_RETRIES_MAX) {
                 j->final_retries++;
-                save_request(c, j, step);
+                j->final_attempt = save_request(c, j, step);
                 j->final_retry_at = now + FINAL_ANSWER_MS * NSEC_PER_MSEC;
                 return;
         }

@@ -372,7 +372,8 @@ static void act(struct controller *c, struct job *j, const char *cause, const ch
         open_incident(c, j, cause, final, incarnation);
         if (count && count_failure(c, j, why, final))
                 return;
-        if (!joined && restarts_used_up(c, j))
+        /* With nobody lost and nothing to blame it is the controller that was away, and not the job's budget that pays. */
+        if (!joined && (lost > 0 || count) && restarts_used_up(c, j))
                 return;
         if (moved) {
                 r = job_replan(c, j);

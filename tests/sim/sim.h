@@ -13,6 +13,7 @@
 #define MS UINT64_C(1000000)
 #define SEC UINT64_C(1000000000)
 
+enum { SIM_KEEP_LAST = 3, SIM_WORDS_MAX = 8 /* as AGENT_PREPARED_MAX */ };
 enum { SIM_NODES = 5, SIM_DEVICES = 2, SIM_RANKS_MAX = 64, SIM_REPLICAS_MAX = 256, SIM_WORLD_MAX = 16 };
 
 struct sim;
@@ -34,6 +35,7 @@ struct kv {
 struct item {
         enum { ITEM_SEND, ITEM_CLOSE, ITEM_REPLY, ITEM_FILE } kind;
         uint64_t id;
+        int file; /* its kind */
         int status;
         char *text;
         uint8_t *data;
@@ -60,6 +62,13 @@ struct replica {
         uint32_t rank;
 };
 
+/* What a rank said of its shard of a save; its worker keeps it until it is answered. */
+struct word {
+        uint64_t epoch, step;
+        uint32_t attempt;
+        bool failed;
+};
+
 /* A rank process. */
 struct proc {
         bool used, dead, reaped, faulted, planned, meshed, stop, done, hangs, told_stopped;
@@ -69,6 +78,9 @@ struct proc {
         int phase, signal;
         char ckpt[16];
         uint64_t gen; /* of the node's life */
+        uint64_t written; /* when what it writes now will be */
+        struct word words[SIM_WORDS_MAX];
+        size_t n_words;
 };
 
 struct snode {
@@ -86,8 +98,8 @@ struct sim {
         struct kv *store;
         size_t n_store;
         struct controller *core;
-        uint64_t core_gen, wake_at, last_commit, flushes, crash_at_flush;
-        bool in_core, faults, mended, fail_next_commit;
+        uint64_t core_gen, wake_at, last_commit, files_done, flushes, crash_at_flush;
+        bool in_core, faults, rank_faults /* else only streams, the store and the controller suffer */, mended, fail_next_commit;
         struct batch cur;
         struct stream *streams;
         size_t n_streams;
@@ -100,9 +112,12 @@ struct sim {
         uint64_t stepped_epoch[16], jobs[16], best[16];
         bool cancelled[16];
         int job_state[16];
+        uint32_t job_restarts[16];
         char job_reason[16][256];
+        uint64_t calm_epoch[16], calm_step[16]; /* no fault of a rank, a node or a disk since this step of this epoch */
+        uint64_t calm_at, save_every;
         int n_jobs, steps, world;
-        uint64_t kills, crashes, drops, losses, commits, recoveries;
+        uint64_t kills, lease_kills, crashes, drops, losses, commits, recoveries;
         int failures;
         bool verbose;
         int last_status;
@@ -127,7 +142,19 @@ void sim_to_core(struct sim *s, uint64_t stream, const Fp8ctl__V1__WorkerMessage
 const struct kv *sim_stored(const struct sim *s, const char *key);
 void sim_free(struct sim *s);
 
+/* saves.c */
+uint64_t save_begin(struct sim *s, int node, struct proc *p, uint32_t attempt); /* when it will have been said */
+void save_say_again(struct sim *s, int node);
+void save_answered(struct sim *s, int node, uint64_t job, uint64_t epoch, uint64_t step, uint32_t attempt);
+void save_forget(struct sim *s, int node); /* the worker process starts anew, its ranks live on */
+void save_note_calm(struct sim *s, uint64_t job, uint64_t epoch, uint64_t step);
+void save_check_removal(struct sim *s, const char *path);
+void save_check_kept(struct sim *s, uint64_t job);
+
 /* worker.c */
+void worker_send(struct sim *s, int node, Fp8ctl__V1__WorkerMessage *m);
+struct proc *worker_proc_of(struct sim *s, struct ev *e);
+struct ev *worker_proc_after(struct sim *s, int node, struct proc *p, uint64_t ns, void (*fn)(struct sim *, struct ev *));
 void worker_boot(struct sim *s, int node);
 void worker_power_off(struct sim *s, int node);
 void worker_hello_again(struct sim *s, int node);

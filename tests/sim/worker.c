@@ -8,11 +8,10 @@
 #include "tests/sim/sim.h"
 
 enum { STARTING, PARKED, LOADING, RUNNING, DONE, EXITED };
-enum { SAVE_EVERY = 10 };
 
 #define BODY(x) FP8CTL__V1__WORKER_MESSAGE__BODY_##x
 
-static void send(struct sim *s, int node, Fp8ctl__V1__WorkerMessage *m) {
+void worker_send(struct sim *s, int node, Fp8ctl__V1__WorkerMessage *m) {
         if (s->nodes[node].stream)
                 sim_to_core(s, s->nodes[node].stream, m);
 }
@@ -28,13 +27,13 @@ static struct proc *proc_find(struct sim *s, int node, uint64_t job, uint64_t in
 }
 
 /* An event about one process: node in a, slot in b, incarnation in c; gone processes are not spoken for. */
-static struct proc *proc_of(struct sim *s, struct ev *e) {
+struct proc *worker_proc_of(struct sim *s, struct ev *e) {
         struct proc *p = &s->nodes[e->a].procs[e->b];
 
         return p->used && p->incarnation == e->c && p->gen == s->nodes[e->a].life ? p : NULL;
 }
 
-static struct ev *proc_after(struct sim *s, int node, struct proc *p, uint64_t ns, void (*fn)(struct sim *, struct ev *)) {
+struct ev *worker_proc_after(struct sim *s, int node, struct proc *p, uint64_t ns, void (*fn)(struct sim *, struct ev *)) {
         struct ev *e = sim_after(s, ns, fn);
 
         e->a = (uint64_t)node;
@@ -73,7 +72,7 @@ static void snapshot(struct sim *s, int node, const struct proc *p) {
 
 /* ------------------------------------------------------------------ deaths */
 static void say_exit(struct sim *s, struct ev *e) {
-        struct proc *p = proc_of(s, e);
+        struct proc *p = worker_proc_of(s, e);
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__RankExited x = FP8CTL__V1__RANK_EXITED__INIT;
 
@@ -91,7 +90,7 @@ static void say_exit(struct sim *s, struct ev *e) {
         m.rank_exited = &x;
         if (x.reaped)
                 p->reaped = true;
-        send(s, (int)e->a, &m);
+        worker_send(s, (int)e->a, &m);
         if (x.reaped && s->nodes[e->a].stream)
                 p->used = false; /* told; what a broken stream loses, a hello without it tells */
 }
@@ -103,8 +102,8 @@ void worker_kill(struct sim *s, int node, struct proc *p, int signal) {
         p->signal = signal;
         p->phase = EXITED;
         if (signal)
-                proc_after(s, node, p, MS / 3, say_exit);
-        proc_after(s, node, p, MS + sim_random(s, 400 * MS), say_exit)->d = 1;
+                worker_proc_after(s, node, p, MS / 3, say_exit);
+        worker_proc_after(s, node, p, MS + sim_random(s, 400 * MS), say_exit)->d = 1;
 }
 
 /* ------------------------------------------------------------------ ready, park, load */
@@ -123,11 +122,11 @@ static void park(struct sim *s, int node, struct proc *p, uint64_t epoch) {
         x.step = p->step;
         m.body_case = BODY(RANK_PARKED);
         m.rank_parked = &x;
-        send(s, node, &m);
+        worker_send(s, node, &m);
 }
 
 static void parked(struct sim *s, struct ev *e) {
-        struct proc *p = proc_of(s, e);
+        struct proc *p = worker_proc_of(s, e);
 
         if (p && !p->dead && p->phase != STARTING && p->epoch < e->d)
                 park(s, (int)e->a, p, e->d);
@@ -138,7 +137,7 @@ static void endpoint_of(const struct proc *p, char *buf, size_t size) {
 }
 
 static void ready(struct sim *s, struct ev *e) {
-        struct proc *p = proc_of(s, e);
+        struct proc *p = worker_proc_of(s, e);
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__RankReady x = FP8CTL__V1__RANK_READY__INIT;
         char endpoint[64];
@@ -156,7 +155,7 @@ static void ready(struct sim *s, struct ev *e) {
         x.pid = (uint32_t)p->incarnation + 1000;
         m.body_case = BODY(RANK_READY);
         m.rank_ready = &x;
-        send(s, (int)e->a, &m);
+        worker_send(s, (int)e->a, &m);
         if (p->pending_abort > p->epoch)
                 park(s, (int)e->a, p, p->pending_abort);
 }
@@ -179,10 +178,10 @@ static void on_start(struct sim *s, int node, const Fp8ctl__V1__StartRanks *m) {
                         abort();
                 *p = (struct proc){ .used = true, .job = m->job_id, .epoch = m->epoch, .start_epoch = m->epoch, .rank = m->ranks[i]->rank, .incarnation = m->ranks[i]->incarnation,
                                     .device = m->ranks[i]->device, .world = (uint32_t)s->world, .phase = STARTING, 
-                                    .gen = n->life, .hangs = s->faults && sim_chance(s, 2) };
+                                    .gen = n->life, .hangs = s->rank_faults && sim_chance(s, 2) };
                 dir = strstr(m->job_file, "/ckpt/");
                 snprintf(p->ckpt, sizeof(p->ckpt), "%.7s", dir ? dir : "");
-                proc_after(s, node, p, 20 * MS + sim_random(s, 100 * MS), ready);
+                worker_proc_after(s, node, p, 20 * MS + sim_random(s, 100 * MS), ready);
         }
 }
 
@@ -202,7 +201,7 @@ static void fault(struct sim *s, int node, struct proc *p, int kind, const char 
         x.text = (char *)text;
         m.body_case = BODY(RANK_FAULT);
         m.rank_fault = &x;
-        send(s, node, &m);
+        worker_send(s, node, &m);
 }
 
 void worker_fault(struct sim *s, int node, struct proc *p, int kind) {
@@ -232,44 +231,8 @@ static struct group group_of(struct sim *s, uint64_t job, uint64_t epoch) {
         return g;
 }
 
-static void prepared(struct sim *s, struct ev *e) {
-        struct proc *p = proc_of(s, e);
-        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
-        Fp8ctl__V1__CheckpointPrepared x = FP8CTL__V1__CHECKPOINT_PREPARED__INIT;
-        Fp8ctl__V1__ShardInfo shard = FP8CTL__V1__SHARD_INFO__INIT, *shards[1] = { &shard };
-        uint64_t step = e->d >> 16, attempt = e->d & 0xffff;
-        char dir[128], file[64];
-
-        if (!p || p->dead)
-                return;
-        snprintf(dir, sizeof(dir), "%s/step_%08" PRIu64 ".e%" PRIu64 ".%" PRIu64, p->ckpt, step, p->epoch, attempt);
-        snprintf(file, sizeof(file), "shard-%05u.safetensors", p->rank);
-        shard.file = file;
-        shard.bytes = 1000;
-        shard.digest = (char *)"00112233445566778899aabbccddeeff";
-        shard.rank = p->rank;
-        x.job_id = p->job;
-        x.epoch = p->epoch;
-        x.rank = p->rank;
-        x.incarnation = p->incarnation;
-        x.step = step;
-        x.attempt = (uint32_t)attempt;
-        x.directory = dir;
-        x.shards = shards;
-        x.n_shards = 1;
-        x.state_json = p->rank == 0 ? (char *)"{\"step\": 1}" : (char *)"";
-        x.error = s->faults && sim_chance(s, 1) ? (char *)"No space left on device" : (char *)"";
-        m.body_case = BODY(CHECKPOINT_PREPARED);
-        m.checkpoint_prepared = &x;
-        send(s, (int)e->a, &m);
-}
-
-static void save(struct sim *s, int node, struct proc *p, uint32_t attempt, uint64_t ns) {
-        proc_after(s, node, p, ns, prepared)->d = p->step << 16 | attempt;
-}
-
 static void say_done(struct sim *s, struct ev *e) {
-        struct proc *p = proc_of(s, e);
+        struct proc *p = worker_proc_of(s, e);
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__RankDone x = FP8CTL__V1__RANK_DONE__INIT;
         Fp8ctl__V1__RankProgress g = FP8CTL__V1__RANK_PROGRESS__INIT;
@@ -287,11 +250,11 @@ static void say_done(struct sim *s, struct ev *e) {
         x.progress = &g;
         m.body_case = BODY(RANK_DONE);
         m.rank_done = &x;
-        send(s, (int)e->a, &m);
+        worker_send(s, (int)e->a, &m);
 }
 
 static void peer_lost(struct sim *s, struct ev *e) {
-        struct proc *p = proc_of(s, e);
+        struct proc *p = worker_proc_of(s, e);
 
         if (p && !p->dead && !p->faulted && p->meshed && p->epoch == e->d && p->phase == RUNNING)
                 fault(s, (int)e->a, p, FP8CTL__V1__RANK_FAULT__KIND__PEER_LOST, "a peer hung up");
@@ -312,7 +275,7 @@ static void step(struct sim *s, struct ev *e) {
                 return;
         if (g.n < s->world) {
                 for (int i = 0; i < g.n; i++)
-                        proc_after(s, g.node[i], g.p[i], MS + sim_random(s, 20 * MS), peer_lost)->d = e->b;
+                        worker_proc_after(s, g.node[i], g.p[i], MS + sim_random(s, 20 * MS), peer_lost)->d = e->b;
                 return;
         }
         for (int i = 0; i < g.n; i++) {
@@ -326,8 +289,9 @@ static void step(struct sim *s, struct ev *e) {
         if (e->b < s->stepped_epoch[e->a % 16])
                 sim_fail(s, "job %" PRIu64 " steps in epoch %" PRIu64 " after %" PRIu64, e->a, e->b, s->stepped_epoch[e->a % 16]);
         s->stepped_epoch[e->a % 16] = e->b;
+        save_note_calm(s, e->a, e->b, g.p[0]->step);
         /* Between the parameter all-gather of some ranks and others: a part of them has the step. */
-        partial = s->faults && sim_chance(s, 1);
+        partial = s->rank_faults && sim_chance(s, 1);
         for (int i = 0; i < g.n; i++) {
                 if ((partial && sim_chance(s, 50)) || g.p[i]->step >= (uint64_t)s->steps)
                         continue; /* loaded at the last step: saves it again and is done */
@@ -338,23 +302,23 @@ static void step(struct sim *s, struct ev *e) {
                 s->kills++;
                 worker_kill(s, g.node[0], g.p[0], 9);
                 for (int i = 1; i < g.n; i++)
-                        proc_after(s, g.node[i], g.p[i], MS + sim_random(s, 20 * MS), peer_lost)->d = e->b;
+                        worker_proc_after(s, g.node[i], g.p[i], MS + sim_random(s, 20 * MS), peer_lost)->d = e->b;
                 return;
         }
         if (g.p[0]->step > s->best[e->a % 16])
                 s->best[e->a % 16] = g.p[0]->step;
         last = g.p[0]->step >= (uint64_t)s->steps;
         for (int i = 0; i < g.n; i++) {
-                uint64_t ns = MS + sim_random(s, 50 * MS);
+                uint64_t said = s->now;
 
-                if (g.p[i]->step % SAVE_EVERY == 0 || last || stop)
-                        save(s, g.node[i], g.p[i], 1, ns);
+                if (g.p[i]->step % s->save_every == 0 || last || stop)
+                        said = save_begin(s, g.node[i], g.p[i], 1);
                 if (attempt)
-                        save(s, g.node[i], g.p[i], attempt, ns);
+                        said = save_begin(s, g.node[i], g.p[i], attempt);
                 g.p[i]->save_attempt = 0;
                 if (last || stop) {
                         g.p[i]->stop = stop;
-                        proc_after(s, g.node[i], g.p[i], ns + MS, say_done)->d = e->b;
+                        worker_proc_after(s, g.node[i], g.p[i], said - s->now + MS, say_done)->d = e->b;
                 }
         }
         if (!last && !stop) {
@@ -366,7 +330,7 @@ static void step(struct sim *s, struct ev *e) {
 }
 
 static void loaded(struct sim *s, struct ev *e) {
-        struct proc *p = proc_of(s, e);
+        struct proc *p = worker_proc_of(s, e);
         struct group g;
         struct ev *next;
 
@@ -389,7 +353,7 @@ static void loaded(struct sim *s, struct ev *e) {
                 x.step = g.p[i]->step;
                 m.body_case = BODY(RANK_RUNNING);
                 m.rank_running = &x;
-                send(s, g.node[i], &m);
+                worker_send(s, g.node[i], &m);
         }
         next = sim_after(s, 20 * MS, step);
         next->a = p->job;
@@ -447,7 +411,7 @@ static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
                         sim_fail(s, "job %" PRIu64 " rank %u is told to load step %" PRIu64 " of epoch %" PRIu64 ", which a roll-back undid", p->job, p->rank, m->load->step,
                                  m->load->generation_epoch);
                 p->step = m->load->step;
-                proc_after(s, node, p, 5 * MS + sim_random(s, 30 * MS), loaded)->d = p->epoch;
+                worker_proc_after(s, node, p, 5 * MS + sim_random(s, 30 * MS), loaded)->d = p->epoch;
         }
 }
 
@@ -475,7 +439,7 @@ static void on_inventory(struct sim *s, int node, const Fp8ctl__V1__InventoryReq
         x.generations = ptrs;
         out.body_case = BODY(INVENTORY);
         out.inventory = &x;
-        send(s, node, &out);
+        worker_send(s, node, &out);
 }
 
 /* ------------------------------------------------------------------ the stream */
@@ -493,8 +457,10 @@ static void heartbeat(struct sim *s, struct ev *e) {
         next->b = e->b;
         if (n->lease_until && s->now > n->lease_until) {
                 for (int i = 0; i < SIM_RANKS_MAX; i++)
-                        if (n->procs[i].used && !n->procs[i].dead)
+                        if (n->procs[i].used && !n->procs[i].dead) {
                                 worker_kill(s, (int)e->a, &n->procs[i], 9);
+                                s->lease_kills++;
+                        }
         }
         h.sent_mono_ns = s->now;
         h.lease_number = n->lease_number;
@@ -516,7 +482,7 @@ static void heartbeat(struct sim *s, struct ev *e) {
         m.body_case = BODY(HEARTBEAT);
         m.heartbeat = &h;
         if (n->lease_number)
-                send(s, (int)e->a, &m);
+                worker_send(s, (int)e->a, &m);
 }
 
 static void hello(struct sim *s, int node, uint64_t stream) {
@@ -626,6 +592,13 @@ void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage
                 n->lease_ttl = m->welcome->lease_ttl_ms * MS;
                 if (!n->lease_until || s->now > n->lease_until)
                         n->lease_until = s->now + n->lease_ttl;
+                save_say_again(s, node);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_COMMITTED:
+                save_answered(s, node, m->checkpoint_committed->job_id, m->checkpoint_committed->epoch, m->checkpoint_committed->step, m->checkpoint_committed->attempt);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_DROPPED:
+                save_answered(s, node, m->checkpoint_dropped->job_id, m->checkpoint_dropped->epoch, m->checkpoint_dropped->step, m->checkpoint_dropped->attempt);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_HEARTBEAT_ACK:
                 if (m->heartbeat_ack->sent_mono_ns + n->lease_ttl > n->lease_until)
@@ -642,7 +615,7 @@ void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage
                         if (p->phase == STARTING)
                                 p->pending_abort = m->abort_epoch->epoch;
                         else
-                                proc_after(s, node, p, MS / 2 + sim_random(s, 5 * MS), parked)->d = m->abort_epoch->epoch;
+                                worker_proc_after(s, node, p, MS / 2 + sim_random(s, 5 * MS), parked)->d = m->abort_epoch->epoch;
                 }
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RANK_PLAN: on_plan(s, node, m->rank_plan); break;
@@ -658,7 +631,7 @@ void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage
                         if (!is_save)
                                 p->stop = p->stop || !p->done;
                         else if (p->done && m->save_now->step == p->step)
-                                save(s, node, p, m->save_now->attempt, MS + sim_random(s, 50 * MS));
+                                save_begin(s, node, p, m->save_now->attempt);
                         else
                                 p->save_attempt = m->save_now->attempt;
                 }
@@ -679,7 +652,7 @@ void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage
                 x.data_digest = (char *)"aa";
                 out.body_case = BODY(PREFLIGHT_REPLY);
                 out.preflight_reply = &x;
-                send(s, node, &out);
+                worker_send(s, node, &out);
                 break;
         }
         default:
@@ -726,7 +699,7 @@ void worker_leave(struct sim *s, int node) {
         x.reason = (char *)"spot notice";
         m.body_case = BODY(LEAVING);
         m.leaving = &x;
-        send(s, node, &m);
+        worker_send(s, node, &m);
 }
 
 struct proc *worker_some_rank(struct sim *s, int *ret_node) {

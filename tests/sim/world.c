@@ -194,7 +194,7 @@ static void file_done(struct sim *s, struct ev *e) {
         if (!s->core || e->b != s->core_gen)
                 return;
         sim_enter(s);
-        if (s->faults && sim_chance(s, 3))
+        if (s->rank_faults && sim_chance(s, 3))
                 controller_file_done(s->core, e->a, -ENOSPC, "No space left on device");
         else
                 controller_file_done(s->core, e->a, 0, NULL);
@@ -261,7 +261,12 @@ static void deliver_items(struct sim *s, struct batch *b) {
                         on_reply(s, it);
                         break;
                 case ITEM_FILE:
-                        e = sim_after(s, MS + sim_random(s, 50 * MS), file_done);
+                        if (it->file != FILE_WRITE_MANIFEST)
+                                save_check_removal(s, it->text);
+                        /* One helper does one work after the other. */
+                        at = (s->files_done > s->now ? s->files_done : s->now) + MS / 2 + sim_random(s, sim_chance(s, 3) ? 100 * MS : 2 * MS);
+                        s->files_done = at;
+                        e = sim_after(s, at - s->now, file_done);
                         e->a = it->id;
                         e->b = s->core_gen;
                         break;
@@ -356,7 +361,7 @@ static void io_reply(void *arg, uint64_t request, int status, const char *error,
         add_item(arg, (struct item){ .kind = ITEM_REPLY, .id = request, .status = status, .text = error ? strdup(error) : NULL }, status == 0 ? m : NULL);
 }
 static void io_file(void *arg, const struct file_work *w) {
-        add_item(arg, (struct item){ .kind = ITEM_FILE, .id = w->id }, NULL);
+        add_item(arg, (struct item){ .kind = ITEM_FILE, .id = w->id, .file = (int)w->kind, .text = strdup(w->path) }, NULL);
 }
 static void tick(struct sim *s, struct ev *e) {
         if (!s->core || e->a != s->core_gen || s->wake_at != e->b)
@@ -457,7 +462,7 @@ void sim_core_crash(struct sim *s) {
         s->crashes++;
         s->core = controller_free(s->core);
         s->core_gen++;
-        s->last_commit = 0;
+        s->last_commit = s->files_done = 0;
         batch_free(&s->cur);
         for (size_t i = 0; i < s->n_streams; i++)
                 if (s->streams[i].up)

@@ -199,7 +199,8 @@ static void attach(struct world *w, uint64_t session, const char *name, bool wit
                 st->rank = r;
                 st->incarnation = w->ranks[r].incarnation;
                 st->device = r % 2;
-                st->phase = FP8CTL__V1__RANK_PHASE__RANK_RUNNING;
+                st->phase = w->ranks[r].done ? FP8CTL__V1__RANK_PHASE__RANK_DONE : FP8CTL__V1__RANK_PHASE__RANK_RUNNING;
+                st->step = w->ranks[r].step;
                 st->endpoint = (char *)"unix:/w";
                 ptrs[h.n_ranks++] = st;
         }
@@ -213,8 +214,12 @@ void world_attach(struct world *w, uint64_t session, const char *name) {
         attach(w, session, name, false);
 }
 
-void world_attach_ranks(struct world *w, uint64_t session, const char *name) {
-        attach(w, session, name, true);
+void world_return(struct world *w) {
+        for (uint32_t r = 0; r < WORLD_RANKS; r++)
+                if (w->ranks[r].session)
+                        w->ranks[r].session += 2;
+        attach(w, 3, "a", true);
+        attach(w, 4, "b", true);
 }
 
 static const char job[] = "{\"version\": 1, \"name\": \"j\", \"model\": {\"preset\": \"tiny\"}, \"data\": {\"path\": \"/data\", \"seq_len\": 32}, \"parallel\": {\"tp\": 2, \"dp\": %d},"
@@ -293,7 +298,7 @@ static void say(struct world *w, uint64_t session, Fp8ctl__V1__WorkerMessage *m)
                 say((w_), (w_)->ranks[r_].session, &m_);                             \
         } while (0)
 
-void world_prepared(struct world *w, uint32_t r, uint64_t step, uint32_t attempt) {
+void world_prepared_error(struct world *w, uint32_t r, uint64_t step, uint32_t attempt, const char *error) {
         Fp8ctl__V1__CheckpointPrepared x = FP8CTL__V1__CHECKPOINT_PREPARED__INIT;
         Fp8ctl__V1__ShardInfo shard = FP8CTL__V1__SHARD_INFO__INIT, *shards[1] = { &shard };
         char dir[100], file[40];
@@ -309,7 +314,12 @@ void world_prepared(struct world *w, uint32_t r, uint64_t step, uint32_t attempt
         x.directory = dir;
         x.shards = shards;
         x.n_shards = 1;
+        x.error = (char *)error;
         SAY(w, r, CHECKPOINT_PREPARED, checkpoint_prepared, x);
+}
+
+void world_prepared(struct world *w, uint32_t r, uint64_t step, uint32_t attempt) {
+        world_prepared_error(w, r, step, attempt, "");
 }
 
 void world_fault(struct world *w, uint32_t r, Fp8ctl__V1__RankFault__Kind kind, uint64_t step, const char *text) {
@@ -331,17 +341,30 @@ void world_exited(struct world *w, uint32_t r, const char *cause) {
         SAY(w, r, RANK_EXITED, rank_exited, x);
 }
 
-void world_done(struct world *w, uint32_t r, uint64_t step) {
+void world_done(struct world *w, uint32_t r, uint64_t step, bool stopped) {
         Fp8ctl__V1__RankDone x = FP8CTL__V1__RANK_DONE__INIT;
         Fp8ctl__V1__RankProgress g = FP8CTL__V1__RANK_PROGRESS__INIT;
 
-        g.step = step;
+        w->ranks[r].step = g.step = step;
+        w->ranks[r].done = true;
         x.progress = &g;
+        x.stopped = stopped;
         SAY(w, r, RANK_DONE, rank_done, x);
 }
 
+void world_leaving(struct world *w, uint64_t session) {
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__WorkerLeaving x = FP8CTL__V1__WORKER_LEAVING__INIT;
+
+        x.grace_ms = 3000;
+        x.reason = (char *)"SIGTERM";
+        m.body_case = BODY(LEAVING);
+        m.leaving = &x;
+        say(w, session, &m);
+}
+
 void world_progress(struct world *w, uint64_t step) {
-        for (uint64_t session = 1; session <= 2; session++) {
+        for (uint64_t session = 1; session <= 4; session++) {
                 Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
                 Fp8ctl__V1__Heartbeat h = FP8CTL__V1__HEARTBEAT__INIT;
                 Fp8ctl__V1__RankProgress list[WORLD_RANKS], *ptrs[WORLD_RANKS];
@@ -356,7 +379,7 @@ void world_progress(struct world *w, uint64_t step) {
                         g->epoch = w->ranks[i].epoch;
                         g->rank = i;
                         g->incarnation = w->ranks[i].incarnation;
-                        g->step = step;
+                        w->ranks[i].step = g->step = step;
                         ptrs[h.n_ranks++] = g;
                 }
                 for (size_t i = 0; i < w->n_sent; i++)
@@ -378,7 +401,7 @@ static void start_ranks(struct world *w, uint64_t session, const Fp8ctl__V1__Sta
 
                 if (r >= WORLD_RANKS)
                         abort();
-                w->ranks[r] = (struct world_rank){ m->job_id, session, m->ranks[i]->incarnation, m->epoch };
+                w->ranks[r] = (struct world_rank){ .job = m->job_id, .session = session, .incarnation = m->ranks[i]->incarnation, .epoch = m->epoch };
                 x.endpoint = (char *)"unix:/w";
                 x.fingerprint = (char *)"test";
                 SAY(w, r, RANK_READY, rank_ready, x);
@@ -391,6 +414,7 @@ static void abort_epoch(struct world *w, uint64_t session, const Fp8ctl__V1__Abo
                         Fp8ctl__V1__RankParked x = FP8CTL__V1__RANK_PARKED__INIT;
 
                         w->ranks[r].epoch = m->epoch;
+                        w->ranks[r].done = false;
                         SAY(w, r, RANK_PARKED, rank_parked, x);
                 }
 }
@@ -403,7 +427,7 @@ static void run_plan(struct world *w, uint64_t session, const Fp8ctl__V1__RankPl
                 if (w->ranks[r].job == m->job_id && w->ranks[r].session == session && w->ranks[r].epoch == m->epoch) {
                         Fp8ctl__V1__RankRunning x = FP8CTL__V1__RANK_RUNNING__INIT;
 
-                        x.step = m->load->step;
+                        w->ranks[r].step = x.step = m->load->step;
                         SAY(w, r, RANK_RUNNING, rank_running, x);
                 }
 }

@@ -31,7 +31,8 @@ struct world_file {
 
 /* A rank as its worker knows it. */
 struct world_rank {
-        uint64_t job, session, incarnation, epoch;
+        uint64_t job, session, incarnation, epoch, step;
+        bool stopped, done;
 };
 
 struct world {
@@ -65,7 +66,8 @@ const struct world_kept *world_stored(const struct world *w, const char *key);
 size_t world_count(const struct world *w, const char *prefix); /* of stored keys */
 
 void world_attach(struct world *w, uint64_t session, const char *name); /* two devices */
-void world_attach_ranks(struct world *w, uint64_t session, const char *name); /* and the ranks of this session run there */
+/* After world_restart: a and b come back with their ranks as they are, under sessions 3 and 4. */
+void world_return(struct world *w);
 /* tp 2; spec: further keys, beginning with a comma. */
 void world_submit(struct world *w, const char *id, int dp, int dir, const char *more, bool dry_run, const struct caller *who);
 uint64_t world_submitted(const struct world *w);
@@ -78,9 +80,11 @@ void world_pass(struct world *w, uint64_t ms); /* time passes, in ticks of 100 m
 
 /* What rank r of the newest job says. */
 void world_prepared(struct world *w, uint32_t r, uint64_t step, uint32_t attempt);
+void world_prepared_error(struct world *w, uint32_t r, uint64_t step, uint32_t attempt, const char *error);
 void world_fault(struct world *w, uint32_t r, Fp8ctl__V1__RankFault__Kind kind, uint64_t step, const char *text);
 void world_exited(struct world *w, uint32_t r, const char *cause);
-void world_done(struct world *w, uint32_t r, uint64_t step);
+void world_done(struct world *w, uint32_t r, uint64_t step, bool stopped);
+void world_leaving(struct world *w, uint64_t session);
 void world_progress(struct world *w, uint64_t step); /* heartbeats of all */
 
 /* Messages of this kind about this step (0: any) sent to this session (0: any) since `since`. */

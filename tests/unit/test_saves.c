@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Saves whose words were lost with a controller or a worker that died, and words that are said again. */
+#include <errno.h>
+
 #include "tests/test.h"
 #include "tests/unit/core_world.h"
 
 #define COMMITTED FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_COMMITTED
+#define SAVE_NOW FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_NOW
 #define DROPPED FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_DROPPED
 
 static void all_prepared(struct world *w, uint64_t step, uint32_t attempt) {
@@ -124,15 +127,145 @@ TEST(words_said_again_complete_a_save_under_a_new_controller) {
         world_prepared(&w, 1, 1, 1);
         world_restart(&w);
         CU_ASSERT_FALSE(is_committed(&w, id, 1));
-        for (uint32_t r = 0; r < 4; r++) {
-                CU_ASSERT_EQUAL(w.ranks[r].session, r < 2 ? 1 : 2);
-                w.ranks[r].session += 2;
-        }
-        world_attach_ranks(&w, 3, "a");
-        world_attach_ranks(&w, 4, "b");
+        world_return(&w);
         all_prepared(&w, 1, 1);
         world_pump_files(&w, 0);
         CU_ASSERT(is_committed(&w, id, 1));
+        world_stop(&w);
+}
+
+/* What was written after a save was given up is cleared when all have spoken, and a word about it begins nothing. */
+TEST(shards_written_after_a_save_was_given_up_are_cleared) {
+        struct world w;
+        size_t before;
+
+        world_start(&w, false);
+        world_run_job(&w, "");
+        world_prepared_error(&w, 0, 1, 1, "No space left on device");
+        world_pump(&w);
+        before = w.n_files;
+        for (uint32_t r = 1; r < 4; r++)
+                world_prepared(&w, r, 1, 1);
+        CU_ASSERT_EQUAL(w.n_files, before);
+        world_prepared_error(&w, 0, 1, 1, "No space left on device");
+        CU_ASSERT_EQUAL_FATAL(w.n_files, before + 1);
+        CU_ASSERT_EQUAL(w.files[before].kind, FILE_REMOVE_UNFINISHED);
+        CU_ASSERT_STRING_EQUAL(w.files[before].path, "/ckpt1/step_00000001.e1.1");
+        all_prepared(&w, 1, 1);
+        CU_ASSERT_EQUAL(w.n_files, before + 1);
+        world_stop(&w);
+}
+
+TEST(a_save_whose_manifest_could_not_be_written_is_not_begun_again) {
+        struct world w;
+        size_t before;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        all_prepared(&w, 1, 1);
+        world_pump_files(&w, -ENOSPC);
+        world_pump(&w);
+        CU_ASSERT_FALSE(is_committed(&w, id, 1));
+        before = w.n_sent;
+        world_prepared(&w, 2, 1, 1);
+        CU_ASSERT_EQUAL(world_told(&w, before, DROPPED, w.ranks[2].session, 1), 1);
+        CU_ASSERT_EQUAL(w.n_sent, before + 1);
+        all_prepared(&w, 1, 1);
+        CU_ASSERT_FALSE(is_committed(&w, id, 1));
+        world_stop(&w);
+}
+
+TEST(another_save_of_a_committed_step_is_answered_and_cleared) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        all_prepared(&w, 1, 1);
+        world_pump(&w);
+        all_prepared(&w, 1, 2);
+        world_pump(&w);
+        CU_ASSERT(is_committed(&w, id, 1));
+        CU_ASSERT(world_told(&w, 0, DROPPED, 1, 1) >= 1 && world_told(&w, 0, DROPPED, 2, 1) >= 1);
+        CU_ASSERT_STRING_EQUAL(w.files[w.n_files - 1].path, "/ckpt1/step_00000001.e1.2");
+        CU_ASSERT_EQUAL(w.files[w.n_files - 1].kind, FILE_REMOVE_UNFINISHED);
+        world_stop(&w);
+}
+
+/* The disk that takes manifests stands still: what is too much is told, and what waits is committed once it goes on. */
+TEST(too_many_manifests_that_wait_are_refused_in_the_open) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        for (uint64_t step = 1; step <= 65; step++)
+                all_prepared(&w, step, 1);
+        CU_ASSERT_EQUAL(world_told(&w, 0, DROPPED, 1, 64), 0);
+        CU_ASSERT(world_told(&w, 0, DROPPED, 1, 65) >= 1 && world_told(&w, 0, DROPPED, 2, 65) >= 1);
+        world_pump(&w);
+        CU_ASSERT(is_committed(&w, id, 62) && is_committed(&w, id, 63) && is_committed(&w, id, 64));
+        CU_ASSERT_FALSE(is_committed(&w, id, 65));
+        all_prepared(&w, 66, 1);
+        world_pump(&w);
+        CU_ASSERT(is_committed(&w, id, 66));
+        world_stop(&w);
+}
+
+/* Rank 3's word of the last save is lost for good: it is asked for again, and not waited for. */
+TEST(the_last_save_is_asked_for_again_when_a_word_was_lost) {
+        struct world w;
+        Fp8ctl__V1__Job *j;
+        uint64_t id;
+        size_t before;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        world_progress(&w, 100);
+        for (uint32_t r = 0; r < 3; r++)
+                world_prepared(&w, r, 100, 1);
+        for (uint32_t r = 0; r < 4; r++)
+                world_done(&w, r, 100, false);
+        before = w.n_sent;
+        world_pass(&w, 59000);
+        CU_ASSERT_EQUAL(world_told(&w, before, SAVE_NOW, 0, 0), 0);
+        world_pass(&w, 2000);
+        CU_ASSERT_EQUAL(world_told(&w, before, SAVE_NOW, 1, 100), 1);
+        CU_ASSERT_EQUAL(world_told(&w, before, SAVE_NOW, 2, 100), 1);
+        all_prepared(&w, 100, 2);
+        world_pump(&w);
+        CU_ASSERT(is_committed(&w, id, 100));
+        j = world_job(&w, id);
+        CU_ASSERT_PTR_NOT_NULL_FATAL(j);
+        CU_ASSERT_EQUAL(j->state, FP8CTL__V1__JOB_STATE__COMPLETED);
+        fp8ctl__v1__job__free_unpacked(j, NULL);
+        world_stop(&w);
+}
+
+/* Node a leaves at step 50, its ranks say that they were stopped, and the controller that heard it dies: the new one finds them done. */
+TEST(a_job_that_was_stopped_is_not_completed_by_a_new_controller) {
+        struct world w;
+        Fp8ctl__V1__Job *j;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        world_progress(&w, 50);
+        world_leaving(&w, 1);
+        CU_ASSERT_EQUAL(world_told(&w, 0, FP8CTL__V1__CONTROLLER_MESSAGE__BODY_STOP_RANKS, 2, 0), 1);
+        for (uint32_t r = 0; r < 4; r++)
+                world_done(&w, r, 50, true);
+        world_restart(&w);
+        world_return(&w);
+        all_prepared(&w, 50, 1);
+        world_pump_files(&w, 0);
+        CU_ASSERT(is_committed(&w, id, 50));
+        j = world_job(&w, id);
+        CU_ASSERT_PTR_NOT_NULL_FATAL(j);
+        CU_ASSERT(j->state != FP8CTL__V1__JOB_STATE__COMPLETED);
+        CU_ASSERT_EQUAL(j->step, 50);
+        fp8ctl__v1__job__free_unpacked(j, NULL);
         world_stop(&w);
 }
 
