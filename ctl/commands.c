@@ -5,6 +5,10 @@
 #include "base/cleanup.h"
 #include "ctl/handlers.h"
 
+#define CKPT_HELP                                                                                                                        \
+        "CKPT is a checkpoint's folder, a folder of step folders (its newest), JOB (its newest) or JOB:STEP; a job's folders must be reachable\n" \
+        "from here."
+
 const struct command commands[] = {
         { "submit", "FILE", 1, 1, FORMATS_USUAL, submit_opts, submit_run, "send a job file (YAML) to the controller",
           "FILE is a job file (docs/job-file.md lists its keys), or - for standard input. It is checked here first: a mistake in it is one line\n"
@@ -27,7 +31,12 @@ const struct command commands[] = {
         { "node list", "", 0, 0, FORMATS_USUAL, NULL, node_list_run, "list nodes and their devices", NULL, false },
         { "node get", "NODE", 1, 1, FORMATS_USUAL, NULL, node_get_run, "show one node", NULL, false },
         { "node describe", "NODE", 1, 1, FORMATS_PLAIN, NULL, node_describe_run, "show all about one node", NULL, false },
-        { "ckpt ls", "JOB", 1, 1, FORMATS_USUAL, NULL, checkpoint_list_run, "list a job's committed checkpoints", NULL, false },
+        { "ckpt ls", "JOB|DIR", 1, 1, FORMATS_USUAL, NULL, checkpoint_list_run, "list a job's committed checkpoints, or those in a folder", NULL, false },
+        { "ckpt show", "CKPT", 1, 1, FORMATS_USUAL, NULL, checkpoint_show_run, "show a checkpoint's manifest and tensors", CKPT_HELP, false },
+        { "ckpt verify", "CKPT", 1, 1, FORMATS_PLAIN, NULL, checkpoint_verify_run, "read all of a checkpoint and name what is bad in it",
+          CKPT_HELP "\nExit code 0: whole; 1: not.", false },
+        { "ckpt diff", "CKPT CKPT", 2, 2, FORMATS_PLAIN, checkpoint_diff_opts, checkpoint_diff_run, "compare two checkpoints, of any layouts, tensor by tensor",
+          CKPT_HELP "\nExit code 0: every tensor has the same bits; 1: not.", false },
         { "data prepare", "FILES...", 1, -1, FORMATS_PLAIN, data_prepare_opts, data_prepare_run, "make PREFIX.bin and PREFIX.idx from text files",
           "Byte tokenizer (ids 0 to 255, 0 ends a document); documents are blocks between blank lines, or lines with --lines.", false },
         { "cluster up", "", 0, 0, FORMATS_PLAIN, cluster_up_opts, cluster_up_run, "start a whole cluster on this machine",

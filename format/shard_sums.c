@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sums: beside a shard lies a text of its tensors' digests ("<32 digits>  <name>" a line), so that of a bad shard the bad tensor can be named.  Nothing else rests on it: the manifest's
+ * digest alone says whether a shard is whole.  So it is not made durable, and one that is missing or bad itself only costs the name.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/file.h"
+#include "format/checkpoint_private.h"
+
+#define SUMS_MAX (256u << 20)
+#define NAMED_MOST 8 /* bad tensors that are named */
+
+DEFINE_CLEANUP(struct shard_view *, shard_view_free);
+
+static char *sums_path(const char *folder, const char *file) {
+        static const char tail[] = ".safetensors";
+        size_t n = strlen(file), k = sizeof(tail) - 1;
+
+        return file_path("%s/%.*s.sums", folder, (int)(n > k && strcmp(file + n - k, tail) == 0 ? n - k : n), file);
+}
+
+static int sums_text(const struct shard_view *v, char **ret, size_t *ret_len) {
+        FILE *f = open_memstream(ret, ret_len);
+        char hex[DIGEST_HEX_SIZE];
+        size_t bytes;
+
+        if (!f)
+                return -ENOMEM;
+        for (size_t i = 0; i < shard_view_count(v); i++) {
+                const struct shard_tensor *t = shard_view_tensor(v, i);
+
+                if (shard_tensor_bytes(t, &bytes) < 0)
+                        continue;
+                digest_hex(digest_of(t->data, bytes), hex);
+                (void)fprintf(f, "%s  %s\n", hex, t->name);
+        }
+        return fclose(f) == 0 ? 0 : -ENOMEM;
+}
+
+int shard_sums_write(const char *folder, const char *file, const void *image, size_t len, struct error *e) {
+        _cleanup_(shard_view_freep) struct shard_view *v = NULL;
+        _cleanup_free_ char *path = sums_path(folder, file), *text = NULL;
+        _cleanup_close_ int fd = -1;
+        size_t text_len = 0;
+        int r = shard_view_open(image, len, &v, e);
+
+        if (r < 0)
+                return r;
+        if (!path || sums_text(v, &text, &text_len) < 0)
+                return error_set(e, -ENOMEM, "sums: out of memory");
+        fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+        if (fd < 0)
+                return error_errno(e, errno, "cannot create %s", path);
+        r = file_write_all(fd, text, text_len);
+        if (r < 0) {
+                (void)unlink(path);
+                return error_errno(e, -r, "cannot write %s", path);
+        }
+        return 0;
+}
+
+/* A line's digest and name; false: it is none. Moves *p behind it. */
+static bool next_line(char **p, struct digest *ret, const char **ret_name) {
+        char *end = strchr(*p, '\n'), *line = *p;
+
+        if (!end)
+                return false;
+        *end = 0;
+        *p = end + 1;
+        if (end - line < DIGEST_HEX_SIZE + 2 || strncmp(line + DIGEST_HEX_SIZE - 1, "  ", 2) != 0)
+                return false;
+        line[DIGEST_HEX_SIZE - 1] = 0;
+        *ret_name = line + DIGEST_HEX_SIZE + 1;
+        return digest_parse(line, ret) == 0;
+}
+
+static int compare(const struct shard_view *v, char *sums, char **ret, struct error *e) {
+        struct digest expected;
+        const char *name;
+        size_t bytes, len = 0, n = 0;
+        FILE *f = open_memstream(ret, &len);
+
+        if (!f)
+                return error_set(e, -ENOMEM, "sums: out of memory");
+        while (next_line(&sums, &expected, &name)) {
+                const struct shard_tensor *t = shard_view_find(v, name);
+
+                if (t && shard_tensor_bytes(t, &bytes) == 0 && digest_equal(digest_of(t->data, bytes), expected))
+                        continue;
+                if (n++ < NAMED_MOST)
+                        (void)fprintf(f, "%s%s", n > 1 ? ", " : "", name);
+        }
+        if (n > NAMED_MOST)
+                (void)fprintf(f, " and %zu more", n - NAMED_MOST);
+        (void)fclose(f);
+        return n ? 0 : error_set(e, -ENODATA, "every tensor is as it was written: the header is bad");
+}
+
+int checkpoint_bad_tensor(const char *folder, const struct checkpoint_manifest *m, size_t i, char **ret, struct error *e) {
+        const struct manifest_shard *s = &m->shards[i];
+        _cleanup_free_ char *path = sums_path(folder, s->file), *sums = NULL, *names = NULL;
+        _cleanup_(shard_view_freep) struct shard_view *v = NULL;
+        _cleanup_close_ int fd = -1;
+        size_t len;
+        void *p;
+        int r;
+
+        if (!path)
+                return error_set(e, -ENOMEM, "sums: out of memory");
+        r = file_read(path, SUMS_MAX, &sums, &len, e);
+        if (r == 0)
+                r = manifest_shard_open(folder, s, &fd, e);
+        if (r < 0)
+                return r;
+        p = mmap(NULL, s->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (p == MAP_FAILED)
+                return error_errno(e, errno, "cannot map %s", s->file);
+        r = shard_view_open(p, s->bytes, &v, e);
+        if (r == 0)
+                r = compare(v, sums, &names, e);
+        (void)munmap(p, s->bytes);
+        if (r == 0)
+                *ret = STEAL_PTR(names);
+        return r;
+}
