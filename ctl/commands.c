@@ -37,6 +37,11 @@ const struct command commands[] = {
           CKPT_HELP "\nExit code 0: whole; 1: not.", false },
         { "ckpt diff", "CKPT CKPT", 2, 2, FORMATS_PLAIN, checkpoint_diff_opts, checkpoint_diff_run, "compare two checkpoints, of any layouts, tensor by tensor",
           CKPT_HELP "\nExit code 0: every tensor has the same bits; 1: not.", false },
+        { "ckpt export", "CKPT DIR", 2, 2, FORMATS_PLAIN, checkpoint_export_opts, checkpoint_export_run, "write its weights as a Hugging Face folder",
+          CKPT_HELP "\nDIR gets config.json, generation_config.json and safetensors files that transformers loads as LlamaForCausalLM. It appears when all is written.", false },
+        { "ckpt import", "DIR CKPT", 2, 2, FORMATS_PLAIN, NULL, checkpoint_import_run, "make a checkpoint of a Hugging Face folder's weights",
+          "DIR holds config.json and safetensors (one file or an index; BF16, F16 or F32) of a Llama model. CKPT, a new folder, is what\n"
+          "`submit --from CKPT` starts from, with a job file whose model is that config.json (model.config).", false },
         { "data prepare", "FILES...", 1, -1, FORMATS_PLAIN, data_prepare_opts, data_prepare_run, "make PREFIX.bin and PREFIX.idx from text files",
           "Byte tokenizer (ids 0 to 255, 0 ends a document); documents are blocks between blank lines, or lines with --lines.", false },
         { "cluster up", "", 0, 0, FORMATS_PLAIN, cluster_up_opts, cluster_up_run, "start a whole cluster on this machine",

@@ -11,9 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/file.h"
+#include "ctl/checkpoint.h"
 #include "ctl/handlers.h"
 #include "ctl/job_set.h"
 #include "ctl/job_view.h"
@@ -33,7 +35,7 @@ const struct opt submit_opts[] = {
         { "wait", 'w', OPT_FLAG, NULL, "follow the job to its end", &given.wait, 0, 0, NULL },
         { "dry-run", 0, OPT_FLAG, NULL, "check, plan and try the nodes; store nothing", &given.dry_run, 0, 0, NULL },
         { "plan", 0, OPT_FLAG, NULL, "show where each rank would run; store nothing, try nothing", &given.plan, 0, 0, NULL },
-        { "from", 0, OPT_STRING, "CKPT", "start from this checkpoint's folder", &given.from, 0, 0, NULL },
+        { "from", 0, OPT_STRING, "CKPT", "start from this checkpoint: its folder, JOB or JOB:STEP", &given.from, 0, 0, NULL },
         { "name", 0, OPT_STRING, "NAME", "instead of the job file's name", &given.name, 0, 0, NULL },
         { "set", 's', OPT_LIST, "KEY=VALUE", "change a key of the job file (train.steps=50); may be given again", &given.set, 0, 0, NULL },
         { "skip-preflight", 0, OPT_FLAG, NULL, "do not try paths and space on the nodes first", &given.no_preflight, 0, 0, NULL },
@@ -171,7 +173,21 @@ static void print_submitted(const struct ctl *c, const Fp8ctl__V1__SubmitReply *
         }
 }
 
-static int send_job(struct client *cl, const char *path, char *json, Fp8ctl__V1__SubmitReply **ret, struct error *e) {
+/* What --from means: any CKPT. Paths are the nodes' too, so they are made absolute. */
+static int find_from(const struct ctl *c, char **ret, struct error *e) {
+        _cleanup_free_ char *folder = NULL, *config = file_path("%s/config.json", given.from), *manifest = file_path("%s/manifest.json", given.from);
+
+        if (config && manifest && access(config, F_OK) == 0 && access(manifest, F_OK) < 0)
+                return error_set(e, -EINVAL, "--from %s: found a Hugging Face folder, expected a checkpoint; `fp8ctl ckpt import %s CKPT` makes one", given.from, given.from);
+        if (checkpoint_find(c, given.from, &folder, e) < 0) {
+                error_prefix(e, "--from");
+                return e->code = -EINVAL;
+        }
+        *ret = realpath(folder, NULL);
+        return *ret ? 0 : error_set(e, -EINVAL, "--from %s: %s", given.from, strerror(errno));
+}
+
+static int send_job(const struct ctl *c, struct client *cl, const char *path, char *json, Fp8ctl__V1__SubmitReply **ret, struct error *e) {
         Fp8ctl__V1__SubmitRequest rq = FP8CTL__V1__SUBMIT_REQUEST__INIT;
         _cleanup_free_ char *from = NULL;
         struct passwd *pw = getpwuid(geteuid());
@@ -180,11 +196,10 @@ static int send_job(struct client *cl, const char *path, char *json, Fp8ctl__V1_
 
         if (r < 0)
                 return r;
-        if (given.from) {
-                from = realpath(given.from, NULL);
-                if (!from)
-                        return error_set(e, -EINVAL, "--from %s: %s", given.from, strerror(errno));
-        }
+        if (given.from)
+                r = find_from(c, &from, e);
+        if (r < 0)
+                return r;
         rq.request_id = id;
         rq.job_file = json;
         rq.file_name = (char *)path;
@@ -212,7 +227,7 @@ int submit_run(struct ctl *c, int n, char **args) {
         }
         if (make_json(args[0], &json, &e) < 0)
                 return ctl_usage(&e);
-        if (client_new(c, &cl, &e) < 0 || send_job(cl, args[0], json, &reply, &e) < 0)
+        if (client_new(c, &cl, &e) < 0 || send_job(c, cl, args[0], json, &reply, &e) < 0)
                 return ctl_fail(&e);
         if (!reply || !reply->job)
                 return EXIT_FAILED;

@@ -25,3 +25,5 @@ struct checkpoint_manifest {
 int manifest_shard_open(const char *folder, const struct manifest_shard *s, int *ret_fd, struct error *e);
 /* -EBADMSG with both when `found` is not the manifest's digest. */
 int manifest_shard_digest(const char *folder, const struct manifest_shard *s, struct digest found, struct error *e);
+/* A name in the folder and nothing else: it is put behind the folder's path. */
+bool plain_file_name(const char *s);

@@ -23,8 +23,7 @@ static int get_number(const json_t *o, const char *key, uint64_t max, uint64_t *
         return 0;
 }
 
-/* A name in the folder and nothing else: it is put behind the folder's path. */
-static bool plain_file_name(const char *s) {
+bool plain_file_name(const char *s) {
         size_t n = strlen(s);
 
         if (n == 0 || n > 200 || s[0] == '.')

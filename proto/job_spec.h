@@ -124,6 +124,9 @@ int job_spec_to_json(const struct job_spec *s, char **ret, struct error *e);
 bool job_spec_uses_test_hooks(const struct job_spec *s);
 /* Parameters of the model in all (tied head counted once). */
 int64_t model_parameters(const struct model_config *m);
+/* Every parameter tensor under its Hugging Face name, in the order of the forward pass; a vector is [1, n]. A tied head is not among them. */
+int64_t model_tensors(const struct model_config *m);
+void model_tensor(const struct model_config *m, int64_t i, char *name, size_t size, int64_t *ret_rows, int64_t *ret_cols);
 /* Upper estimate of one rank's memory in bytes: weights, master, moments, gradients, activations, workspaces, two snapshots. */
 uint64_t job_spec_bytes_per_rank(const struct job_spec *s);
 /* Fills *ret from a named preset; NULL-terminated list of names. */

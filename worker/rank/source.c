@@ -3,11 +3,26 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "base/cleanup.h"
 #include "worker/ckpt/checkpoint.h"
 
 DEFINE_CLEANUP(struct checkpoint_manifest *, checkpoint_manifest_free);
+
+/* Imported weights: all else is as in a new job. Weights are the tensors without a prefix (format/shard.h). */
+static int load_weights(const char *folder, const struct checkpoint_manifest *m, struct trainer *t, const struct shard_tensor *list, size_t n, const struct dev_ops *ops,
+                        struct dev_stream *stream, struct error *e) {
+        _cleanup_free_ struct shard_tensor *weights = calloc(n, sizeof(*weights));
+        size_t n_weights = 0;
+        int r = weights ? trainer_init(t, e) : error_set(e, -ENOMEM, "no memory for the list of weights");
+
+        for (size_t i = 0; r == 0 && i < n; i++)
+                if (!strchr(list[i].name, ':'))
+                        weights[n_weights++] = list[i];
+        return r < 0 ? r : checkpoint_load(folder, m, weights, n_weights, ops, stream, e);
+}
 
 /* Any layout's shards: each rank takes the slices it needs. */
 static int load_checkpoint(const char *folder, struct trainer *t, const struct dev_ops *ops, struct dev *dev, struct error *e) {
@@ -23,9 +38,12 @@ static int load_checkpoint(const char *folder, struct trainer *t, const struct d
         if (r < 0)
                 return error_errno(e, -r, "stream");
         trainer_state(t, &list, &n);
-        r = checkpoint_load(folder, m, list, n, ops, stream, e);
+        if (checkpoint_manifest_weights_only(m))
+                r = load_weights(folder, m, t, list, n, ops, stream, e);
+        else
+                r = checkpoint_load(folder, m, list, n, ops, stream, e);
         ops->stream_free(stream);
-        return r < 0 ? r : trainer_set_state_json(t, checkpoint_manifest_state(m), e);
+        return r < 0 || checkpoint_manifest_weights_only(m) ? r : trainer_set_state_json(t, checkpoint_manifest_state(m), e);
 }
 
 int source_load(const Fp8ctl__V1__LoadSource *l, struct trainer *t, struct snapshot *s, const struct dev_ops *ops, struct dev *dev, struct error *e) {

@@ -108,9 +108,8 @@ int optimizer_init_state(struct trainer *t, struct error *e) {
                 TRY_DEV(e, m->ops->init_normal(o->list[i].master, p->rows, x->cols, x->row0 + p->row0, x->col0, x->global_cols,
                                                (uint64_t)t->spec->train.seed, x->hash, x->mean, x->std, m->stream));
         }
-        if (m->n_sites == 0)
-                return 0;
-        TRY_DEV(e, m->ops->zero(m->history, sizeof(dev_real) * (size_t)m->n_sites * (size_t)t->spec->precision.amax_history, m->stream));
+        if (m->n_sites > 0)
+                TRY_DEV(e, m->ops->zero(m->history, sizeof(dev_real) * (size_t)m->n_sites * (size_t)t->spec->precision.amax_history, m->stream));
         for (int i = 0; i < m->n_sites; i++) {
                 const dev_real one = 1;
 

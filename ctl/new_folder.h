@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* A folder that appears whole or not at all: it is filled under a temporary name beside its own, made durable, and renamed. */
+#include "base/error.h"
+
+struct new_folder {
+        char *path, *parent, *tmp;
+};
+/* -EEXIST when path is there and not an empty folder. The parent is made. */
+int new_folder_begin(const char *path, struct new_folder *ret, struct error *e);
+int new_folder_commit(struct new_folder *f, struct error *e);
+/* What was not committed is removed. */
+void new_folder_done(struct new_folder *f);
