@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * On Linux credentials belong to a thread; it is the C library that keeps a process's threads equal.  The helper therefore changes its own *effective* user, groups and group by
- * the raw system calls (setgroups(2) and setresuid(2), "C library/kernel differences") and takes root's back after each work.
+ * Work in a user's folder is done with that user's file-system identity, setfsuid(2), setfsgid(2) and the groups: on Linux they belong to a thread, and it is the C library that keeps
+ * a process's threads equal, hence the raw system calls ("C library/kernel differences").  Unlike the effective user they leave CAP_SETUID and CAP_SETGID alone, so that a
+ * daemon that has these two and nothing else can do it, and root loses CAP_DAC_OVERRIDE and its kin meanwhile.
  */
 #include "daemon/io/file_helper.h"
 
@@ -50,26 +51,39 @@ static struct work *work_free(struct work *w) {
 
 /* ------------------------------------------------------------------ in the helper's thread */
 
-static int become(uint32_t uid, uint32_t gid, struct error *e) {
+struct identity {
+        uid_t uid;
+        gid_t gid;
         gid_t groups[GROUPS_MAX];
-        int n = GROUPS_MAX;
+        int n_groups;
+};
+
+static void identity_of_user(uint32_t uid, uint32_t gid, struct identity *ret) {
         struct passwd pw, *found = NULL;
         char buf[4096];
 
-        if (getpwuid_r(uid, &pw, buf, sizeof(buf), &found) != 0 || !found || getgrouplist(found->pw_name, gid, groups, &n) < 0) {
-                groups[0] = gid;
-                n = 1;
+        *ret = (struct identity){ .uid = uid, .gid = gid, .n_groups = GROUPS_MAX };
+        if (getpwuid_r(uid, &pw, buf, sizeof(buf), &found) != 0 || !found || getgrouplist(found->pw_name, gid, ret->groups, &ret->n_groups) < 0) {
+                ret->groups[0] = gid;
+                ret->n_groups = 1;
         }
-        if (syscall(SYS_setgroups, (size_t)n, groups) < 0 || syscall(SYS_setresgid, -1, gid, -1) < 0 || syscall(SYS_setresuid, -1, uid, -1) < 0)
-                return error_errno(e, errno, "cannot act as user %u", uid);
-        return 0;
 }
 
-static int become_root(struct error *e) {
-        gid_t none = 0;
+static int identity_of_self(struct identity *ret, struct error *e) {
+        *ret = (struct identity){ .uid = geteuid(), .gid = getegid() };
+        ret->n_groups = getgroups(GROUPS_MAX, ret->groups);
+        return ret->n_groups < 0 ? error_errno(e, errno, "groups of this process") : 0;
+}
 
-        if (syscall(SYS_setresuid, -1, 0, -1) < 0 || syscall(SYS_setresgid, -1, 0, -1) < 0 || syscall(SYS_setgroups, (size_t)1, &none) < 0)
-                return error_errno(e, errno, "cannot act as root again");
+/* -EPERM: this process may not act for others. */
+static int become(const struct identity *i, struct error *e) {
+        if (syscall(SYS_setgroups, (size_t)i->n_groups, i->groups) < 0)
+                return error_errno(e, errno, "cannot act as user %u", (unsigned)i->uid);
+        /* These return what was before, and nothing else; -1 changes nothing. */
+        syscall(SYS_setfsgid, i->gid);
+        syscall(SYS_setfsuid, i->uid);
+        if ((uid_t)syscall(SYS_setfsuid, -1) != i->uid || (gid_t)syscall(SYS_setfsgid, -1) != i->gid)
+                return error_errno(e, EPERM, "cannot act as user %u", (unsigned)i->uid);
         return 0;
 }
 
@@ -107,15 +121,22 @@ static int do_work(const struct file_work *w, struct error *e) {
 }
 
 static int do_as_user(const struct file_work *w, struct error *e) {
+        struct identity self, user;
         struct error back = { 0 };
+        bool denied;
         int r;
 
-        if (geteuid() != 0 || w->uid == 0)
+        r = identity_of_self(&self, e);
+        if (r < 0)
+                return r;
+        if (w->uid == self.uid)
                 return do_work(w, e);
-        r = become(w->uid, w->gid, e);
-        if (r == 0)
+        identity_of_user(w->uid, w->gid, &user);
+        r = become(&user, e);
+        denied = r == -EPERM && self.uid != 0; /* a controller that a user started: as far as that user may */
+        if (r == 0 || denied)
                 r = do_work(w, e);
-        if (become_root(&back) < 0)
+        if (become(&self, &back) < 0 && !denied)
                 return error_set(e, back.code, "%s", back.text);
         return r;
 }
