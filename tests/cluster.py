@@ -130,7 +130,7 @@ class Cluster:
         ends = ("COMPLETED", "FAILED", "CANCELLED")
         j = wait_for(f"the end of job {job}", lambda: (lambda x: x if x["state"].upper() in ends else None)(self.job(job)), seconds, 0.3)
         if j["state"].upper() != state:
-            raise Failure(f"job {job}: found {j['state']} ({j.get('reason')}; {j.get('failure')}), expected {state}")
+            raise Failure(f"job {job}: found {j['state']} ({j.get('failure') or j.get('reason')}), expected {state}")
         return j
 
     def kill_rank(self, job, rank, sig=signal.SIGKILL):

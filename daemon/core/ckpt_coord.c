@@ -115,10 +115,13 @@ bool save_in_hand(const struct job *j, uint64_t step) {
 }
 
 /* The newest try for this step was given up. */
-bool save_failed(const struct job *j, uint64_t step) {
+bool save_failed(const struct job *j, uint64_t step, const char **ret_why) {
         for (const struct save *s = j->saves; s; s = s->next)
-                if (s->step == step && s->epoch == j->epoch)
+                if (s->step == step && s->epoch == j->epoch) {
+                        if (s->state == SAVE_DROPPED && ret_why)
+                                *ret_why = s->why;
                         return s->state == SAVE_DROPPED;
+                }
         return false;
 }
 
@@ -272,7 +275,8 @@ static void drop(struct controller *c, struct save *s, enum save_event ev, const
 
         if (step_to(c, s, ev) < 0)
                 return;
-        answer_dropped(c, NULL, s, why);
+        core_text(s->why, sizeof(s->why), why);
+        answer_dropped(c, NULL, s, s->why);
         event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = ev == SAVE_E_FENCED || ev == SAVE_E_SUPERSEDED ? "info" : "warning" }, "checkpoint_dropped",
                   "save of step %" PRIu64 " (attempt %u) dropped: %.300s", s->step, s->attempt, why);
         checkpoint_folder(j, s->step, s->epoch, s->attempt, path, sizeof(path));
@@ -488,7 +492,7 @@ void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp
         if (!s && !(s = begin(c, j, r, m)))
                 return;
         if (s->state == SAVE_DROPPED) {
-                answer_dropped(c, r->node, s, "it was given up");
+                answer_dropped(c, r->node, s, s->why);
                 late_word(c, s, m->rank);
                 return;
         }

@@ -124,7 +124,7 @@ struct save {
         char *state_json;
         struct save_shard *shards;
         size_t n_shards;
-        char error[TEXT_MAX_LEN];
+        char why[TEXT_MAX_LEN]; /* it was dropped */
 };
 
 /* Recovery: the one state machine of a placed job (recovery.c). */
@@ -391,7 +391,7 @@ void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp
 bool save_file_done(struct controller *c, uint64_t id, int rc, const char *text);
 void save_fence(struct controller *c, struct job *j, const char *why); /* the epoch is over */
 uint32_t save_request(struct controller *c, struct job *j, uint64_t step);
-bool save_failed(const struct job *j, uint64_t step);
+bool save_failed(const struct job *j, uint64_t step, const char **ret_why); /* ret_why may be NULL */
 bool save_in_flight(const struct job *j, uint64_t step);
 bool save_in_hand(const struct job *j, uint64_t step);
 void save_tick(struct controller *c, struct job *j, uint64_t now);

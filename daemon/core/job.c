@@ -512,12 +512,14 @@ void job_check_done(struct controller *c, struct job *j) {
                 return;
         }
         must_save = j->spec->checkpoint.dir && j->spec->checkpoint.dir[0] && (stopped || j->spec->checkpoint.at_end);
-        if (must_save && !checkpoint_has(j, step) && step > 0 && (j->final_retry_at || j->final_retries < FINAL_RETRIES_MAX)) {
+        if (must_save && !checkpoint_has(j, step) && step > 0) {
                 uint64_t soon = core_now(c) + FINAL_RETRY_MS * NSEC_PER_MSEC;
+                bool more = j->final_retries < FINAL_RETRIES_MAX, failed = save_failed(j, step, NULL);
 
-                if (!j->final_retry_at || (j->final_retries < FINAL_RETRIES_MAX && save_failed(j, step) && j->final_retry_at > soon))
+                if (!j->final_retry_at ? more : more && failed && j->final_retry_at > soon)
                         j->final_retry_at = soon;
-                return;
+                if (more || (j->final_retry_at && !failed))
+                        return;
         }
         if (stopped && step < (uint64_t)j->spec->train.steps) {
                 char why[sizeof(j->reason)];
@@ -526,7 +528,12 @@ void job_check_done(struct controller *c, struct job *j) {
                          checkpoint_has(j, step) ? "saved at" : "could not be saved at", step);
                 job_finish(c, j, j->stop_kind == STOP_NONE ? JOB_E_REQUEUE : stop_outcome(j), why);
         } else if (must_save && !checkpoint_has(j, step)) {
-                job_finish(c, j, JOB_E_FAIL, "all steps done, but the last checkpoint could not be saved");
+                const char *because = NULL;
+                char why[sizeof(j->reason)];
+
+                save_failed(j, step, &because);
+                snprintf(why, sizeof(why), "all steps done, but the last checkpoint could not be saved%s%s", because ? ": " : "", because ? because : "");
+                job_finish(c, j, JOB_E_FAIL, why);
         } else {
                 char why[sizeof(j->reason)];
 

@@ -243,6 +243,34 @@ TEST(the_last_save_is_asked_for_again_when_a_word_was_lost) {
         world_stop(&w);
 }
 
+TEST(a_last_save_that_cannot_be_made_fails_the_job_and_says_so_once) {
+        static const char why[] = "all steps done, but the last checkpoint could not be saved: rank 2 on b could not write: No space left on device";
+        struct world w;
+        Fp8ctl__V1__Job *j;
+        char text[400];
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        world_progress(&w, 100);
+        for (uint32_t attempt = 1; attempt <= 4; attempt++) {
+                CU_ASSERT_EQUAL(world_told(&w, 0, SAVE_NOW, 1, 100), attempt - 1);
+                for (uint32_t r = 0; r < 4; r++)
+                        world_prepared_error(&w, r, 100, attempt, r == 2 ? "No space left on device" : "");
+                for (uint32_t r = 0; attempt == 1 && r < 4; r++)
+                        world_done(&w, r, 100, false);
+                world_pass(&w, 3200);
+        }
+        j = world_job(&w, id);
+        CU_ASSERT_PTR_NOT_NULL_FATAL(j);
+        CU_ASSERT_EQUAL(j->state, FP8CTL__V1__JOB_STATE__FAILED);
+        CU_ASSERT_STRING_EQUAL(j->reason, why);
+        CU_ASSERT_STRING_EQUAL(j->failure, why);
+        fp8ctl__v1__job__free_unpacked(j, NULL);
+        CU_ASSERT_STRING_EQUAL(world_event(&w, "failed", text, sizeof(text)), "j: all steps done, but the last checkpoint could not be saved: rank 2 on b could not write: No space left on device");
+        world_stop(&w);
+}
+
 /* Node a leaves at step 50, its ranks say that they were stopped, and the controller that heard it dies: the new one finds them done. */
 TEST(a_job_that_was_stopped_is_not_completed_by_a_new_controller) {
         struct world w;
