@@ -65,8 +65,15 @@ const struct shard_tensor *shard_tensor_search(const struct shard_tensor *list, 
 int checkpoint_verify_shard(const char *folder, const struct checkpoint_manifest *m, size_t i, void (*progress)(void *arg, size_t bytes), void *arg, struct error *e);
 /* Every shard; names the one that is bad. */
 int checkpoint_verify(const char *folder, const struct checkpoint_manifest *m, struct error *e);
-/* Writes the digests of a shard image's tensors beside it (shard-00003-of-00008.sums), for checkpoint_bad_tensor alone. */
-int shard_sums_write(const char *folder, const char *file, const void *image, size_t len, struct error *e);
+/*
+ * Sums: the digests of a shard image's tensors, kept beside it (shard-00003-of-00008.sums), for checkpoint_bad_tensor alone. shard_sums_add takes the next len bytes of the image, best while
+ * they are in the cache anyway. NULL is allowed for all of these.
+ */
+struct shard_sums;
+int shard_sums_new(const void *image, size_t len, struct shard_sums **ret, struct error *e);
+void shard_sums_add(struct shard_sums *s, size_t len);
+int shard_sums_write(struct shard_sums *s, const char *folder, const char *file, struct error *e);
+struct shard_sums *shard_sums_free(struct shard_sums *s);
 /* Which tensors of a bad shard differ from its sums: "a, b". -ENODATA when none does, -ENOENT without sums. free() it. */
 int checkpoint_bad_tensor(const char *folder, const struct checkpoint_manifest *m, size_t i, char **ret, struct error *e);
 /* Newest folder in dir whose manifest verifies whole; -ENOENT. */

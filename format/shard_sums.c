@@ -27,44 +27,112 @@ static char *sums_path(const char *folder, const char *file) {
         return file_path("%s/%.*s.sums", folder, (int)(n > k && strcmp(file + n - k, tail) == 0 ? n - k : n), file);
 }
 
-static int sums_text(const struct shard_view *v, char **ret, size_t *ret_len) {
-        FILE *f = open_memstream(ret, ret_len);
-        char hex[DIGEST_HEX_SIZE];
-        size_t bytes;
+struct shard_sums {
+        struct shard_view *view;
+        const struct shard_tensor **order; /* by place in the image; empty ones are not among them */
+        size_t n, next;
+        const uint8_t *image;
+        size_t at; /* of the image, the bytes heard */
+        struct digest_stream *stream; /* of the tensor at hand */
+        FILE *text;
+        char *buffer;
+        size_t len;
+};
 
-        if (!f)
-                return -ENOMEM;
-        for (size_t i = 0; i < shard_view_count(v); i++) {
-                const struct shard_tensor *t = shard_view_tensor(v, i);
+DEFINE_CLEANUP(struct shard_sums *, shard_sums_free);
 
-                if (shard_tensor_bytes(t, &bytes) < 0)
-                        continue;
-                digest_hex(digest_of(t->data, bytes), hex);
-                (void)fprintf(f, "%s  %s\n", hex, t->name);
-        }
-        return fclose(f) == 0 ? 0 : -ENOMEM;
+static int by_place(const void *a, const void *b) {
+        const uint8_t *x = (*(const struct shard_tensor *const *)a)->data, *y = (*(const struct shard_tensor *const *)b)->data;
+
+        return x < y ? -1 : x > y;
 }
 
-int shard_sums_write(const char *folder, const char *file, const void *image, size_t len, struct error *e) {
-        _cleanup_(shard_view_freep) struct shard_view *v = NULL;
-        _cleanup_free_ char *path = sums_path(folder, file), *text = NULL;
-        _cleanup_close_ int fd = -1;
-        size_t text_len = 0;
-        int r = shard_view_open(image, len, &v, e);
+int shard_sums_new(const void *image, size_t len, struct shard_sums **ret, struct error *e) {
+        _cleanup_(shard_sums_freep) struct shard_sums *s = calloc(1, sizeof(*s));
+        size_t bytes;
+        int r;
 
+        if (!s)
+                return error_set(e, -ENOMEM, "sums: out of memory");
+        r = shard_view_open(image, len, &s->view, e);
         if (r < 0)
                 return r;
-        if (!path || sums_text(v, &text, &text_len) < 0)
+        s->image = image;
+        s->order = calloc(shard_view_count(s->view) + 1, sizeof(const struct shard_tensor *));
+        s->text = open_memstream(&s->buffer, &s->len);
+        if (!s->order || !s->text)
+                return error_set(e, -ENOMEM, "sums: out of memory");
+        for (size_t i = 0; i < shard_view_count(s->view); i++) {
+                const struct shard_tensor *t = shard_view_tensor(s->view, i);
+
+                if (shard_tensor_bytes(t, &bytes) == 0 && bytes > 0)
+                        s->order[s->n++] = t;
+        }
+        qsort(s->order, s->n, sizeof(*s->order), by_place);
+        *ret = STEAL_PTR(s);
+        return 0;
+}
+
+/* The part of [at, at + len) that belongs to the tensor at hand; true when that tensor ends in it. */
+static bool add_part(struct shard_sums *s, size_t len) {
+        const struct shard_tensor *t = s->order[s->next];
+        size_t start = (size_t)((const uint8_t *)t->data - s->image), bytes = 0, from, to;
+        char hex[DIGEST_HEX_SIZE];
+
+        (void)shard_tensor_bytes(t, &bytes);
+        from = s->at > start ? s->at : start;
+        to = s->at + len < start + bytes ? s->at + len : start + bytes;
+        if (from >= to || (!s->stream && digest_stream_new(&s->stream) < 0))
+                return false;
+        digest_stream_add(s->stream, s->image + from, to - from);
+        if (to < start + bytes)
+                return false;
+        digest_hex(digest_stream_end(s->stream), hex);
+        s->stream = digest_stream_free(s->stream);
+        (void)fprintf(s->text, "%s  %s\n", hex, t->name);
+        s->next++;
+        return true;
+}
+
+void shard_sums_add(struct shard_sums *s, size_t len) {
+        if (!s)
+                return;
+        while (s->next < s->n && add_part(s, len))
+                ;
+        s->at += len;
+}
+
+int shard_sums_write(struct shard_sums *s, const char *folder, const char *file, struct error *e) {
+        _cleanup_free_ char *path = sums_path(folder, file);
+        _cleanup_close_ int fd = -1;
+        int r;
+
+        if (!s)
+                return 0;
+        if (!path || fflush(s->text) != 0)
                 return error_set(e, -ENOMEM, "sums: out of memory");
         fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
         if (fd < 0)
                 return error_errno(e, errno, "cannot create %s", path);
-        r = file_write_all(fd, text, text_len);
+        r = file_write_all(fd, s->buffer, s->len);
         if (r < 0) {
                 (void)unlink(path);
                 return error_errno(e, -r, "cannot write %s", path);
         }
         return 0;
+}
+
+struct shard_sums *shard_sums_free(struct shard_sums *s) {
+        if (!s)
+                return NULL;
+        if (s->text)
+                (void)fclose(s->text);
+        free(s->buffer);
+        digest_stream_free(s->stream);
+        free(s->order);
+        shard_view_free(s->view);
+        free(s);
+        return NULL;
 }
 
 /* A line's digest and name; false: it is none. Moves *p behind it. */

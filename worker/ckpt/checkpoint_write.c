@@ -19,6 +19,7 @@
 #include "worker/ckpt/checkpoint.h"
 
 #define BLOCK (8u << 20)
+#define PIECE (256u << 10) /* fits into a core's own cache */
 #define ALIGN 4096u /* no device asks for more (logical blocks are 512 or 4096 bytes) */
 
 struct checkpoint_write {
@@ -61,14 +62,26 @@ static int write_direct_or_not(int fd, bool *direct, const uint8_t *data, size_t
         return r;
 }
 
+/* Both digests of a piece while it is in the cache. */
+static void digest_block(struct digest_stream *s, struct shard_sums *sums, const uint8_t *data, size_t len) {
+        for (size_t at = 0; at < len; at += PIECE) {
+                size_t n = len - at < PIECE ? len - at : PIECE;
+
+                digest_stream_add(s, data + at, n);
+                shard_sums_add(sums, n);
+        }
+}
+
 static int write_all(struct checkpoint_write *w, int fd, bool direct, struct digest *ret, struct error *e) {
+        struct shard_sums *sums = NULL;
         struct digest_stream *s = NULL;
         int r = digest_stream_new(&s);
 
+        (void)shard_sums_new(w->copy, w->len, &sums, NULL); /* without them, verify names the shard and not the tensor */
         for (size_t at = 0; at < w->len && r == 0; at += BLOCK) {
                 size_t len = w->len - at < BLOCK ? w->len - at : BLOCK;
 
-                digest_stream_add(s, w->copy + at, len);
+                digest_block(s, sums, w->copy + at, len);
                 r = write_direct_or_not(fd, &direct, w->copy + at, direct ? (len + ALIGN - 1) / ALIGN * ALIGN : len, at);
         }
         if (r == 0 && (ftruncate(fd, (off_t)w->len) < 0 || fsync(fd) < 0))
@@ -76,6 +89,9 @@ static int write_all(struct checkpoint_write *w, int fd, bool direct, struct dig
         if (r == 0)
                 *ret = digest_stream_end(s);
         digest_stream_free(s);
+        if (r == 0)
+                (void)shard_sums_write(sums, w->folder, w->file, NULL);
+        shard_sums_free(sums);
         return r < 0 ? error_errno(e, -r, "cannot write %s/%s (%zu bytes)", w->folder, w->file, w->len) : 0;
 }
 
