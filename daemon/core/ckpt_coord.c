@@ -13,7 +13,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
-#include "daemon/core/core.h"
+#include "daemon/core/ckpt_private.h"
 
 /* Thresholds. */
 #define PREPARE_TIMEOUT_MS 300000u /* from the first rank's word to the last one's */
@@ -21,7 +21,6 @@
 #define WRITING_MAX 64u            /* of one job whose manifest waits for the file helper; one more is given up */
 #define TOMBSTONES_MAX 16u          /* failed saves remembered, the newest */
 #define SHARDS_PER_RANK_MAX 16u
-#define UNHEARD_MAX 64             /* folders of lost saves cleared at one commit, the newest */
 
 static const char *const state_names[] = { "preparing", "writing", "committed", "dropped" };
 static const char *const event_names[] = { "all_prepared", "written", "failed", "timeout", "fenced", "superseded" };
@@ -44,27 +43,6 @@ static int step_to(struct controller *c, struct save *s, enum save_event ev) {
         if (r < 0)
                 core_log(c, 3, "job %" PRIu64 ": %s", s->job->id, e.text);
         return r;
-}
-
-/* The layout of names is format/checkpoint.h's. */
-void checkpoint_folder(const struct job *j, uint64_t step, uint64_t epoch, uint32_t attempt, char *buf, size_t size) {
-        snprintf(buf, size, "%s/step_%08" PRIu64 ".e%" PRIu64 ".%u", j->spec->checkpoint.dir ? j->spec->checkpoint.dir : "", step, epoch, attempt);
-}
-
-const struct checkpoint *checkpoint_newest(const struct job *j) {
-        const struct checkpoint *best = NULL;
-
-        for (size_t i = 0; i < j->n_checkpoints; i++)
-                if (!j->checkpoints[i].bad && !j->checkpoints[i].removing && (!best || j->checkpoints[i].step >= best->step))
-                        best = &j->checkpoints[i];
-        return best;
-}
-
-bool checkpoint_has(const struct job *j, uint64_t step) {
-        for (size_t i = 0; i < j->n_checkpoints; i++)
-                if (j->checkpoints[i].step == step && !j->checkpoints[i].bad && !j->checkpoints[i].removing)
-                        return true;
-        return false;
 }
 
 /* ------------------------------------------------------------------ the list of saves */
@@ -92,7 +70,7 @@ static void unlink_save(struct save *s) {
         save_free(s);
 }
 
-static struct save *save_find(struct job *j, uint64_t epoch, uint64_t step, uint32_t attempt) {
+struct save *save_find(struct job *j, uint64_t epoch, uint64_t step, uint32_t attempt) {
         for (struct save *s = j->saves; s; s = s->next)
                 if (s->epoch == epoch && s->step == step && s->attempt == attempt)
                         return s;
@@ -199,73 +177,6 @@ static void answer_committed(struct controller *c, struct node *n, struct job *j
         answer(c, n, j, &m);
 }
 
-/* ------------------------------------------------------------------ folders to be removed */
-static struct checkpoint *checkpoint_add(struct job *j, const struct save *s, const char *path) {
-        struct checkpoint *list = realloc(j->checkpoints, (j->n_checkpoints + 1) * sizeof(*list));
-        struct checkpoint *k;
-
-        if (!list)
-                return NULL;
-        j->checkpoints = list;
-        k = &list[j->n_checkpoints];
-        *k = (struct checkpoint){ .step = s->step, .epoch = s->epoch, .attempt = s->attempt, .bytes = s->bytes };
-        k->path = strdup(path);
-        if (!k->path)
-                return NULL;
-        j->n_checkpoints++;
-        j->dirty = true;
-        return k;
-}
-
-static const struct checkpoint *checkpoint_of(const struct job *j, const Fp8ctl__V1__CheckpointPrepared *m) {
-        for (size_t i = 0; i < j->n_checkpoints; i++) {
-                const struct checkpoint *k = &j->checkpoints[i];
-
-                if (k->step == m->step && k->epoch == m->epoch && k->attempt == m->attempt && !k->removing)
-                        return k;
-        }
-        return NULL;
-}
-
-static struct checkpoint *checkpoint_at(struct job *j, const char *path) {
-        for (size_t i = 0; i < j->n_checkpoints; i++)
-                if (strcmp(j->checkpoints[i].path, path) == 0)
-                        return &j->checkpoints[i];
-        return NULL;
-}
-
-static void remove_folder(struct controller *c, struct job *j, struct checkpoint *k) {
-        struct file_work w = { .kind = FILE_REMOVE_TREE, .uid = j->uid, .gid = j->gid, .path = k->path };
-
-        k->removing = true;
-        k->file_id = w.id = c->next_file++;
-        j->dirty = true;
-        c->io.file_work(c->io.arg, &w);
-}
-
-static void resume_removals(struct controller *c, struct job *j) {
-        for (size_t i = 0; i < j->n_checkpoints; i++)
-                if (j->checkpoints[i].removing && !j->checkpoints[i].file_id)
-                        remove_folder(c, j, &j->checkpoints[i]);
-}
-
-static bool removal_done(struct controller *c, struct job *j, uint64_t id, int rc, const char *text) {
-        for (size_t i = 0; i < j->n_checkpoints; i++) {
-                struct checkpoint *k = &j->checkpoints[i];
-
-                if (k->file_id != id || !k->removing)
-                        continue;
-                if (rc < 0)
-                        event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = "warning" }, "checkpoint_not_removed", "%s could not be removed: %.200s", k->path, text ? text : "");
-                free(k->path);
-                memmove(k, k + 1, (j->n_checkpoints - i - 1) * sizeof(*k));
-                j->n_checkpoints--;
-                j->dirty = true;
-                return true;
-        }
-        return false;
-}
-
 /* ------------------------------------------------------------------ drop */
 static void drop(struct controller *c, struct save *s, enum save_event ev, const char *why) {
         struct job *j = s->job;
@@ -287,7 +198,7 @@ static void drop(struct controller *c, struct save *s, enum save_event ev, const
         if (k) {
                 k->removing = true;
                 if (!writing)
-                        remove_folder(c, j, k);
+                        checkpoint_remove(c, j, k);
         }
         request_save_over(c, j, s->attempt, why);
         /* One that failed stays as a tombstone, so that the other ranks' late words do not begin it again. */
@@ -527,71 +438,6 @@ void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp
 }
 
 /* ------------------------------------------------------------------ commit */
-static void retain(struct controller *c, struct job *j) {
-        int64_t keep = j->spec->checkpoint.keep_last > 0 ? j->spec->checkpoint.keep_last : 1;
-
-        for (;;) {
-                struct checkpoint *oldest = NULL;
-                int64_t n = 0;
-
-                for (size_t i = 0; i < j->n_checkpoints; i++) {
-                        struct checkpoint *k = &j->checkpoints[i];
-
-                        if (k->removing)
-                                continue;
-                        n++;
-                        if ((j->rec == REC_RESTORE || j->rec == REC_FENCE) && j->load_path && strcmp(j->load_path, k->path) == 0)
-                                continue; /* being loaded */
-                        if (!oldest || k->step < oldest->step)
-                                oldest = k;
-                }
-                if (n <= keep || !oldest || oldest == checkpoint_newest(j))
-                        return;
-                record_delete_commit(c, j, oldest);
-                remove_folder(c, j, oldest);
-        }
-}
-
-/*
- * Periodic saves between the last commit and this one that nobody told us of: we were away.  Ranks prepare in order, so their word is lost, and what they wrote is cleared, once; a
- * folder that has a manifest is another job's, and stays.
- */
-static void clear_unheard(struct controller *c, struct job *j, uint64_t after, uint64_t before) {
-        uint64_t every = j->spec->checkpoint.every_steps > 0 ? (uint64_t)j->spec->checkpoint.every_steps : 0;
-        int n = 0;
-
-        if (!every || !before || !j->spec->checkpoint.dir)
-                return;
-        for (uint64_t step = (before - 1) / every * every; step > after && n < UNHEARD_MAX; step -= every, n++) {
-                struct file_work w = { .kind = FILE_REMOVE_UNFINISHED, .uid = j->uid, .gid = j->gid };
-                char path[4200];
-
-                checkpoint_folder(j, step, j->epoch, 1, path, sizeof(path));
-                if (save_find(j, j->epoch, step, 1) || checkpoint_at(j, path))
-                        continue;
-                w.id = c->next_file++;
-                w.path = path;
-                c->io.file_work(c->io.arg, &w);
-        }
-}
-
-static uint64_t commit_before(const struct job *j, uint64_t step) {
-        uint64_t last = 0;
-
-        for (size_t i = 0; i < j->n_checkpoints; i++)
-                if (j->checkpoints[i].step < step && j->checkpoints[i].step > last)
-                        last = j->checkpoints[i].step;
-        return last;
-}
-
-void save_resume_clearing(struct controller *c, struct job *j) {
-        const struct checkpoint *k = checkpoint_newest(j);
-
-        resume_removals(c, j);
-        if (k && job_placed(j))
-                clear_unheard(c, j, 0, k->step); /* the earlier life may have died over it */
-}
-
 static void commit(struct controller *c, struct save *s) {
         struct job *j = s->job;
         char path[4200];
@@ -614,15 +460,8 @@ static void commit(struct controller *c, struct save *s) {
         event_add(c, &(struct event_of){ .job = j, .rank = -1, .ms = (double)(core_now(c) - s->began) / 1e6 }, "checkpoint_committed", "step %" PRIu64 " saved in %s, %" PRIu64 " bytes", s->step,
                   path, s->bytes);
         request_committed(c, j, s->step, s->attempt);
-        clear_unheard(c, j, commit_before(j, s->step), s->step);
-        retain(c, j);
-}
-
-static struct checkpoint *checkpoint_in_hand(struct job *j, uint64_t id) {
-        for (size_t i = 0; i < j->n_checkpoints; i++)
-                if (j->checkpoints[i].file_id == id)
-                        return &j->checkpoints[i];
-        return NULL;
+        checkpoint_clear_unheard(c, j, checkpoint_before(j, s->step), s->step);
+        checkpoint_retain(c, j);
 }
 
 bool save_file_done(struct controller *c, uint64_t id, int rc, const char *text) {
@@ -647,11 +486,11 @@ bool save_file_done(struct controller *c, uint64_t id, int rc, const char *text)
                         s->file_id = 0;
                         if (s->state != SAVE_DROPPED || s->epoch != j->epoch || !job_placed(j))
                                 unlink_save(s); /* one that failed stays as a tombstone */
-                        resume_removals(c, j);
+                        checkpoint_resume_removals(c, j);
                         job_check_done(c, j);
                         return true;
                 }
-                if (removal_done(c, j, id, rc, text))
+                if (checkpoint_removal_done(c, j, id, rc, text))
                         return true;
         }
         return false;

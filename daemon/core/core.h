@@ -359,18 +359,18 @@ uint64_t job_next_deadline(const struct job *j);
 const char *rank_state_name(enum rank_state s);
 void rank_set(struct controller *c, struct rank *r, enum rank_state s);
 
-/* recovery.c: thresholds are at its top */
+/* recovery.c: thresholds are at its top; its parts share recovery_private.h */
 extern const struct table recovery_table;
 void recovery_begin(struct controller *c, struct job *j); /* placed: epoch + 1, all ranks started */
 enum lost_how { LOST_KILL /* must be made sure of */, LOST_DYING /* its worker saw it die */, LOST_REAPED };
 void recovery_rank_lost(struct controller *c, struct job *j, uint32_t rank, const char *why, enum lost_how how, bool count);
 void recovery_node_lost(struct controller *c, struct job *j, struct node *n);
 void recovery_again(struct controller *c, struct job *j, const char *cause, bool count); /* a new round with every rank alive */
-void recovery_fault(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__RankFault *m);
-void recovery_refine_cause(struct controller *c, struct job *j, uint64_t incarnation, const char *cause);
+void recovery_fault(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__RankFault *m); /* rank_fault.c */
+void recovery_refine_cause(struct controller *c, struct job *j, uint64_t incarnation, const char *cause); /* incident.c */
 void recovery_check(struct controller *c, struct job *j);  /* has everyone gathered, or is everyone running? */
-void recovery_inventory(struct controller *c, struct job *j, struct node *n, const Fp8ctl__V1__Inventory *m);
-void recovery_hello(struct controller *c, struct job *j, struct node *n, const Fp8ctl__V1__WorkerHello *m);
+void recovery_inventory(struct controller *c, struct job *j, struct node *n, const Fp8ctl__V1__Inventory *m); /* generations.c */
+void recovery_hello(struct controller *c, struct job *j, struct node *n, const Fp8ctl__V1__WorkerHello *m); /* rejoin.c */
 void recovery_new_step(struct controller *c, struct job *j);
 void recovery_end(struct controller *c, struct job *j);    /* no live epoch any more */
 void recovery_tick(struct controller *c, struct job *j, uint64_t now);
@@ -385,7 +385,7 @@ int stuck_rank(const struct job *j); /* whom at least half of the others wait fo
 /* restore.c: what is loaded (pure over what the job knows) */
 void restore_choose(struct controller *c, struct job *j);
 
-/* ckpt_coord.c */
+/* ckpt_coord.c, ckpt_folders.c */
 extern const struct table save_table;
 void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__CheckpointPrepared *m);
 bool save_file_done(struct controller *c, uint64_t id, int rc, const char *text);
@@ -402,7 +402,7 @@ const struct checkpoint *checkpoint_newest(const struct job *j);
 bool checkpoint_has(const struct job *j, uint64_t step);
 void checkpoint_folder(const struct job *j, uint64_t step, uint64_t epoch, uint32_t attempt, char *buf, size_t size);
 
-/* request.c */
+/* request.c, request_read.c, submit.c */
 void request_handle(struct controller *c, uint64_t request, enum request_kind kind, const ProtobufCMessage *m, const struct caller *who);
 void request_gone(struct controller *c, uint64_t request);
 void request_preflight_reply(struct controller *c, struct session *s, const Fp8ctl__V1__PreflightReply *m);

@@ -11,7 +11,6 @@
  * Rules: an epoch gets at most one RankPlan.  Everything older is over once the new epoch is stored.  A failure before the plan went out joins the round; after it,
  * the next epoch begins.  A node without a stream is waited for until its lease is over, never longer; no deadline runs against a rank whose node cannot be asked.
  */
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,15 +19,12 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/text.h"
-#include "daemon/core/core.h"
+#include "daemon/core/recovery_private.h"
 
 /* Thresholds. start_timeout_ms, same_cause_limit and max_restarts are the job's. */
 #define PARK_TIMEOUT_MS 5000u      /* a survivor that has not parked is killed and replaced: NCCL's abort may hang on its proxy thread */
 #define INVENTORY_TIMEOUT_MS 5000u /* then what is known decides */
-#define PEER_GRACE_MS 2000u        /* a lost peer's own worker has so long to say what happened */
 #define ZOMBIE_MS 5000u            /* a rank whose death was seen and that is not reaped is killed */
-#define STUCK_VOTE_MS 500u         /* after the first rank that waited in vain for a peer, the others have so long to say for whom they wait */
-#define GENERATIONS_PER_RANK 4u    /* told by one node for one rank, at most */
 #define LOOK_AGAIN_MS 1000u        /* deadlines that wait for a node's stream are looked at again */
 
 #define J(x) FP8CTL__V1__JOB_STATE__##x
@@ -59,7 +55,7 @@ static const struct table_row rows[] = {
 };
 const struct table recovery_table = { "recovery", state_names, ARRAY_SIZE(state_names), event_names, N_REC_EVENTS, rows, ARRAY_SIZE(rows) };
 
-static int step_to(struct controller *c, struct job *j, enum recovery_event ev) {
+int recovery_step(struct controller *c, struct job *j, enum recovery_event ev) {
         struct error e = { 0 };
         int before = j->rec, r = table_step(&recovery_table, &j->rec, (int)ev, j, NULL, &e);
 
@@ -72,10 +68,6 @@ static int step_to(struct controller *c, struct job *j, enum recovery_event ev) 
                 j->dirty = true;
         }
         return 0;
-}
-
-static double ms_since(uint64_t from, uint64_t to) {
-        return from && to > from ? (double)(to - from) / 1e6 : 0;
 }
 
 void recovery_free(struct job *j) {
@@ -98,122 +90,9 @@ void recovery_end(struct controller *c, struct job *j) {
                 }
         recovery_free(j);
         if (j->rec != REC_IDLE)
-                step_to(c, j, REC_E_ENDED);
+                recovery_step(c, j, REC_E_ENDED);
         j->rec_deadline = 0;
         j->inc = (struct incident){ 0 };
-}
-
-/* ------------------------------------------------------------------ messages to the nodes of a job */
-static void send_starts(struct controller *c, struct job *j, struct node *n) {
-        Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
-        Fp8ctl__V1__StartRanks start = FP8CTL__V1__START_RANKS__INIT;
-        _cleanup_free_ Fp8ctl__V1__RankStart *list = calloc((size_t)j->world, sizeof(*list));
-        _cleanup_free_ Fp8ctl__V1__RankStart **ptrs = calloc((size_t)j->world, sizeof(*ptrs));
-
-        if (!n->session || !list || !ptrs)
-                return;
-        for (int i = 0; i < j->world; i++) {
-                struct rank *r = &j->ranks[i];
-                Fp8ctl__V1__RankStart *s = &list[start.n_ranks];
-
-                if (r->node != n || !r->start_pending)
-                        continue;
-                fp8ctl__v1__rank_start__init(s);
-                s->rank = (uint32_t)i;
-                s->incarnation = r->incarnation;
-                s->device = r->device;
-                ptrs[start.n_ranks++] = s;
-                r->start_pending = false;
-                r->since = core_now(c);
-        }
-        if (start.n_ranks == 0)
-                return;
-        start.job_id = j->id;
-        start.epoch = j->epoch;
-        start.job_file = j->job_file;
-        start.job_name = j->name;
-        start.uid = j->uid;
-        start.gid = j->gid;
-        start.ranks = ptrs;
-        m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_START_RANKS;
-        m.start_ranks = &start;
-        node_send(c, n, &m);
-}
-
-static void send_abort(struct controller *c, struct job *j, struct node *n, const char *why) {
-        Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
-        Fp8ctl__V1__AbortEpoch abort_epoch = FP8CTL__V1__ABORT_EPOCH__INIT;
-
-        abort_epoch.job_id = j->id;
-        abort_epoch.epoch = j->epoch;
-        abort_epoch.reason = (char *)why;
-        m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_ABORT_EPOCH;
-        m.abort_epoch = &abort_epoch;
-        node_send(c, n, &m);
-}
-
-static void ask_inventory(struct controller *c, struct job *j, struct node *n) {
-        Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
-        Fp8ctl__V1__InventoryRequest req = FP8CTL__V1__INVENTORY_REQUEST__INIT;
-        struct node **list;
-
-        for (size_t i = 0; i < j->n_inventory_wait; i++)
-                if (j->inventory_wait[i] == n)
-                        goto send;
-        list = realloc(j->inventory_wait, (j->n_inventory_wait + 1) * sizeof(*list));
-        if (!list)
-                return;
-        j->inventory_wait = list;
-        list[j->n_inventory_wait++] = n;
-send:
-        req.job_id = j->id;
-        req.epoch = j->epoch;
-        m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_INVENTORY_REQUEST;
-        m.inventory_request = &req;
-        node_send(c, n, &m);
-}
-
-/* What a node said about its replica memory is void: it is lost, or it says hello again and may have been through a boot. */
-static void forget_generations(struct job *j, const struct node *n) {
-        size_t kept = 0;
-
-        for (size_t i = 0; i < j->n_generations; i++)
-                if (j->generations[i].node != n)
-                        j->generations[kept++] = j->generations[i];
-        j->n_generations = kept;
-}
-
-static void send_plan(struct controller *c, struct job *j, struct node *only) {
-        Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
-        Fp8ctl__V1__RankPlan plan = FP8CTL__V1__RANK_PLAN__INIT;
-        _cleanup_free_ Fp8ctl__V1__RankPeer *list = calloc((size_t)j->world, sizeof(*list));
-        _cleanup_free_ Fp8ctl__V1__RankPeer **ptrs = calloc((size_t)j->world, sizeof(*ptrs));
-
-        if (!list || !ptrs)
-                return; /* the deadline of restore finds the ranks not running and starts over */
-        for (int i = 0; i < j->world; i++) {
-                fp8ctl__v1__rank_peer__init(&list[i]);
-                list[i].rank = (uint32_t)i;
-                list[i].incarnation = j->ranks[i].incarnation;
-                list[i].endpoint = j->ranks[i].endpoint ? j->ranks[i].endpoint : (char *)"";
-                list[i].node = j->ranks[i].node->name;
-                ptrs[i] = &list[i];
-        }
-        plan.job_id = j->id;
-        plan.epoch = j->epoch;
-        plan.mesh_key.data = j->mesh_key;
-        plan.mesh_key.len = sizeof(j->mesh_key);
-        plan.tp = (uint32_t)j->spec->parallel.tp;
-        plan.pp = (uint32_t)j->spec->parallel.pp;
-        plan.dp = (uint32_t)j->spec->parallel.dp;
-        plan.peers = ptrs;
-        plan.n_peers = (size_t)j->world;
-        plan.load = &j->load;
-        m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RANK_PLAN;
-        m.rank_plan = &plan;
-        for (size_t i = 0; i < c->n_nodes; i++)
-                if ((!only || only == c->nodes[i]) && job_on_node(j, c->nodes[i]))
-                        node_send(c, c->nodes[i], &m);
 }
 
 /* ------------------------------------------------------------------ rounds */
@@ -248,7 +127,7 @@ static void start_lost(struct controller *c, struct job *j) {
                 }
         for (size_t i = 0; i < c->n_nodes; i++)
                 if (job_on_node(j, c->nodes[i]))
-                        send_starts(c, j, c->nodes[i]);
+                        order_starts(c, j, c->nodes[i]);
 }
 
 static void fence(struct controller *c, struct job *j, const char *why) {
@@ -277,9 +156,9 @@ static void fence(struct controller *c, struct job *j, const char *why) {
                 if (!job_on_node(j, n))
                         continue;
                 if (j->inc.survivors)
-                        send_abort(c, j, n, why);
+                        order_abort(c, j, n, why);
                 if (!j->start_is_new)
-                        ask_inventory(c, j, n);
+                        order_inventory(c, j, n);
         }
         start_lost(c, j);
         j->rec_deadline = core_now(c) + LOOK_AGAIN_MS * NSEC_PER_MSEC;
@@ -293,61 +172,14 @@ void recovery_begin(struct controller *c, struct job *j) {
         j->inc = (struct incident){ 0 };
         for (int i = 0; i < j->world; i++)
                 rank_set(c, &j->ranks[i], RANK_NONE);
-        step_to(c, j, REC_E_PLACED);
+        recovery_step(c, j, REC_E_PLACED);
         fence(c, j, "a new start");
         snprintf(j->reason, sizeof(j->reason), "starting %d rank%s", j->world, text_s((uint64_t)j->world));
         event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "placed", "%d rank%s (tp %d, pp %d, dp %d) placed, rank 0 on %s; epoch %" PRIu64, j->world, text_s((uint64_t)j->world), j->spec->parallel.tp,
                   j->spec->parallel.pp, j->spec->parallel.dp, j->ranks[0].node->name, j->epoch);
 }
 
-static void open_incident(struct controller *c, struct job *j, const char *cause, bool final, uint64_t incarnation) {
-        if (!j->inc.open) {
-                j->inc = (struct incident){ .open = true, .detected = core_now(c), .best_step = j->best_step };
-        } else if (j->inc.cause_final && !final) {
-                return; /* the first cause that is certain names the incident */
-        }
-        core_text(j->inc.cause, sizeof(j->inc.cause), cause);
-        j->inc.cause_final = final;
-        j->inc.cause_incarnation = incarnation;
-}
-
-static bool limit_reached(struct controller *c, struct job *j) {
-        char why[sizeof(j->reason)];
-
-        if (j->same_cause < (uint64_t)j->spec->recovery.same_cause_limit)
-                return false;
-        snprintf(why, sizeof(why), "%u times the same cause without a step gained: %s", j->same_cause, j->last_cause);
-        job_finish(c, j, JOB_E_FAIL, why);
-        return true;
-}
-
-/* Counts a failure. True: it was one too many and the job is over. An uncertain cause (death seen, not reaped) is judged when it is refined. */
-static bool count_failure(struct controller *c, struct job *j, const char *why, bool final) {
-        if (j->best_step > j->replan_step)
-                j->same_cause = 0;
-        j->replan_step = j->best_step;
-        if (j->same_cause && final && strcmp(j->last_cause, why) != 0)
-                j->same_cause = 0;
-        j->same_cause++;
-        if (final || j->same_cause == 1)
-                core_text(j->last_cause, sizeof(j->last_cause), why);
-        j->dirty = true;
-        return final && limit_reached(c, j);
-}
-
-static bool restarts_used_up(struct controller *c, struct job *j) {
-        char why[sizeof(j->reason)];
-
-        j->restarts++;
-        if (j->spec->recovery.max_restarts < 0 || j->restarts <= (uint64_t)j->spec->recovery.max_restarts)
-                return false;
-        j->restarts--;
-        snprintf(why, sizeof(why), "recovery.max_restarts (%" PRId64 ") used up; %.300s", j->spec->recovery.max_restarts, j->inc.cause);
-        job_finish(c, j, JOB_E_FAIL, why);
-        return true;
-}
-
-static void stop_cut_short(struct controller *c, struct job *j, const char *cause) {
+void recovery_stop_cut_short(struct controller *c, struct job *j, const char *cause) {
         char why[sizeof(j->reason)];
 
         snprintf(why, sizeof(why), "%.200s; no last save, because %.250s", j->stop_reason, cause);
@@ -355,25 +187,25 @@ static void stop_cut_short(struct controller *c, struct job *j, const char *caus
 }
 
 /* Ranks were marked lost (or a round must begin with all alive): one round for all of them. */
-static void act(struct controller *c, struct job *j, const char *cause, const char *why, bool final, bool count, uint64_t incarnation) {
+void recovery_act(struct controller *c, struct job *j, const char *cause, const char *why, bool final, bool count, uint64_t incarnation) {
         bool joined = j->rec == REC_FENCE, moved = false;
         int lost = 0, r;
 
         if (j->state == J(JOB_STATE_UNSPECIFIED) || !job_placed(j))
                 return;
         if (j->state == J(STOPPING)) {
-                stop_cut_short(c, j, cause);
+                recovery_stop_cut_short(c, j, cause);
                 return;
         }
         for (int i = 0; i < j->world; i++) {
                 lost += j->ranks[i].state == RANK_LOST;
                 moved = moved || (j->ranks[i].state == RANK_LOST && (j->ranks[i].node->state == NODE_LOST || j->ranks[i].node->state == NODE_LEAVING));
         }
-        open_incident(c, j, cause, final, incarnation);
-        if (count && count_failure(c, j, why, final))
+        incident_open(c, j, cause, final, incarnation);
+        if (count && incident_count(c, j, why, final))
                 return;
         /* With nobody lost and nothing to blame it is the controller that was away, and not the job's budget that pays. */
-        if (!joined && (lost > 0 || count) && restarts_used_up(c, j))
+        if (!joined && (lost > 0 || count) && incident_restarts_used_up(c, j))
                 return;
         if (moved) {
                 r = job_replan(c, j);
@@ -386,7 +218,7 @@ static void act(struct controller *c, struct job *j, const char *cause, const ch
                 }
         }
         if (joined) {
-                step_to(c, j, REC_E_FAULT);
+                recovery_step(c, j, REC_E_FAULT);
                 start_lost(c, j);
                 j->rec_deadline = core_now(c) + LOOK_AGAIN_MS * NSEC_PER_MSEC;
                 return;
@@ -395,14 +227,14 @@ static void act(struct controller *c, struct job *j, const char *cause, const ch
                 return;
         core_text(j->reason, sizeof(j->reason), cause);
         j->start_is_new = false;
-        step_to(c, j, REC_E_FAULT);
+        recovery_step(c, j, REC_E_FAULT);
         fence(c, j, cause);
         event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = "warning" }, "recovery_started", "%s; epoch %" PRIu64 " fences the old one: %d survivor%s %s, %d rank%s %s anew",
                   cause, j->epoch, j->inc.survivors, text_s((uint64_t)j->inc.survivors), j->inc.survivors == 1 ? "parks" : "park", j->inc.replaced,
                   text_s((uint64_t)j->inc.replaced), j->inc.replaced == 1 ? "starts" : "start");
 }
 
-static void mark_lost(struct controller *c, struct job *j, uint32_t i, const char *why, enum lost_how how) {
+void recovery_mark_lost(struct controller *c, struct job *j, uint32_t i, const char *why, enum lost_how how) {
         struct rank *r = &j->ranks[i];
 
         event_add(c, &(struct event_of){ .job = j, .node = r->node, .rank = (int32_t)i, .severity = "warning" }, "rank_lost", "rank %u (incarnation %" PRIu64 ") on %s %s", i, r->incarnation,
@@ -430,8 +262,8 @@ void recovery_rank_lost(struct controller *c, struct job *j, uint32_t i, const c
         if (r->state == RANK_LOST || r->state == RANK_NONE)
                 return;
         snprintf(cause, sizeof(cause), "rank %u (incarnation %" PRIu64 ") on %.100s %.200s", i, r->incarnation, r->node->name, why);
-        mark_lost(c, j, i, why, how);
-        act(c, j, cause, why, how != LOST_DYING, counts, r->incarnation);
+        recovery_mark_lost(c, j, i, why, how);
+        recovery_act(c, j, cause, why, how != LOST_DYING, counts, r->incarnation);
 }
 
 void recovery_node_lost(struct controller *c, struct job *j, struct node *n) {
@@ -447,135 +279,15 @@ void recovery_node_lost(struct controller *c, struct job *j, struct node *n) {
         for (size_t i = 0; i < j->n_inventory_wait; i++)
                 if (j->inventory_wait[i] == n)
                         j->inventory_wait[i--] = j->inventory_wait[--j->n_inventory_wait];
-        forget_generations(j, n);
+        generations_forget(j, n);
         snprintf(cause, sizeof(cause), "node %.100s was lost with %d rank%s", n->name, lost, text_s((uint64_t)lost));
-        act(c, j, cause, cause, true, false, 0);
+        recovery_act(c, j, cause, cause, true, false, 0);
         if (job_placed(j))
                 recovery_check(c, j);
 }
 
 void recovery_again(struct controller *c, struct job *j, const char *cause, bool count) {
-        act(c, j, cause, cause, true, count, 0);
-}
-
-void recovery_refine_cause(struct controller *c, struct job *j, uint64_t incarnation, const char *why) {
-        const char *was;
-
-        if (!j->inc.open || j->inc.cause_final || j->inc.cause_incarnation != incarnation)
-                return;
-        was = strrchr(j->inc.cause, ' ') ? strstr(j->inc.cause, " died") : NULL;
-        j->inc.cause_final = true;
-        if (was) {
-                char text[TEXT_MAX_LEN];
-
-                snprintf(text, sizeof(text), "%.*s %.200s", (int)(was - j->inc.cause), j->inc.cause, why);
-                core_text(j->inc.cause, sizeof(j->inc.cause), text);
-        }
-        if (j->same_cause > 1 && strcmp(j->last_cause, why) != 0)
-                j->same_cause = 1;
-        core_text(j->last_cause, sizeof(j->last_cause), why);
-        j->dirty = true;
-        limit_reached(c, j);
-}
-
-/* ------------------------------------------------------------------ what ranks say about others */
-/* One that holds the others up does not park either: it is killed now. Else all begin a new round. */
-static void suspicion_over(struct controller *c, struct job *j) {
-        char text[TEXT_MAX_LEN];
-        int stuck = stuck_rank(j);
-
-        core_text(text, sizeof(text), j->inc.cause);
-        j->rec_deadline = 0;
-        if (stuck >= 0)
-                recovery_rank_lost(c, j, (uint32_t)stuck, "is stuck: the others waited for it in vain", true, true);
-        else
-                recovery_again(c, j, text, true);
-}
-
-static void suspect(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__RankFault *m, const char *text) {
-        bool timeout = m->kind == FP8CTL__V1__RANK_FAULT__KIND__TIMEOUT;
-        uint64_t ms = timeout ? STUCK_VOTE_MS : PEER_GRACE_MS, deadline = core_now(c) + ms * NSEC_PER_MSEC;
-
-        stuck_note(j, m->rank, m->peer, timeout);
-        if (j->rec != REC_SUSPECT) {
-                if (step_to(c, j, REC_E_SUSPECT) < 0)
-                        return;
-                open_incident(c, j, text, false, 0);
-                j->rec_deadline = deadline;
-                event_add(c, &(struct event_of){ .job = j, .node = r->node, .rank = (int32_t)m->rank, .severity = "warning" }, "rank_fault", "%s; waiting at most %.1f s for %s", text,
-                          (double)ms / 1e3, timeout ? "what the other ranks say" : "its worker's word");
-        } else if (timeout && deadline < j->rec_deadline) {
-                j->rec_deadline = deadline;
-        }
-        if (m->peer >= 0 && m->peer < j->world)
-                j->ranks[m->peer].suspect = true;
-        if (stuck_all_spoke(j) && (timeout || stuck_rank(j) >= 0))
-                suspicion_over(c, j);
-}
-
-static void roll_back(struct controller *c, struct job *j, const Fp8ctl__V1__RankFault *m, const char *text) {
-        const struct checkpoint *k = checkpoint_newest(j);
-
-        j->min_replica_epoch = j->epoch + 1;
-        j->skip_from_step = k ? k->step : 0;
-        j->skip_to_step = m->step;
-        event_add(c, &(struct event_of){ .job = j, .rank = (int32_t)m->rank, .severity = "warning" }, "rollback", "%s; back to step %" PRIu64 ", the data up to step %" PRIu64 " is passed over", text,
-                  j->skip_from_step, m->step);
-        recovery_again(c, j, text, true);
-}
-
-static void load_failed(struct controller *c, struct job *j, const char *text) {
-        if (j->load.kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA) {
-                j->bad_generation_step = j->load.step;
-        } else if (j->load.kind == FP8CTL__V1__LOAD_SOURCE__KIND__CHECKPOINT) {
-                bool known = false;
-
-                for (size_t i = 0; i < j->n_checkpoints; i++)
-                        if (j->load_path && strcmp(j->checkpoints[i].path, j->load_path) == 0)
-                                known = j->checkpoints[i].bad = true;
-                if (!known) {
-                        job_finish(c, j, JOB_E_FAIL, text);
-                        return;
-                }
-        }
-        recovery_again(c, j, text, true);
-}
-
-void recovery_fault(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__RankFault *m) {
-        char text[TEXT_MAX_LEN], said[200];
-
-        if (m->step <= (uint64_t)j->spec->train.steps && m->step > j->best_step && j->rec != REC_RESTORE)
-                j->best_step = m->step;
-        core_text(said, sizeof(said), m->text);
-        snprintf(text, sizeof(text), "rank %u (incarnation %" PRIu64 ") on %.100s: %.200s", m->rank, r->incarnation, r->node->name, said[0] ? said : "cannot go on");
-        switch (m->kind) {
-        case FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_STOP:
-                job_finish(c, j, JOB_E_FAIL, text);
-                return;
-        case FP8CTL__V1__RANK_FAULT__KIND__FATAL:
-                recovery_rank_lost(c, j, m->rank, said[0] ? said : "cannot go on", LOST_KILL, true);
-                return;
-        default:
-                break;
-        }
-        if (j->state == J(STOPPING)) {
-                stop_cut_short(c, j, text);
-                return;
-        }
-        if (j->rec == REC_FENCE)
-                return; /* of a round that has not begun: it will park */
-        switch (m->kind) {
-        case FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_ROLLBACK:
-                if (m->step <= (uint64_t)j->spec->train.steps)
-                        roll_back(c, j, m, text);
-                return;
-        case FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED:
-                load_failed(c, j, text);
-                return;
-        default:
-                suspect(c, j, r, m, text);
-                return;
-        }
+        recovery_act(c, j, cause, cause, true, count, 0);
 }
 
 /* ------------------------------------------------------------------ gathering */
@@ -613,7 +325,7 @@ static void warn_fingerprints(struct controller *c, struct job *j) {
 }
 
 static void go_restore(struct controller *c, struct job *j) {
-        if (step_to(c, j, REC_E_GATHERED) < 0)
+        if (recovery_step(c, j, REC_E_GATHERED) < 0)
                 return;
         restore_choose(c, j);
         c->io.random(c->io.arg, j->mesh_key, sizeof(j->mesh_key));
@@ -626,7 +338,7 @@ static void go_restore(struct controller *c, struct job *j) {
         j->inc.load_step = j->load.step;
         for (int i = 0; i < j->world; i++)
                 rank_set(c, &j->ranks[i], RANK_LOADED);
-        send_plan(c, j, NULL);
+        order_plan(c, j, NULL);
         j->rec_deadline = core_now(c) + (uint64_t)j->spec->recovery.start_timeout_ms * NSEC_PER_MSEC;
         warn_fingerprints(c, j);
         if (j->inc.open)
@@ -641,7 +353,7 @@ static void go_restore(struct controller *c, struct job *j) {
 static void go_resume(struct controller *c, struct job *j) {
         uint64_t now = core_now(c);
 
-        if (step_to(c, j, REC_E_ALL_RUNNING) < 0)
+        if (recovery_step(c, j, REC_E_ALL_RUNNING) < 0)
                 return;
         j->rec_deadline = 0;
         j->inc.running = now;
@@ -655,7 +367,7 @@ static void go_resume(struct controller *c, struct job *j) {
                           j->load.step, j->epoch);
         } else {
                 event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "running", "all ranks (%d) run from step %" PRIu64, j->world, j->load.step);
-                step_to(c, j, REC_E_NEW_STEP); /* nothing to close */
+                recovery_step(c, j, REC_E_NEW_STEP); /* nothing to close */
         }
 }
 
@@ -677,7 +389,7 @@ void recovery_new_step(struct controller *c, struct job *j) {
 
         if (j->rec != REC_RESUME || j->best_step <= j->inc.best_step)
                 return;
-        step_to(c, j, REC_E_NEW_STEP);
+        recovery_step(c, j, REC_E_NEW_STEP);
         ms = ms_since(j->inc.detected, now);
         again = j->inc.best_step > j->load.step ? j->inc.best_step - j->load.step : 0;
         j->lost_s += ms / 1e3;
@@ -687,160 +399,6 @@ void recovery_new_step(struct controller *c, struct job *j) {
                   j->inc.survivors, ms_since(j->inc.detected, j->inc.parked), j->load.step, j->inc.source, again, again == 1 ? "" : "s", ms / 1e3);
         j->inc.open = false;
         j->dirty = true;
-}
-
-void recovery_inventory(struct controller *c, struct job *j, struct node *n, const Fp8ctl__V1__Inventory *m) {
-        struct generation *list;
-        bool waited = false;
-
-        if (j->rec != REC_FENCE || m->epoch != j->epoch) {
-                core_drop(c, DROP_EPOCH, "inventory");
-                return;
-        }
-        for (size_t i = 0; i < j->n_inventory_wait && !waited; i++)
-                if (j->inventory_wait[i] == n) {
-                        j->inventory_wait[i] = j->inventory_wait[--j->n_inventory_wait];
-                        waited = true;
-                }
-        if (!waited)
-                return; /* a second answer */
-        if (m->n_generations > (size_t)j->world * GENERATIONS_PER_RANK) {
-                core_drop(c, DROP_MALFORMED, "inventory");
-                recovery_check(c, j);
-                return;
-        }
-        list = realloc(j->generations, (j->n_generations + m->n_generations + 1) * sizeof(*list));
-        if (list) {
-                j->generations = list;
-                for (size_t i = 0; i < m->n_generations; i++) {
-                        const Fp8ctl__V1__Generation *g = m->generations[i];
-
-                        if (!g || g->rank >= (uint32_t)j->world || g->shard_count != (uint32_t)j->world || g->step > (uint64_t)j->spec->train.steps || g->epoch >= j->epoch) {
-                                core_drop(c, DROP_MALFORMED, "generation");
-                                continue;
-                        }
-                        list[j->n_generations] = (struct generation){ .rank = g->rank, .node = n, .step = g->step, .epoch = g->epoch };
-                        core_text(list[j->n_generations].layout, sizeof(list[0].layout), g->layout);
-                        j->n_generations++;
-                }
-        }
-        recovery_check(c, j);
-}
-
-/* ------------------------------------------------------------------ a node came back */
-struct hello_result {
-        bool again, resend_plan, abort_needed;
-        int lost;
-        bool count;
-        char cause[TEXT_MAX_LEN], why[TEXT_MAX_LEN];
-};
-
-static const Fp8ctl__V1__RankStatus *status_of(const Fp8ctl__V1__WorkerHello *m, const struct job *j, uint32_t rank) {
-        for (size_t i = 0; i < m->n_ranks; i++) {
-                const Fp8ctl__V1__RankStatus *st = m->ranks[i];
-
-                if (st && st->job_id == j->id && st->rank == rank && st->incarnation == j->ranks[rank].incarnation)
-                        return st;
-        }
-        return NULL;
-}
-
-static void hello_gone(struct controller *c, struct job *j, uint32_t i, const Fp8ctl__V1__RankStatus *st, struct hello_result *res) {
-        struct rank *r = &j->ranks[i];
-
-        if (st && st->exited && st->exited->cause && st->exited->cause[0]) {
-                core_cause(res->why, sizeof(res->why), st->exited);
-                res->count = res->count || j->rec != REC_FENCE || r->start_epoch == j->epoch;
-        } else {
-                snprintf(res->why, sizeof(res->why), "%s", st ? "died" : r->state == RANK_STARTED ? "was never started there" : "is gone: its worker came back without it");
-                res->count = res->count || r->state != RANK_STARTED;
-        }
-        snprintf(res->cause, sizeof(res->cause), "rank %u (incarnation %" PRIu64 ") on %.100s %.200s", i, r->incarnation, r->node->name, res->why);
-        mark_lost(c, j, i, res->why, LOST_KILL);
-        res->lost++;
-}
-
-static void hello_alive(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__RankStatus *st, struct hello_result *res) {
-        bool same = st->epoch == j->epoch;
-
-        r->heard = true;
-        r->pid = st->pid;
-        if (st->step <= (uint64_t)j->spec->train.steps && st->step > r->step)
-                r->step = st->step;
-        if (st->endpoint && st->endpoint[0] && strlen(st->endpoint) < ENDPOINT_MAX_LEN) {
-                free(r->endpoint);
-                r->endpoint = core_strdup(st->endpoint, ENDPOINT_MAX_LEN);
-        }
-        if (j->rec == REC_FENCE) {
-                if (same && st->phase == FP8CTL__V1__RANK_PHASE__RANK_PARKED && r->endpoint) {
-                        rank_set(c, r, RANK_PARKED);
-                } else if (same && st->phase == FP8CTL__V1__RANK_PHASE__RANK_STARTING) {
-                        rank_set(c, r, RANK_STARTED);
-                } else {
-                        rank_set(c, r, RANK_PARKING);
-                        res->abort_needed = true;
-                }
-                return;
-        }
-        if (!same || st->phase == FP8CTL__V1__RANK_PHASE__RANK_STARTING) {
-                res->again = true;
-                return;
-        }
-        switch (st->phase) {
-        case FP8CTL__V1__RANK_PHASE__RANK_PARKED:
-                if (j->rec == REC_RESTORE && j->have_mesh_key)
-                        res->resend_plan = true;
-                else
-                        res->again = true;
-                return;
-        case FP8CTL__V1__RANK_PHASE__RANK_LOADING:
-                if (j->rec == REC_RESTORE)
-                        rank_set(c, r, RANK_LOADED);
-                else
-                        res->again = true;
-                return;
-        case FP8CTL__V1__RANK_PHASE__RANK_DONE:
-                rank_set(c, r, RANK_FINISHED);
-                return;
-        default:
-                rank_set(c, r, RANK_RUN);
-                return;
-        }
-}
-
-void recovery_hello(struct controller *c, struct job *j, struct node *n, const Fp8ctl__V1__WorkerHello *m) {
-        struct hello_result res = { 0 };
-
-        for (int i = 0; i < j->world; i++) {
-                struct rank *r = &j->ranks[i];
-                const Fp8ctl__V1__RankStatus *st;
-
-                if (r->node != n || r->state == RANK_LOST || r->state == RANK_NONE || r->start_pending)
-                        continue;
-                st = status_of(m, j, (uint32_t)i);
-                if (!st || st->phase == FP8CTL__V1__RANK_PHASE__RANK_EXITED || st->exited)
-                        hello_gone(c, j, (uint32_t)i, st, &res);
-                else
-                        hello_alive(c, j, r, st, &res);
-        }
-        send_starts(c, j, n);
-        if (j->rec == REC_FENCE) {
-                if (res.abort_needed)
-                        send_abort(c, j, n, "an epoch began while the stream was away");
-                forget_generations(j, n);
-                if (!j->start_is_new)
-                        ask_inventory(c, j, n);
-        }
-        if (res.lost)
-                act(c, j, res.cause, res.why, true, res.count, 0);
-        else if (res.again && j->rec != REC_FENCE)
-                recovery_again(c, j, "a rank was found parked after a broken stream or a restart of the controller", false);
-        else if (res.resend_plan)
-                send_plan(c, j, n);
-        if (j->state == J(STOPPING))
-                job_send_stop(c, j, n);
-        if (job_placed(j))
-                recovery_check(c, j);
 }
 
 /* ------------------------------------------------------------------ time */
@@ -887,7 +445,7 @@ void recovery_tick(struct controller *c, struct job *j, uint64_t now) {
                 return;
         switch (j->rec) {
         case REC_SUSPECT:
-                suspicion_over(c, j);
+                rank_suspicion_over(c, j);
                 return;
         case REC_FENCE:
         case REC_RESTORE:

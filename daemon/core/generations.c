@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What nodes say that they hold in replica memory. */
+#include <stdlib.h>
+
+#include "daemon/core/recovery_private.h"
+
+#define GENERATIONS_PER_RANK 4u    /* told by one node for one rank, at most */
+
+/* What a node said about its replica memory is void: it is lost, or it says hello again and may have been through a boot. */
+void generations_forget(struct job *j, const struct node *n) {
+        size_t kept = 0;
+
+        for (size_t i = 0; i < j->n_generations; i++)
+                if (j->generations[i].node != n)
+                        j->generations[kept++] = j->generations[i];
+        j->n_generations = kept;
+}
+
+void recovery_inventory(struct controller *c, struct job *j, struct node *n, const Fp8ctl__V1__Inventory *m) {
+        struct generation *list;
+        bool waited = false;
+
+        if (j->rec != REC_FENCE || m->epoch != j->epoch) {
+                core_drop(c, DROP_EPOCH, "inventory");
+                return;
+        }
+        for (size_t i = 0; i < j->n_inventory_wait && !waited; i++)
+                if (j->inventory_wait[i] == n) {
+                        j->inventory_wait[i] = j->inventory_wait[--j->n_inventory_wait];
+                        waited = true;
+                }
+        if (!waited)
+                return; /* a second answer */
+        if (m->n_generations > (size_t)j->world * GENERATIONS_PER_RANK) {
+                core_drop(c, DROP_MALFORMED, "inventory");
+                recovery_check(c, j);
+                return;
+        }
+        list = realloc(j->generations, (j->n_generations + m->n_generations + 1) * sizeof(*list));
+        if (list) {
+                j->generations = list;
+                for (size_t i = 0; i < m->n_generations; i++) {
+                        const Fp8ctl__V1__Generation *g = m->generations[i];
+
+                        if (!g || g->rank >= (uint32_t)j->world || g->shard_count != (uint32_t)j->world || g->step > (uint64_t)j->spec->train.steps || g->epoch >= j->epoch) {
+                                core_drop(c, DROP_MALFORMED, "generation");
+                                continue;
+                        }
+                        list[j->n_generations] = (struct generation){ .rank = g->rank, .node = n, .step = g->step, .epoch = g->epoch };
+                        core_text(list[j->n_generations].layout, sizeof(list[0].layout), g->layout);
+                        j->n_generations++;
+                }
+        }
+        recovery_check(c, j);
+}

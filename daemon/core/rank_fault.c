@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a rank says about itself and about others: who is lost or stuck, what cannot be loaded, what is rolled back. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "daemon/core/recovery_private.h"
+
+/* Thresholds. */
+#define PEER_GRACE_MS 2000u        /* a lost peer's own worker has so long to say what happened */
+#define STUCK_VOTE_MS 500u         /* after the first rank that waited in vain for a peer, the others have so long to say for whom they wait */
+
+#define J(x) FP8CTL__V1__JOB_STATE__##x
+
+/* One that holds the others up does not park either: it is killed now. Else all begin a new round. */
+void rank_suspicion_over(struct controller *c, struct job *j) {
+        char text[TEXT_MAX_LEN];
+        int stuck = stuck_rank(j);
+
+        core_text(text, sizeof(text), j->inc.cause);
+        j->rec_deadline = 0;
+        if (stuck >= 0)
+                recovery_rank_lost(c, j, (uint32_t)stuck, "is stuck: the others waited for it in vain", true, true);
+        else
+                recovery_again(c, j, text, true);
+}
+
+static void suspect(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__RankFault *m, const char *text) {
+        bool timeout = m->kind == FP8CTL__V1__RANK_FAULT__KIND__TIMEOUT;
+        uint64_t ms = timeout ? STUCK_VOTE_MS : PEER_GRACE_MS, deadline = core_now(c) + ms * NSEC_PER_MSEC;
+
+        stuck_note(j, m->rank, m->peer, timeout);
+        if (j->rec != REC_SUSPECT) {
+                if (recovery_step(c, j, REC_E_SUSPECT) < 0)
+                        return;
+                incident_open(c, j, text, false, 0);
+                j->rec_deadline = deadline;
+                event_add(c, &(struct event_of){ .job = j, .node = r->node, .rank = (int32_t)m->rank, .severity = "warning" }, "rank_fault", "%s; waiting at most %.1f s for %s", text,
+                          (double)ms / 1e3, timeout ? "what the other ranks say" : "its worker's word");
+        } else if (timeout && deadline < j->rec_deadline) {
+                j->rec_deadline = deadline;
+        }
+        if (m->peer >= 0 && m->peer < j->world)
+                j->ranks[m->peer].suspect = true;
+        if (stuck_all_spoke(j) && (timeout || stuck_rank(j) >= 0))
+                rank_suspicion_over(c, j);
+}
+
+static void roll_back(struct controller *c, struct job *j, const Fp8ctl__V1__RankFault *m, const char *text) {
+        const struct checkpoint *k = checkpoint_newest(j);
+
+        j->min_replica_epoch = j->epoch + 1;
+        j->skip_from_step = k ? k->step : 0;
+        j->skip_to_step = m->step;
+        event_add(c, &(struct event_of){ .job = j, .rank = (int32_t)m->rank, .severity = "warning" }, "rollback", "%s; back to step %" PRIu64 ", the data up to step %" PRIu64 " is passed over", text,
+                  j->skip_from_step, m->step);
+        recovery_again(c, j, text, true);
+}
+
+static void load_failed(struct controller *c, struct job *j, const char *text) {
+        if (j->load.kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA) {
+                j->bad_generation_step = j->load.step;
+        } else if (j->load.kind == FP8CTL__V1__LOAD_SOURCE__KIND__CHECKPOINT) {
+                bool known = false;
+
+                for (size_t i = 0; i < j->n_checkpoints; i++)
+                        if (j->load_path && strcmp(j->checkpoints[i].path, j->load_path) == 0)
+                                known = j->checkpoints[i].bad = true;
+                if (!known) {
+                        job_finish(c, j, JOB_E_FAIL, text);
+                        return;
+                }
+        }
+        recovery_again(c, j, text, true);
+}
+
+void recovery_fault(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__RankFault *m) {
+        char text[TEXT_MAX_LEN], said[200];
+
+        if (m->step <= (uint64_t)j->spec->train.steps && m->step > j->best_step && j->rec != REC_RESTORE)
+                j->best_step = m->step;
+        core_text(said, sizeof(said), m->text);
+        snprintf(text, sizeof(text), "rank %u (incarnation %" PRIu64 ") on %.100s: %.200s", m->rank, r->incarnation, r->node->name, said[0] ? said : "cannot go on");
+        switch (m->kind) {
+        case FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_STOP:
+                job_finish(c, j, JOB_E_FAIL, text);
+                return;
+        case FP8CTL__V1__RANK_FAULT__KIND__FATAL:
+                recovery_rank_lost(c, j, m->rank, said[0] ? said : "cannot go on", LOST_KILL, true);
+                return;
+        default:
+                break;
+        }
+        if (j->state == J(STOPPING)) {
+                recovery_stop_cut_short(c, j, text);
+                return;
+        }
+        if (j->rec == REC_FENCE)
+                return; /* of a round that has not begun: it will park */
+        switch (m->kind) {
+        case FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_ROLLBACK:
+                if (m->step <= (uint64_t)j->spec->train.steps)
+                        roll_back(c, j, m, text);
+                return;
+        case FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED:
+                load_failed(c, j, text);
+                return;
+        default:
+                suspect(c, j, r, m, text);
+                return;
+        }
+}
