@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/text.h"
 #include "ctl/client.h"
 #include "ctl/handlers.h"
 #include "ctl/print.h"
@@ -122,7 +123,8 @@ int node_describe_run(struct ctl *c, int n, char **args) {
         }
         c->format = FORMAT_WIDE;
         print_sheet(c, &nd, 1);
-        printf("\nfolder %s\nboot %s, worker incarnation %" PRIu64 "\n\n", nd->dir && *nd->dir ? nd->dir : "-", nd->boot_id, nd->incarnation);
+        printf("\nfolder %s\nboot %s, worker incarnation %" PRIu64 "\n%" PRIu64 " message%s dropped by the worker since it started: of another epoch, incarnation or lease\n\n",
+               nd->dir && *nd->dir ? nd->dir : "-", nd->boot_id, nd->incarnation, nd->dropped_messages, text_s(nd->dropped_messages));
         for (size_t d = 0; d < nd->n_devices; d++) {
                 const Fp8ctl__V1__NodeDevice *dev = nd->devices[d];
 

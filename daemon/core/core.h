@@ -48,7 +48,7 @@ struct node {
         char reason[TEXT_MAX_LEN];
         uint64_t session;          /* 0: no stream */
         uint64_t lease_number, lease_until; /* mono ns; lost after it */
-        uint64_t last_seen_ms;
+        uint64_t last_seen_ms, dropped; /* dropped: messages, by its worker */
         char address[NAME_MAX_LEN], version[64], kernel[NAME_MAX_LEN], boot_id[64], dir[DIR_MAX_LEN];
         uint64_t incarnation, memory_bytes;
         uint32_t cpus;

@@ -320,6 +320,7 @@ void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__Worke
         describe(n, m->node);
         node_move(c, n, NODE_E_HELLO);
         n->reason[0] = 0;
+        n->dropped = 0; /* it may have started anew; its first heartbeat comes with the welcome */
         n->lease_number = c->next_lease++;
         c->cluster_dirty = true;
         n->lease_until = core_now(c) + (uint64_t)c->config.lease_ttl_ms * NSEC_PER_MSEC;
@@ -348,6 +349,7 @@ void node_heartbeat(struct controller *c, struct session *s, const Fp8ctl__V1__H
         }
         n->lease_until = core_now(c) + (uint64_t)c->config.lease_ttl_ms * NSEC_PER_MSEC;
         n->last_seen_ms = c->io.wall_ms(c->io.arg);
+        n->dropped = m->dropped_messages;
         ack.sent_mono_ns = m->sent_mono_ns;
         ack.lease_number = m->lease_number;
         out.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_HEARTBEAT_ACK;

@@ -100,6 +100,7 @@ static int node_message_fill(const struct node *n, struct node_message *m) {
         m->node.last_seen_unix_ms = n->last_seen_ms;
         m->node.memory_bytes = n->memory_bytes;
         m->node.cpus = n->cpus;
+        m->node.dropped_messages = n->dropped;
         m->node.devices = m->ptrs;
         m->node.n_devices = n->n_devices;
         return 0;

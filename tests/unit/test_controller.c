@@ -129,6 +129,39 @@ TEST(a_user_may_not_attach_a_node) {
         world_stop(&w);
 }
 
+static uint64_t dropped_by(struct world *w, const char *name) {
+        Fp8ctl__V1__GetNodeRequest q = FP8CTL__V1__GET_NODE_REQUEST__INIT;
+        Fp8ctl__V1__Node *n;
+        uint64_t dropped;
+
+        q.name = (char *)name;
+        controller_request(w->c, 9, REQ_GET_NODE, &q.base, &world_admin);
+        n = fp8ctl__v1__node__unpack(NULL, w->reply_len, w->reply);
+        CU_ASSERT_PTR_NOT_NULL_FATAL(n);
+        dropped = n->dropped_messages;
+        fp8ctl__v1__node__free_unpacked(n, NULL);
+        return dropped;
+}
+
+TEST(what_a_worker_drops_is_shown_with_its_node) {
+        struct world w;
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__Heartbeat h = FP8CTL__V1__HEARTBEAT__INIT;
+
+        world_start(&w, false);
+        world_attach(&w, 1, "a");
+        CU_ASSERT_EQUAL(dropped_by(&w, "a"), 0);
+        h.lease_number = w.sent[0].m->welcome->lease_number;
+        h.dropped_messages = 7;
+        m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_HEARTBEAT;
+        m.heartbeat = &h;
+        controller_worker_message(w.c, 1, &m);
+        CU_ASSERT_EQUAL(dropped_by(&w, "a"), 7);
+        world_attach(&w, 2, "a"); /* a worker that started anew counts anew */
+        CU_ASSERT_EQUAL(dropped_by(&w, "a"), 0);
+        world_stop(&w);
+}
+
 /* Each kind of message with nothing in it, then with an empty submessage. */
 TEST(absent_parts_are_dropped_and_counted) {
         struct world w;

@@ -62,7 +62,7 @@ struct agent {
         bool welcomed;
         uint64_t hello_sent_ns, opened_ns, last_ack_ns, heartbeat_ns;
         uint32_t failures;             /* in a row, for the log */
-        uint64_t dropped;              /* messages of another epoch or incarnation */
+        uint64_t dropped;              /* messages of another epoch, incarnation or lease number, and those not understood */
         struct lease lease;
         ProtobufCMessage *held[AGENT_HELD_MAX]; /* WorkerMessages said while nobody listened */
         size_t n_held;

@@ -77,6 +77,7 @@ void stream_heartbeat(struct agent *a) {
         h.n_ranks = k;
         h.lease_number = a->lease.number;
         h.sent_mono_ns = clock_mono_ns();
+        h.dropped_messages = a->dropped;
         m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_HEARTBEAT;
         m.heartbeat = &h;
         send_now(a, &m);
@@ -216,6 +217,7 @@ static void on_message(void *arg, const uint8_t *data, size_t len) {
 
         if (!m) {
                 log_warning("controller: %zu bytes that are no ControllerMessage; dropped", len);
+                a->dropped++;
                 return;
         }
         orders_dispatch(a, m);
