@@ -13,6 +13,7 @@ cleanup() {
 trap cleanup EXIT
 
 # Not in ranks: what is checked is the daemons' shutdown. Reachable memory at exit is that of libraries.
+# shellcheck disable=SC2054 # the commas are valgrind's
 vg=(valgrind --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite,possible --show-leak-kinds=definite,possible --trace-children=no
   --child-silent-after-fork=no --quiet "--suppressions=$root/tests/lint/valgrind.supp")
 export FP8CTL_HOME=$dir
