@@ -37,6 +37,9 @@ const struct command commands[] = {
           CKPT_HELP "\nExit code 0: whole; 1: not.", false },
         { "ckpt diff", "CKPT CKPT", 2, 2, FORMATS_PLAIN, checkpoint_diff_opts, checkpoint_diff_run, "compare two checkpoints, of any layouts, tensor by tensor",
           CKPT_HELP "\nExit code 0: every tensor has the same bits; 1: not.", false },
+        { "ckpt rm", "CKPT...", 1, -1, FORMATS_PLAIN, checkpoint_rm_opts, checkpoint_rm_run, "remove checkpoints",
+          "CKPT is a checkpoint's folder or JOB:STEP. The newest of a job that has not ended, one that is being loaded, and one that a job starts from stay,\n"
+          "unless --force is given. Nothing is asked.", false },
         { "ckpt export", "CKPT DIR", 2, 2, FORMATS_PLAIN, checkpoint_export_opts, checkpoint_export_run, "write its weights as a Hugging Face folder",
           CKPT_HELP "\nDIR gets config.json, generation_config.json and safetensors files that transformers loads as LlamaForCausalLM. It appears when all is written.", false },
         { "ckpt import", "DIR CKPT", 2, 2, FORMATS_PLAIN, NULL, checkpoint_import_run, "make a checkpoint of a Hugging Face folder's weights",

@@ -71,6 +71,10 @@ struct checkpoint *checkpoint_at(struct job *j, const char *path) {
         return NULL;
 }
 
+bool checkpoint_being_loaded(const struct job *j, const char *path) {
+        return (j->rec == REC_RESTORE || j->rec == REC_FENCE) && j->load_path && strcmp(j->load_path, path) == 0;
+}
+
 void checkpoint_remove(struct controller *c, struct job *j, struct checkpoint *k) {
         struct file_work w = { .kind = FILE_REMOVE_TREE, .uid = j->uid, .gid = j->gid, .path = k->path };
 
@@ -116,8 +120,8 @@ void checkpoint_retain(struct controller *c, struct job *j) {
                         if (k->removing)
                                 continue;
                         n++;
-                        if ((j->rec == REC_RESTORE || j->rec == REC_FENCE) && j->load_path && strcmp(j->load_path, k->path) == 0)
-                                continue; /* being loaded */
+                        if (checkpoint_being_loaded(j, k->path))
+                                continue;
                         if (!oldest || k->step < oldest->step)
                                 oldest = k;
                 }

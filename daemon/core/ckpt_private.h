@@ -12,6 +12,7 @@ struct checkpoint *checkpoint_at(struct job *j, const char *path);
 struct checkpoint *checkpoint_in_hand(struct job *j, uint64_t id); /* of this file work */
 const struct checkpoint *checkpoint_of(const struct job *j, const Fp8ctl__V1__CheckpointPrepared *m); /* the commit that a word speaks of */
 uint64_t checkpoint_before(const struct job *j, uint64_t step); /* the newest commit before; 0: none */
+bool checkpoint_being_loaded(const struct job *j, const char *path);
 void checkpoint_remove(struct controller *c, struct job *j, struct checkpoint *k);
 void checkpoint_resume_removals(struct controller *c, struct job *j);
 bool checkpoint_removal_done(struct controller *c, struct job *j, uint64_t id, int rc, const char *text);

@@ -345,6 +345,7 @@ void request_handle(struct controller *c, uint64_t request, enum request_kind ki
                 [REQ_LIST_EVENTS] = { &fp8ctl__v1__list_events_request__descriptor, read_list_events },
                 [REQ_READ_FILE] = { &fp8ctl__v1__read_file_request__descriptor, on_read_file },
                 [REQ_LIST_CHECKPOINTS] = { &fp8ctl__v1__list_checkpoints_request__descriptor, read_list_checkpoints },
+                [REQ_REMOVE_CHECKPOINT] = { &fp8ctl__v1__remove_checkpoint_request__descriptor, checkpoint_request_remove },
         };
 
         if ((size_t)kind >= ARRAY_SIZE(kinds) || !kinds[kind].fn || !m || m->descriptor != kinds[kind].type) {

@@ -26,3 +26,6 @@ bool read_events(struct controller *c, uint64_t request, uint64_t after, uint64_
 void submit_request(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);
 void submit_check(struct controller *c, struct pending *p, bool deadline); /* all answered, or no more waiting: it is decided, and p is gone */
 void submit_node_gone(struct controller *c, struct pending *p, const struct node *n);
+
+/* ckpt_request.c */
+void checkpoint_request_remove(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);

@@ -239,6 +239,54 @@ def part_bad(c):
     check("show: the slices of a tensor add up", t["shape"] == [256, 128] and cells == 256 * 128 and s["state"]["model"]["hidden_size"] == 128, t)
 
 
+# ------------------------------------------------------------------ rm
+
+def part_rm(c):
+    """What a job needs stays; what it does not goes, also for the controller's next life."""
+    a = train(c, "rm", "train.steps=6", "checkpoint.every_steps=2", "checkpoint.keep_last=3")
+    job = a["id"]
+    paths = {k["step"]: k["path"] for k in c.json("ckpt", "ls", str(job))["checkpoints"]}
+    live = c.submit(JOB, "--name", "live", "--set", f"checkpoint.dir={c.home}/live", "--set", "test.slow_ms=100", "--set", "checkpoint.every_steps=3", "--set", "checkpoint.keep_last=9")
+    wait_for("two checkpoints of a live job", lambda: len(c.json("ckpt", "ls", str(live))["checkpoints"]) >= 2, 60)
+    newest = c.json("ckpt", "ls", str(live))["checkpoints"]
+    c.ctl("ckpt", "rm", f"{live}:{newest[0]['step']}")
+    waiting = c.submit(JOB, "--name", "waiting", "--set", f"checkpoint.dir={c.home}/waiting", "--from", f"{job}:4")
+    p = c.ctl("ckpt", "rm", paths[4], check=False)
+    check(f"what a waiting job starts from stays: {p.stderr.strip()}", p.returncode == 1 and f"job {waiting}" in p.stderr and os.path.exists(paths[4] + "/manifest.json"), (p.returncode, p.stderr))
+    c.ctl("cancel", "--now", str(waiting))
+
+    def newest_refused():
+        path = c.json("ckpt", "ls", str(live))["checkpoints"][-1]["path"]
+        p = c.ctl("ckpt", "rm", path, check=False)
+        return p if p.returncode == 1 and "newest" in p.stderr and os.path.exists(path) else None
+    p = wait_for("the newest of a live job to be kept", newest_refused, 10)
+    print(f"ok  the newest of a live job stays: {p.stderr.strip()}", flush=True)
+    c.ctl("cancel", "--now", str(live))
+    c.wait_done(live, state="CANCELLED")
+    p = c.ctl("ckpt", "rm", f"{job}:2", os.path.relpath(paths[4]), "12345:6", f"{job}:77", "-o", "json", check=False)
+    o = json.loads(p.stdout)
+    check("rm of four, of which two are there", p.returncode == 3 and [x["step"] for x in o["removed"]] == [2, 4] and o["removed"][0] == {"path": paths[2], "job_id": job, "step": 2}
+          and p.stderr.count("\n") == 2, (p.returncode, p.stdout, p.stderr))
+    check("their folders are gone, the third is there", [os.path.exists(paths[s]) for s in (2, 4, 6)] == [False, False, True])
+    check("ls", [k["step"] for k in c.json("ckpt", "ls", str(job))["checkpoints"]] == [6])
+    check("it is an event", len([e for e in c.events(job)["events"] if e["kind"] == "checkpoint_removed"]) == 2)
+    loose = c.home + "/loose"
+    shutil.copytree(paths[6], loose)
+    os.mkdir(c.home + "/precious")
+    for f in (c.home + "/precious", c.home + "/text", str(job)):
+        p = c.ctl("ckpt", "rm", f, check=False)
+        check(f"no checkpoint: {p.stderr.strip()}", p.returncode in (1, 3) and p.stderr.count("\n") == 1, (p.returncode, p.stderr))
+    check("a folder that no job lists", "removed" in c.ctl("ckpt", "rm", loose + "/").stdout and not os.path.exists(loose))
+    c.stop("fp8d", 9)
+    shutil.copytree(paths[6], loose)
+    p = c.ctl("ckpt", "rm", loose, check=False)
+    check(f"without a controller: {p.stderr.strip()}", p.returncode == 5 and os.path.exists(loose), (p.returncode, p.stderr))
+    c.ctl("ckpt", "rm", "--force", loose)
+    check("with --force", not os.path.exists(loose))
+    c.start_controller()
+    check("a later life of the controller", [k["step"] for k in c.json("ckpt", "ls", str(job))["checkpoints"]] == [6])
+
+
 # ------------------------------------------------------------------ memory
 
 def part_memory(c):
@@ -284,11 +332,11 @@ def part_memory(c):
 
 
 def main():
-    parts = sys.argv[2:] or ["loss", "bad", "memory"]
-    with Bare(sys.argv[1], nodes=1, devices=4) as c:
+    parts = sys.argv[2:] or ["loss", "bad", "memory", "rm"]
+    with Bare(sys.argv[1], nodes=1, devices=4, controller=["--allow-test-hooks"]) as c:
         write_text(c.home + "/text")
         for p in parts:
-            {"loss": part_loss, "bad": part_bad, "memory": part_memory}[p](c)
+            {"loss": part_loss, "bad": part_bad, "rm": part_rm, "memory": part_memory}[p](c)
 
 
 if __name__ == "__main__":
