@@ -181,6 +181,7 @@ struct dev_ops {
         /* causal within documents; scale 1/sqrt(D); softmax in F32; out (act) [T, Hq*D]; lse [Hq, T] F32 */
         int (*attention_fwd)(const void *q, const void *k, const void *v, const struct doc_bounds *docs, void *out, dev_real *lse, int64_t Hq, int64_t Hkv,
                              int64_t D, enum dtype act, void *workspace, struct dev_stream *s);
+        /* the softmax's gradient is p * (dp - rowsum(dout * out)), with `out` as it is stored */
         int (*attention_bwd)(const void *q, const void *k, const void *v, const void *out, const dev_real *lse, const void *dout, const struct doc_bounds *docs,
                              void *dq, void *dk, void *dv, int64_t Hq, int64_t Hkv, int64_t D, enum dtype act, void *workspace, struct dev_stream *s);
         size_t (*attention_workspace)(int64_t T, int64_t Hq, int64_t Hkv, int64_t D);

@@ -1,40 +1,26 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""An independent emulation of the FP8 recipes in torch: reads DIR/{model.json, batch.json, NAME.f64}, writes DIR/NAME.grad.f64 and DIR/loss.json.
+"""An independent emulation of the FP8 recipes in torch: files as reference_files.py says, in model.json "recipe": bf16, block or tensor; "pow2": cached or all; "micro_batch": sequences
+that are quantised together.
 
-Written from the rules (docs/numerics.md), not from the engine: everything is computed in double precision on values that were rounded, by arithmetic, where
-the rules say so - to BF16 what is stored, to FP8 under its scales what enters a Linear's product.  model.json's "recipe": bf16, block or tensor; "pow2": cached or all;
-"micro_batch": sequences that are quantised together.  Exit status 77: no torch here.
+Written from the rules (docs/numerics.md), not from the engine: values are rounded, by arithmetic, where the rules say so - to BF16 what is stored, to FP8 under its scales what enters a
+Linear's product.  What lies between two roundings is computed in double precision, which makes NAME.grad.f64, and once more in single precision, as engines do: NAME.single.f64.  Both
+follow the rules; they differ where a value lies so close to the middle between two of a format that the last bit of a sum decides, and in all that follows from there.  So their distance is
+that of two right implementations.
 """
-import json
 import math
-import sys
 
-try:
-    import torch
-except ImportError:
-    sys.exit(77)
+from reference_files import allowed, batch, config, labelled, norm, rotate, tensors_of, torch, weights, write, write_loss
 
-folder = sys.argv[1]
-torch.set_default_dtype(torch.float64)
-torch.set_num_threads(1)
-
-
-def load(name):
-    with open(f"{folder}/{name}") as f:
-        return json.load(f)
-
-
-config, batch = load("model.json"), load("batch.json")
 heads, kv_heads, head_dim, recipe = config["heads"], config["kv_heads"], config["head_dim"], config["recipe"]
 
 
 def bf16(x):
-    return x.float().bfloat16().double()
+    return x.float().bfloat16().to(torch.get_default_dtype())
 
 
 def grid(x, mantissa, least, most):
-    """x rounded to a float of so many mantissa bits, least normal exponent, greatest value: nearest even, saturating."""
+    """x (double) rounded to a float of so many mantissa bits, least normal exponent, greatest value: nearest even, saturating."""
     power = (x.view(torch.int64) & (0x7ff << 52)).view(torch.float64)
     step = torch.clamp(power, min=2.0 ** least) * 2.0 ** -mantissa
     return torch.clamp(torch.round(x / step) * step, -most, most)
@@ -50,7 +36,7 @@ def scaled(x, amax, fmt, pow2):
     if pow2:
         s = (s.view(torch.int32) & -(1 << 23)).view(torch.float32)
     q = grid((x.float() * s).double(), *FORMATS[fmt])
-    return q * (1 / s).double()
+    return (q * (1 / s).double()).to(torch.get_default_dtype())
 
 
 def blocks(x, rows, cols):
@@ -155,18 +141,21 @@ class Head(torch.autograd.Function):
         return bf16(d @ w), d.T @ y, None, None
 
 
-def norm(x, w):
-    return Store.apply(x / torch.sqrt((x * x).mean(dim=1, keepdim=True) + config["eps"]) * w[0])
+class Core(torch.autograd.Function):
+    """One head's attention.  The gradient of the softmax takes what it subtracts from every row, sum p dp, as sum out dout of the output that is stored (FlashAttention-2, arXiv 2307.08691,
+    section 3.1)."""
+    @staticmethod
+    def forward(ctx, q, k, v, mask):
+        p = torch.softmax((q @ k.T / math.sqrt(head_dim)).masked_fill(mask, float("-inf")), dim=1)
+        out = bf16(p @ v)
+        ctx.save_for_backward(q, k, v, p, out)
+        return out
 
-
-def rotate(x, positions):
-    """x [T, heads, D]"""
-    half = head_dim // 2
-    frequency = torch.tensor([config["theta"] ** (-2.0 * i / head_dim) for i in range(half)])
-    angle = positions[:, None].double() * frequency[None, :]
-    cos, sin = angle.cos()[:, None, :], angle.sin()[:, None, :]
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    @staticmethod
+    def backward(ctx, dout):
+        q, k, v, p, out = ctx.saved_tensors
+        ds = p * (dout @ v.T - (out * dout).sum(dim=1, keepdim=True)) / math.sqrt(head_dim)
+        return ds @ k, ds.T @ q, p.T @ dout, None
 
 
 def attention(q, k, v, documents, positions):
@@ -174,56 +163,38 @@ def attention(q, k, v, documents, positions):
     q = Round.apply(rotate(Round.apply(q).reshape(tokens, heads, head_dim), positions))
     k = Round.apply(rotate(Round.apply(k).reshape(tokens, kv_heads, head_dim), positions))
     v = Round.apply(v).reshape(tokens, kv_heads, head_dim)
-    order = torch.arange(tokens)
-    allowed = (order[:, None] >= order[None, :]) & (documents[:, None] == documents[None, :])
-    outs = []
-    for h in range(heads):
-        g = h // (heads // kv_heads)
-        scores = (q[:, h] @ k[:, g].T) / math.sqrt(head_dim)
-        outs.append(torch.softmax(scores.masked_fill(~allowed, float("-inf")), dim=1) @ v[:, g])
-    return Round.apply(torch.cat(outs, dim=1))
+    mask, group = ~allowed(documents), heads // kv_heads
+    return torch.cat([Core.apply(q[:, h], k[:, h // group], v[:, h // group], mask) for h in range(heads)], dim=1)
 
 
-def loss_of(weights, ids, labels, documents, positions, scale):
-    x = Round.apply(weights["model.embed_tokens.weight"][ids])
+def loss_of(w, ids, labels, documents, positions, scale):
+    x = Round.apply(w["model.embed_tokens.weight"][ids])
     for n in range(config["layers"]):
         p = f"model.layers.{n}."
         a, m = p + "self_attn.", p + "mlp."
-        y = norm(x, weights[p + "input_layernorm.weight"])
-        q, k, v = Linears.apply(y, *[weights[a + i + "_proj.weight"] for i in "qkv"])
-        x = Round.apply(x + Linears.apply(attention(q, k, v, documents, positions), weights[a + "o_proj.weight"])[0])
-        y = norm(x, weights[p + "post_attention_layernorm.weight"])
-        g, u = Linears.apply(y, weights[m + "gate_proj.weight"], weights[m + "up_proj.weight"])
-        x = Round.apply(x + SwigluDown.apply(g, u, weights[m + "down_proj.weight"]))
-    head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
-    return Head.apply(norm(x, weights["model.norm.weight"]), head, labels, scale)
+        y = Store.apply(norm(x, w[p + "input_layernorm.weight"]))
+        q, k, v = Linears.apply(y, *[w[a + i + "_proj.weight"] for i in "qkv"])
+        x = Round.apply(x + Linears.apply(attention(q, k, v, documents, positions), w[a + "o_proj.weight"])[0])
+        y = Store.apply(norm(x, w[p + "post_attention_layernorm.weight"]))
+        g, u = Linears.apply(y, w[m + "gate_proj.weight"], w[m + "up_proj.weight"])
+        x = Round.apply(x + SwigluDown.apply(g, u, w[m + "down_proj.weight"]))
+    head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
+    return Head.apply(Store.apply(norm(x, w["model.norm.weight"])), head, labels, scale)
 
 
-def main():
-    weights = {}
-    for name, (rows, cols) in config["tensors"].items():
-        storage = torch.from_file(f"{folder}/{name}.f64", shared=False, size=rows * cols, dtype=torch.float64)
-        weights[name] = bf16(storage.clone().reshape(rows, cols)).requires_grad_(True)
+def run(suffix):
+    w = {name: bf16(x).requires_grad_(True) for name, x in weights().items()}
     size, per = sum(len(s["labels"]) for s in batch), config["micro_batch"]
-    labelled = sum(x >= 0 for s in batch for x in s["labels"])
     loss = 0.0
     for first in range(0, len(batch), per):
-        ids, labels, documents, positions = [], [], [], []
-        for s in batch[first:first + per]:
-            for i, (token, label) in enumerate(zip(s["ids"], s["labels"])):
-                begin = max(b for b in s["starts"] if b <= i)
-                documents.append(len(ids) - (i - begin))
-                positions.append(i - begin)
-                ids.append(token)
-                labels.append(label)
-        part = loss_of(weights, *[torch.tensor(t) for t in (ids, labels, documents, positions)], 1 / size)
+        part = loss_of(w, *tensors_of(batch[first:first + per]), 1 / size)
         part.backward()
-        loss += part.item() * size / labelled
-    for name, w in weights.items():
-        with open(f"{folder}/{name}.grad.f64", "wb") as f:
-            f.write((w.grad * size / labelled).contiguous().numpy().tobytes())
-    with open(f"{folder}/loss.json", "w") as f:
-        json.dump({"loss": loss}, f)
+        loss += part.item() * size / labelled()
+    write({name: x.grad.double() * size / labelled() for name, x in w.items()}, suffix)
+    return loss
 
 
-main()
+torch.set_default_dtype(torch.float32)
+run("single")
+torch.set_default_dtype(torch.float64)
+write_loss(run("grad"))

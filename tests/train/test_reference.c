@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Loss and gradients of the first step against an independently written model in torch with autograd (reference.py): FP32 1e-5 by norm. */
+/*
+ * Loss and gradients of the first step against independently written models in torch: with autograd (reference.py), FP32 1e-5 by norm; with the roundings of the FP8 recipes
+ * (fp8_reference.py), as near as the arithmetic allows.
+ */
 #include <jansson.h>
 #include <math.h>
 #include <sys/wait.h>
@@ -91,9 +94,9 @@ static double read_loss(const char *folder) {
         return loss;
 }
 
-/* What the script made of tensor t. */
-static struct test_tensor read_gradient(const char *folder, const struct test_tensor *t) {
-        _cleanup_free_ char *path = file_path("%s/%s.grad.f64", folder, t->name);
+/* What the script made of tensor t: "grad", or in the emulation's second run "single". */
+static struct test_tensor read_gradient(const char *folder, const struct test_tensor *t, const char *suffix) {
+        _cleanup_free_ char *path = file_path("%s/%s.%s.f64", folder, t->name, suffix);
         struct test_tensor ret = *t;
         char *data = NULL;
         size_t len;
@@ -111,7 +114,7 @@ static void compare(const char *folder, const struct first_step *f) {
         CU_ASSERT(fabs(f->loss / read_loss(folder) - 1) < (sizeof(dev_real) == 8 ? 1e-12 : 1e-6));
         for (int i = 0; i < f->gradients.n; i++) {
                 const struct test_tensor *g = &f->gradients.list[i];
-                struct test_tensor t = read_gradient(folder, g);
+                struct test_tensor t = read_gradient(folder, g, "grad");
                 double d = test_distance(g, &t);
 
                 worst = d > worst ? d : worst;
@@ -173,17 +176,17 @@ TEST(torch_agrees_tied_in_parallel) {
 #ifndef FP8_FP64
 
 /*
- * Four layers at their random beginning, and a step of 2048 tokens in two passes, which is what small runs take. Widths that are not whole blocks of 128, and a hidden size
+ * Layers at their random beginning, and a step of 2048 tokens in two passes, which is what small runs take. Widths that are not whole blocks of 128, and a hidden size
  * of one: what is compared is where things are rounded, which more of the same would not show better.
  */
-static struct job_spec four_layers(void) {
+static struct job_spec some_layers(int layers) {
         struct job_spec s = test_spec();
 
         s.model.vocab_size = 256;
         s.model.hidden_size = 128;
         s.model.intermediate_size = 320;
         s.model.head_dim = 32;
-        s.model.num_hidden_layers = 4;
+        s.model.num_hidden_layers = layers;
         s.model.initializer_range = 0.02;
         s.model.max_position_embeddings = 128;
         s.data.seq_len = 128;
@@ -197,8 +200,8 @@ struct pair {
         struct first_step engine;
 };
 
-static void pair_run(struct pair *p, enum job_recipe recipe, enum job_pow2 pow2) {
-        struct job_spec s = four_layers();
+static void pair_run(struct pair *p, int layers, enum job_recipe recipe, enum job_pow2 pow2) {
+        struct job_spec s = some_layers(layers);
 
         *p = (struct pair){ .folder = "/tmp/fp8-reference-XXXXXX" };
         s.precision.recipe = recipe;
@@ -222,40 +225,55 @@ static void lower(struct least *l, double cosine, const char *name) {
                 *l = (struct least){ cosine, name };
 }
 
+/*
+ * The bound is the distance between the emulation in double and in single precision, measured here: two implementations that both keep the rules, and differ by where the last bit of a sum
+ * falls.  The engine computes in single precision as well, so it is to be as near, with a factor of 3 for chance: which values flip depends on the order of summation, and orders were found up
+ * to 1.8 apart.  (Taking the sums of p dp in the softmax's gradient from unrounded outputs, a smaller thing than any of the recipes' rules, is 5 to 7 times off in one layer.)
+ */
 static void compare_recipes(const struct pair *base, const struct pair *fp8, const char *what) {
-        struct least same = { 0 }, engine = { 0 }, torch = { 0 };
+        struct least same = { 0 }, self = { 0 }, engine = { 0 }, torch = { 0 };
 
         for (int i = 0; i < fp8->engine.gradients.n; i++) {
                 const struct test_tensor *g = &fp8->engine.gradients.list[i], *b = &base->engine.gradients.list[i];
-                struct test_tensor t = read_gradient(fp8->folder, g), tb = read_gradient(base->folder, b);
+                struct test_tensor t = read_gradient(fp8->folder, g, "grad"), single = read_gradient(fp8->folder, g, "single"), tb = read_gradient(base->folder, b, "grad");
 
                 CU_ASSERT_STRING_EQUAL_FATAL(g->name, b->name);
                 lower(&same, test_cosine(g, &t), g->name);
+                lower(&self, test_cosine(&single, &t), g->name);
                 lower(&engine, test_cosine(g, b), g->name);
                 lower(&torch, test_cosine(&t, &tb), g->name);
                 free(t.values);
+                free(single.values);
                 free(tb.values);
         }
-        printf("    %-20s loss %.6f (%.6f); smallest cosines: with the emulation %.5f %s; with bf16 %.5f %s, the emulation's %.5f %s\n", what, fp8->engine.loss,
-               read_loss(fp8->folder), same.cosine, same.name, engine.cosine, engine.name, torch.cosine, torch.name);
-        /* Found: block 0.9993, tensor 0.9968 (the aim is 0.999 for both; single-precision noise in the emulation alone explains 0.9999). What each loses against bf16 agrees to 1e-4. */
-        CU_ASSERT(same.cosine > (fp8 == base ? 0.9999 : 0.996));
-        CU_ASSERT(fabs(engine.cosine - torch.cosine) < 5e-4);
+        printf("    %-18s loss %.6f (%.6f); 1 - smallest cosine: with the emulation %.1e %s (its own in single precision %.1e %s); with bf16 %.1e %s, the emulation's %.1e %s\n", what,
+               fp8->engine.loss, read_loss(fp8->folder), 1 - same.cosine, same.name, 1 - self.cosine, self.name, 1 - engine.cosine, engine.name, 1 - torch.cosine, torch.name);
+        CU_ASSERT(1 - same.cosine < 3 * (1 - self.cosine));
+        CU_ASSERT(fabs(engine.cosine - torch.cosine) < 3 * (1 - self.cosine));
         CU_ASSERT(fabs(fp8->engine.loss / read_loss(fp8->folder) - 1) < 2e-5);
 }
 
-TEST(torch_emulates_the_recipes) {
+static void emulate(int layers) {
         const enum job_recipe recipes[] = { RECIPE_BLOCK, RECIPE_TENSOR };
         struct pair base, fp8;
 
-        pair_run(&base, RECIPE_BF16, POW2_CACHED);
+        pair_run(&base, layers, RECIPE_BF16, POW2_CACHED);
         compare_recipes(&base, &base, "bf16");
         for (size_t i = 0; i < 2; i++) {
-                pair_run(&fp8, recipes[i], POW2_CACHED);
+                pair_run(&fp8, layers, recipes[i], POW2_CACHED);
                 compare_recipes(&base, &fp8, job_recipe_name(recipes[i]));
                 pair_done(&fp8);
         }
         pair_done(&base);
+}
+
+/* Little follows from a flipped rounding here: a different rule shows most. */
+TEST(torch_emulates_the_recipes_in_one_layer) {
+        emulate(1);
+}
+
+TEST(torch_emulates_the_recipes_in_four) {
+        emulate(4);
 }
 
 #endif
