@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Runs a fuzz target without libFuzzer: `fuzz-X [ROUNDS [SEED]]`, or `fuzz-X FILE...` to replay what a fuzzer found. */
+/* Runs a fuzz target without libFuzzer: `fuzz-X [ROUNDS [SEED]]`, `fuzz-X FILE...` to replay what a fuzzer found, or `fuzz-X --seeds DIR` to write the seeds there. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -95,10 +95,27 @@ static int replay(int n, char **files) {
         return 0;
 }
 
+static int write_seeds(const char *dir) {
+        for (size_t i = 0; i < fuzz_seeds_n; i++) {
+                char *path = file_path("%s/seed-%zu", dir, i);
+                struct error e;
+                int r = path ? file_write_atomic(path, fuzz_seeds[i].data, fuzz_seeds[i].len, 0644, &e) : error_set(&e, -ENOMEM, "no memory");
+
+                free(path);
+                if (r < 0) {
+                        fprintf(stderr, "%s\n", e.text);
+                        return 1;
+                }
+        }
+        return 0;
+}
+
 int main(int argc, char **argv) {
         int64_t rounds = ROUNDS, seed = 1;
         uint8_t buf[INPUT_MAX];
 
+        if (argc == 3 && strcmp(argv[1], "--seeds") == 0)
+                return write_seeds(argv[2]);
         if (argc > 1 && text_parse_i64(argv[1], &rounds) < 0)
                 return replay(argc - 1, argv + 1);
         if (argc > 2 && text_parse_i64(argv[2], &seed) < 0)
