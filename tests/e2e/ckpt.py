@@ -5,6 +5,7 @@ memory (a model larger than the memory that is allowed)."""
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import struct
@@ -90,6 +91,31 @@ def part_loss(c):
     c.ctl("ckpt", "import", rounded, f"{c.home}/import-x")
     d = json.loads(c.ctl("ckpt", "diff", f"{c.home}/import-x", f"{c.home}/import-again", "-o", "json", check=False).stdout)
     check("bf16 rounding is at most 2^-8 relative", 0 < max(t["max_rel"] for t in d["tensors"]) <= 2 ** -8 and len(d["tensors"]) > 20, d["tensors"][:1])
+
+
+    documented(c, a, rounded)
+
+
+def documented(c, a, folder):
+    """What -o json prints has the keys of docs/json.md."""
+    with open(os.path.join(ROOT, "docs/json.md")) as h:
+        text = h.read()
+    text = re.sub(r"\([^)]*\)", "", text[text.index("## Checkpoints"):text.index("## Cluster")])
+
+    def keys(begin, end="\n\n"):
+        at = text.index(begin) + len(begin)
+        return set(re.findall(r"`(\w+)`", text[at:text.index(end, at)]))
+    first, second = str(a["id"]), f"{a['id']}:20"
+    show = c.json("ckpt", "show", first)
+    verify = c.json("ckpt", "verify", first)
+    diff = json.loads(c.ctl("ckpt", "diff", first, second, "-o", "json", check=False).stdout)
+    for what, found, expected in (("show", show, keys("`ckpt show`:")), ("its shards", show["shards"][0], keys("* **shards**:", "\n")),
+                                  ("its tensors", show["tensors"][0], keys("* **tensors**:", "`slices`") | {"slices"}), ("its slices", show["tensors"][0]["slices"][0], {"shard", "rows", "cols"}),
+                                  ("verify", verify, keys("`ckpt verify`:", ".")), ("its shards", verify["shards"][0], keys("Here a shard is")),
+                                  ("diff", diff, keys("`ckpt diff`:", ": those") ), ("its tensors", diff["tensors"][0], keys("every one:")),
+                                  ("export", c.json("ckpt", "export", first, c.home + "/doc-hf"), keys("`ckpt export`:")),
+                                  ("import", c.json("ckpt", "import", folder, c.home + "/doc-import"), keys("`ckpt import`:"))):
+        check(f"{what}: {len(found)} keys as documented", set(found) == expected, (sorted(set(found) - expected), sorted(expected - set(found))))
 
 
 # ------------------------------------------------------------------ broken things
