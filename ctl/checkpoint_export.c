@@ -185,8 +185,8 @@ static inline void shard_writer_freep(struct shard_writer **w) {
 static int write_file(struct export *x, size_t first, size_t n, struct block *b, struct error *e) {
         _cleanup_free_ char *name = file_name(x, x->file_of[first]), *path = name ? file_path("%s/%s", x->folder.tmp, name) : NULL;
         _cleanup_(shard_writer_freep) struct shard_writer *w = NULL;
-        struct digest digest;
-        uint64_t bytes;
+        struct digest digest = { 0, 0 };
+        uint64_t bytes = 0;
         int r = path ? shard_writer_open(path, x->tensors + first, n, &w, e) : error_set(e, -ENOMEM, "no memory");
 
         for (size_t i = 0; i < n && r == 0; i++)

@@ -186,8 +186,8 @@ static int write_shard(struct import *x, size_t first, size_t n, struct block *b
         _cleanup_free_ char *name = file_path("shard-%05zu-of-%05zu.safetensors", shard, x->n_shards), *path = name ? file_path("%s/%s", x->folder.tmp, name) : NULL;
         _cleanup_(shard_writer_freep) struct shard_writer *w = NULL;
         char hex[DIGEST_HEX_SIZE];
-        struct digest digest;
-        uint64_t bytes;
+        struct digest digest = { 0, 0 };
+        uint64_t bytes = 0;
         int r = path ? shard_writer_open(path, x->tensors + first, n, &w, e) : error_set(e, -ENOMEM, "no memory");
 
         for (size_t i = 0; i < n && r == 0; i++)

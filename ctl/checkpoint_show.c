@@ -9,7 +9,7 @@
 #include "ctl/print.h"
 
 static json_t *range(int64_t from, int64_t n) {
-        return json_pack("[I, I]", (json_int_t)from, (json_int_t)(from + n));
+        return json_pack("[I, I]", (json_int_t)from, (json_int_t)from + (json_int_t)n);
 }
 
 static json_t *shape_json(const struct shard_tensor *t) {

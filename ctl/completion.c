@@ -65,7 +65,9 @@ static void print_all_bash_values(void) {
 }
 
 static void print_bash_arguments(const struct command *cmd) {
-        if (strstr(cmd->args, "JOB"))
+        if (strstr(cmd->args, "CKPT") || strstr(cmd->args, "DIR"))
+                printf("COMPREPLY=($(compgen -d -- \"$cur\") $(compgen -W \"$(\"${COMP_WORDS[0]}\" list --all -o name 2>/dev/null)\" -- \"$cur\"))");
+        else if (strstr(cmd->args, "JOB"))
                 printf("COMPREPLY=($(compgen -W \"$(\"${COMP_WORDS[0]}\" list --all -o name 2>/dev/null)\" -- \"$cur\"))");
         else if (strstr(cmd->args, "NODE"))
                 printf("COMPREPLY=($(compgen -W \"$(\"${COMP_WORDS[0]}\" node list -o name 2>/dev/null)\" -- \"$cur\"))");

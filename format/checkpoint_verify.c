@@ -84,7 +84,7 @@ static int check_header(int fd, const struct manifest_shard *s, struct error *e)
 int checkpoint_verify_shard(const char *folder, const struct checkpoint_manifest *m, size_t i, void (*progress)(void *arg, size_t bytes), void *arg, struct error *e) {
         const struct manifest_shard *s = &m->shards[i];
         _cleanup_close_ int fd = -1;
-        struct digest found;
+        struct digest found = { 0, 0 };
         int r = manifest_shard_open(folder, s, &fd, e);
 
         if (r < 0)

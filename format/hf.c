@@ -210,7 +210,7 @@ static int open_files(struct hf_folder *f, const char *dir, struct error *e) {
         size_t n = f->index ? hf_index_files(f->index) : 1;
         int r = 0;
 
-        f->files = calloc(n, sizeof(*f->files));
+        f->files = calloc(n + 1, sizeof(*f->files));
         if (!f->files)
                 return error_set(e, -ENOMEM, "%s: out of memory", dir);
         for (size_t i = 0; i < n && r == 0; i++)
