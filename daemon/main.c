@@ -21,7 +21,7 @@
 struct options {
         const char *socket, *state, *listen, *group, *level;
         struct tls_files tls;
-        int64_t lease_ttl_ms, heartbeat_ms;
+        int64_t lease_ttl_ms, heartbeat_ms, keep_jobs, keep_event_days;
         bool test_hooks, version, help;
 };
 
@@ -38,6 +38,8 @@ static int parse(int argc, char **argv, struct options *o, struct error *e) {
                 { "tls-key", 0, OPT_STRING, "FILE", "PEM file of its key", &o->tls.key, 0, 0, NULL },
                 { "lease-ttl", 0, OPT_DURATION_MS, "TIME", "how long a worker may hold its ranks without being heard (default 10s)", &o->lease_ttl_ms, 1000, 600000, NULL },
                 { "heartbeat", 0, OPT_DURATION_MS, "TIME", "how often workers are to report (default 1s)", &o->heartbeat_ms, 50, 60000, NULL },
+                { "keep-jobs", 0, OPT_INT, "N", "how many jobs that have ended are kept, the newest (default 1000)", &o->keep_jobs, 1, 100000, NULL },
+                { "keep-event-days", 0, OPT_INT, "DAYS", "how long events are kept, at most 2000 of them (default 30)", &o->keep_event_days, 1, 3650, NULL },
                 { "allow-test-hooks", 0, OPT_FLAG, NULL, "accept job files with test.* keys", &o->test_hooks, 0, 0, NULL },
                 { "log-level", 0, OPT_CHOICE, "LEVEL", "error, warning, info (default) or debug", &o->level, 0, 0, levels },
                 { "version", 'V', OPT_FLAG, NULL, "print the version and stop", &o->version, 0, 0, NULL },
@@ -86,7 +88,8 @@ static void on_signal(void *arg, int signo) {
 static int run(struct loop *l, const struct options *o, struct error *e) {
         char socket[4096];
         struct fp8d_config c = { .state_dir = o->state, .socket = socket, .group = o->group, .listen = o->listen, .tls = &o->tls,
-                                 .lease_ttl_ms = (uint32_t)o->lease_ttl_ms, .heartbeat_ms = (uint32_t)o->heartbeat_ms, .test_hooks = o->test_hooks };
+                                 .lease_ttl_ms = (uint32_t)o->lease_ttl_ms, .heartbeat_ms = (uint32_t)o->heartbeat_ms,
+                                 .keep_jobs = (uint32_t)o->keep_jobs, .keep_event_days = (uint32_t)o->keep_event_days, .test_hooks = o->test_hooks };
         struct notify *notify = NULL;
         struct fp8d *d = NULL;
         int r;
@@ -114,7 +117,7 @@ static int run(struct loop *l, const struct options *o, struct error *e) {
 }
 
 int main(int argc, char **argv) {
-        struct options o = { .lease_ttl_ms = 10000, .heartbeat_ms = 1000 };
+        struct options o = { .lease_ttl_ms = 10000, .heartbeat_ms = 1000, .keep_jobs = 1000, .keep_event_days = 30 };
         struct error e = { 0 };
         struct loop *l = NULL;
         sigset_t block;

@@ -93,6 +93,7 @@ static void settle(struct controller *c) {
         for (size_t i = 0; i < c->n_jobs; i++)
                 if (c->jobs[i]->dirty)
                         record_put_job(c, c->jobs[i]);
+        retention_apply(c);
         if (c->cluster_dirty)
                 record_put_cluster(c);
         if (c->events_new) {
@@ -118,6 +119,10 @@ int controller_new(const struct cluster_io *io, const struct controller_config *
                 c->config.lease_ttl_ms = 10000;
         if (!c->config.heartbeat_ms)
                 c->config.heartbeat_ms = 1000;
+        if (!c->config.keep_jobs)
+                c->config.keep_jobs = 1000;
+        if (!c->config.keep_event_days)
+                c->config.keep_event_days = 30;
         core_text(c->version, sizeof(c->version), config->version);
         c->config.version = c->version;
         c->next_job = c->next_event = c->next_lease = c->next_relay = c->next_file = 1;
@@ -357,6 +362,8 @@ static void on_exited(struct controller *c, struct session *s, const Fp8ctl__V1_
         struct rank *r;
 
         if (!j || m->rank >= (uint32_t)j->world) {
+                if (m->reaped)
+                        node_free_device(c, s->node, m->job_id, m->incarnation); /* of a job that was forgotten */
                 core_drop(c, DROP_JOB, "rank_exited");
                 return;
         }

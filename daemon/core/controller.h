@@ -57,6 +57,8 @@ struct controller_config {
         uint32_t lease_ttl_ms;   /* 10000 */
         uint32_t heartbeat_ms;   /* 1000 */
         uint32_t restart_budget_ms; /* 3000 */
+        uint32_t keep_jobs;         /* that have ended, the newest; 1000 */
+        uint32_t keep_event_days;   /* 30 */
         bool test_hooks;
         const char *version;
 };

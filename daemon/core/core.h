@@ -299,6 +299,7 @@ void record_expect_epoch(struct controller *c, const struct job *j);
 void record_put_commit(struct controller *c, const struct job *j, const struct checkpoint *k);
 void record_delete_commit(struct controller *c, const struct job *j, const struct checkpoint *k);
 void record_put_request(struct controller *c, const struct job *j);
+void record_delete_job(struct controller *c, const struct job *j); /* with its epoch, commits and request */
 /* The job as clients see it; the strings stay the job's. Free with job_message_free. */
 struct job_message {
         Fp8ctl__V1__Job job;
@@ -358,6 +359,9 @@ void job_tick(struct controller *c, struct job *j, uint64_t now);
 uint64_t job_next_deadline(const struct job *j);
 const char *rank_state_name(enum rank_state s);
 void rank_set(struct controller *c, struct rank *r, enum rank_state s);
+
+/* retention.c */
+void retention_apply(struct controller *c); /* forgets jobs that ended long ago; no pointer to a job may be held across it */
 
 /* recovery.c: thresholds are at its top; its parts share recovery_private.h */
 extern const struct table recovery_table;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What happened, for people: the newest EVENTS_KEPT in memory and in the store.  Ids only grow; an event is stored in the transaction of the change that it tells.
+ * What happened, for people: the newest EVENTS_KEPT in memory and in the store, none older than keep_event_days.  Ids only grow; an event is stored in the transaction of the change that it tells.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -32,25 +32,36 @@ void event_fill(const struct event *ev, Fp8ctl__V1__Event *m) {
         m->ms = ev->ms;
 }
 
-static int event_append(struct controller *c, struct event *ev, bool forget_stored) {
+static void forget_first(struct controller *c, bool stored_too) {
+        struct event *old = &c->events[c->first_event];
         char key[STORE_KEY_MAX];
 
+        if (stored_too) {
+                event_key(old->id, key, sizeof(key));
+                core_persist(c, STORE_DELETE, key, NULL, 0);
+        }
+        free(old->text);
+        c->first_event = (c->first_event + 1) % EVENTS_KEPT;
+        c->n_events--;
+}
+
+/* With each new event at most two old ones go: after a long rest they do not go in one huge transaction. */
+static void forget_old(struct controller *c, uint64_t now_ms) {
+        uint64_t keep_ms = (uint64_t)c->config.keep_event_days * 24 * 3600 * 1000;
+
+        for (int i = 0; i < 2 && c->n_events > 0; i++)
+                if (c->events[c->first_event].unix_ms + keep_ms < now_ms)
+                        forget_first(c, true);
+}
+
+static int event_append(struct controller *c, struct event *ev, bool forget_stored) {
         if (!c->events) {
                 c->events = calloc(EVENTS_KEPT, sizeof(*c->events));
                 if (!c->events)
                         return -ENOMEM;
         }
-        if (c->n_events == EVENTS_KEPT) {
-                struct event *old = &c->events[c->first_event];
-
-                if (forget_stored) {
-                        event_key(old->id, key, sizeof(key));
-                        core_persist(c, STORE_DELETE, key, NULL, 0);
-                }
-                free(old->text);
-                c->first_event = (c->first_event + 1) % EVENTS_KEPT;
-                c->n_events--;
-        }
+        if (c->n_events == EVENTS_KEPT)
+                forget_first(c, forget_stored);
         c->events[(c->first_event + c->n_events++) % EVENTS_KEPT] = *ev;
         return 0;
 }
@@ -83,6 +94,7 @@ void event_add(struct controller *c, const struct event_of *of, const char *kind
         rec.event = &m;
         len = fp8ctl__v1__event_record__get_packed_size(&rec);
         buf = malloc(len);
+        forget_old(c, ev.unix_ms);
         if (!buf || event_append(c, &ev, true) < 0) {
                 free(ev.text);
                 return;

@@ -483,11 +483,27 @@ void record_delete_commit(struct controller *c, const struct job *j, const struc
         core_persist(c, STORE_DELETE, key, NULL, 0);
 }
 
+static bool request_key(const struct job *j, char *buf, size_t size) {
+        snprintf(buf, size, "request/%s", j->request_id);
+        return j->request_id[0] != 0;
+}
+
 void record_put_request(struct controller *c, const struct job *j) {
         char key[STORE_KEY_MAX], text[24];
 
-        if (!j->request_id[0])
-                return;
-        snprintf(key, sizeof(key), "request/%s", j->request_id);
-        core_persist(c, STORE_PUT, key, text, (size_t)snprintf(text, sizeof(text), "%" PRIu64, j->id));
+        if (request_key(j, key, sizeof(key)))
+                core_persist(c, STORE_PUT, key, text, (size_t)snprintf(text, sizeof(text), "%" PRIu64, j->id));
+}
+
+void record_delete_job(struct controller *c, const struct job *j) {
+        char key[STORE_KEY_MAX];
+
+        snprintf(key, sizeof(key), "job/%" PRIu64, j->id);
+        core_persist(c, STORE_DELETE, key, NULL, 0);
+        epoch_key(j, key, sizeof(key));
+        core_persist(c, STORE_DELETE, key, NULL, 0);
+        for (size_t i = 0; i < j->n_checkpoints; i++)
+                record_delete_commit(c, j, &j->checkpoints[i]);
+        if (request_key(j, key, sizeof(key)))
+                core_persist(c, STORE_DELETE, key, NULL, 0);
 }

@@ -103,7 +103,7 @@ struct job *request_job(struct controller *c, uint64_t request, uint64_t id, con
         struct job *j = job_find(c, id);
 
         if (!j)
-                request_refuse(c, request, ST_NOT_FOUND, "job %" PRIu64 " is not known", id);
+                request_refuse(c, request, ST_NOT_FOUND, id && id < c->next_job ? "job %" PRIu64 " is not kept any more" : "job %" PRIu64 " is not known", id);
         else if (touch && !request_may_touch(who, j))
                 request_refuse(c, request, ST_DENIED, "job %" PRIu64 " belongs to %s", id, j->user);
         else

@@ -419,7 +419,7 @@ static int start_core(struct fp8d *d, const struct fp8d_config *c, struct error 
         const struct cluster_io io = { .arg = d, .mono_ns = io_mono_ns, .wall_ms = io_wall_ms, .random = io_random, .persist = io_persist, .send_worker = io_send_worker,
                                        .close_worker = io_close_worker, .reply = io_reply, .file_work = io_file_work, .wake_at = io_wake_at, .log = io_log };
         const struct controller_config config = { .lease_ttl_ms = c->lease_ttl_ms, .heartbeat_ms = c->heartbeat_ms, .restart_budget_ms = RESTART_BUDGET_MS,
-                                                  .test_hooks = c->test_hooks, .version = FP8CTL_VERSION };
+                                                  .keep_jobs = c->keep_jobs, .keep_event_days = c->keep_event_days, .test_hooks = c->test_hooks, .version = FP8CTL_VERSION };
         int r = controller_new(&io, &config, &d->core, e);
 
         if (r == 0)

@@ -20,6 +20,7 @@ struct fp8d_config {
         const char *listen;      /* "ipv4:IP:PORT" or NULL; needs tls */
         const struct tls_files *tls;
         uint32_t lease_ttl_ms, heartbeat_ms;
+        uint32_t keep_jobs, keep_event_days;
         bool test_hooks;
 };
 
