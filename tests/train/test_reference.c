@@ -135,7 +135,7 @@ static void both(const struct job_spec *s, const char *program, char *folder, st
         CU_ASSERT_EQUAL_FATAL(test_cluster(s, NULL, one_step, f), 0);
         write_model(folder, s, &f->weights);
         write_batch(folder, s);
-        command = file_path("/usr/bin/python3 '%s' '%s'", program, folder);
+        command = file_path("/usr/bin/python3 -B '%s' '%s'", program, folder);
         status = system(command);
         CU_ASSERT_FATAL(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
