@@ -107,6 +107,41 @@ static inline void aside_run(struct loop *l, void (*fn)(void *arg), void *arg) {
         pthread_join(t, NULL);
 }
 
+/* Listens at `address`; message_max 0: the server's own. */
+static inline int served_listen(struct served *s, const char *address, mode_t mode, size_t message_max, const struct tls_files *tls, struct error *e) {
+        struct rpc_server_config c = { .methods = served_methods, .n_methods = sizeof(served_methods) / sizeof(served_methods[0]), .socket_mode = mode };
+
+        c.loop = s->loop;
+        c.arg = s;
+        c.address = address;
+        c.max_message = message_max;
+        c.tls = tls;
+        return rpc_server_new(&c, &s->server, e);
+}
+
+/* A client's unary call, for aside_run. The reply is the caller's to free. */
+struct unary_job {
+        const char *address, *path;
+        const struct tls_files *tls;
+        const uint8_t *data;
+        size_t len;
+        int timeout_ms;
+        int rc;
+        uint8_t *reply;
+        size_t reply_len;
+        struct error e;
+};
+
+static inline void unary_run(void *arg) {
+        struct unary_job *j = arg;
+        struct rpc_client *c = NULL;
+
+        j->rc = rpc_client_new(j->address, j->tls, &c, &j->e);
+        if (j->rc == 0)
+                j->rc = rpc_client_call(c, j->path, j->data, j->len, j->timeout_ms ? j->timeout_ms : 5000, &j->reply, &j->reply_len, &j->e);
+        rpc_client_free(c);
+}
+
 /* Turns the loop until *value reaches want, 10 s at most. */
 static inline bool turn_until(struct loop *l, const unsigned *value, unsigned want) {
         uint64_t end = clock_mono_ns() + 10 * NSEC_PER_SEC;

@@ -8,44 +8,15 @@
 #include "tests/test.h"
 #include "tests/unit/rpc_fixture.h"
 
-struct unary_job {
-        const char *address, *path;
-        const uint8_t *data;
-        size_t len;
-        int timeout_ms, repeat;
-        int rc;
-        uint8_t *reply;
-        size_t reply_len;
-        struct error e;
-};
-
-static void run_unary(void *arg) {
-        struct unary_job *j = arg;
-        struct rpc_client *c = NULL;
-
-        j->rc = rpc_client_new(j->address, NULL, &c, &j->e);
-        for (int i = 0; i < (j->repeat ? j->repeat : 1) && j->rc == 0; i++) {
-                free(j->reply);
-                j->reply = NULL;
-                j->rc = rpc_client_call(c, j->path, j->data, j->len, j->timeout_ms ? j->timeout_ms : 5000, &j->reply, &j->reply_len, &j->e);
-        }
-        rpc_client_free(c);
-}
-
 struct fixture {
         char dir[64], address[128];
         struct served s;
 };
 
 static void serve(struct fixture *f, mode_t mode) {
-        struct rpc_server_config c = { .methods = served_methods, .n_methods = sizeof(served_methods) / sizeof(served_methods[0]), .socket_mode = mode };
         struct error e = { 0 };
 
-        c.loop = f->s.loop;
-        c.arg = &f->s;
-        c.address = f->address;
-        c.max_message = 1024 * 1024;
-        ASSERT_OK(rpc_server_new(&c, &f->s.server, &e), e);
+        ASSERT_OK(served_listen(&f->s, f->address, mode, 1024 * 1024, NULL, &e), e);
 }
 
 static void begin(struct fixture *f, mode_t mode) {
@@ -70,7 +41,7 @@ static void end(struct fixture *f) {
 static struct unary_job call(struct fixture *f, const char *path, const void *data, size_t len) {
         struct unary_job j = { .address = f->address, .path = path, .data = data, .len = len };
 
-        aside_run(f->s.loop, run_unary, &j);
+        aside_run(f->s.loop, unary_run, &j);
         return j;
 }
 
@@ -141,7 +112,7 @@ TEST(a_deadline_ends_the_call_and_the_server_hears_of_it) {
 
         begin(&f, 0600);
         j.address = f.address;
-        aside_run(f.s.loop, run_unary, &j);
+        aside_run(f.s.loop, unary_run, &j);
         CU_ASSERT_EQUAL(j.rc, -ETIMEDOUT);
         CU_ASSERT_TRUE(turn_until(f.s.loop, &f.s.gone, 1));
         CU_ASSERT_PTR_NULL(f.s.held);
@@ -154,7 +125,7 @@ TEST(nobody_there) {
         struct error e = { 0 };
 
         ASSERT_OK(rpc_init(&e), e);
-        run_unary(&j);
+        unary_run(&j);
         CU_ASSERT_EQUAL(j.rc, -ECONNREFUSED);
         ASSERT_ERROR(rpc_client_new("ipv4:127.0.0.1:1", NULL, &c, &e), -EINVAL, e, "fp8ctl admin certs");
         ASSERT_ERROR(rpc_client_new("localhost:1", NULL, &c, &e), -EINVAL, e, "expected unix:/PATH");
@@ -253,11 +224,10 @@ TEST(a_full_queue_is_told_and_the_stream_can_be_failed) {
         end(&f);
 }
 
-
 TEST(a_stopping_server_answers_what_waits) {
         struct fixture f;
         struct unary_job j = { .path = "/test/Hold", .data = (const uint8_t *)"x", .len = 1, .timeout_ms = 20000 };
-        struct aside a = { run_unary, &j, false };
+        struct aside a = { unary_run, &j, false };
         pthread_t t;
 
         begin(&f, 0600);

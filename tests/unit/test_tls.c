@@ -77,58 +77,52 @@ TEST(files_and_extensions) {
         unmake(&c);
 }
 
-struct one_call {
-        const char *address;
-        struct tls_files files;
-        int rc;
-        struct error e;
-};
-
-static void run_call(void *arg) {
-        struct one_call *o = arg;
-        struct rpc_client *c = NULL;
-        uint8_t *reply = NULL;
-        size_t len;
-
-        o->rc = rpc_client_new(o->address, &o->files, &c, &o->e);
-        if (o->rc == 0)
-                o->rc = rpc_client_call(c, "/test/Echo", (const uint8_t *)"x", 1, 5000, &reply, &len, &o->e);
-        free(reply);
-        rpc_client_free(c);
-}
-
 /* Listens with the named certificate on a port that is free; address: at least 64 bytes. */
 static void serve(struct certs *c, const char *name, struct served *s, char *address) {
         struct tls_files files = files_of(c, c->dir, name);
-        struct rpc_server_config config = { .methods = served_methods, .n_methods = sizeof(served_methods) / sizeof(served_methods[0]) };
         struct error e = { 0 };
         int r = -1;
 
         memset(s, 0, sizeof(*s));
         CU_ASSERT_EQUAL_FATAL(loop_new(&s->loop), 0);
-        config.loop = s->loop;
-        config.arg = s;
-        config.address = address;
-        config.tls = &files;
         for (int port = 20000 + (int)(getpid() % 20000), i = 0; i < 50 && r < 0; i++) {
                 snprintf(address, 64, "ipv4:127.0.0.1:%d", port + i);
-                r = rpc_server_new(&config, &s->server, &e);
+                r = served_listen(s, address, 0, 0, &files, &e);
         }
         ASSERT_OK(r, e);
 }
 
-static struct one_call call_as(struct served *s, struct certs *c, const char *address, const char *dir, const char *name) {
-        struct one_call o = { .address = address, .files = files_of(c, dir, name) };
+struct outcome {
+        int rc;
+        struct error e;
+};
+
+static struct outcome call_with(struct served *s, const char *address, const struct tls_files *files) {
+        struct unary_job j = { .address = address, .tls = files, .path = "/test/Echo", .data = (const uint8_t *)"x", .len = 1 };
 
         s->peer = (struct rpc_peer){ 0 };
-        aside_run(s->loop, run_call, &o);
-        return o;
+        aside_run(s->loop, unary_run, &j);
+        free(j.reply);
+        return (struct outcome){ j.rc, j.e };
+}
+
+static struct outcome call_as(struct served *s, struct certs *c, const char *address, const char *dir, const char *name) {
+        struct tls_files files = files_of(c, dir, name);
+
+        return call_with(s, address, &files);
+}
+
+static void stop(struct served *s, struct certs *c) {
+        rpc_server_free(s->server, 200);
+        loop_free(s->loop);
+        unmake(c);
+        rpc_shutdown();
 }
 
 TEST(roles_come_from_the_certificate) {
         struct certs c;
         struct served s;
-        struct one_call o;
+        struct outcome o;
         char address[64];
         struct error e = { 0 };
 
@@ -150,16 +144,14 @@ TEST(roles_come_from_the_certificate) {
         /* The controller's own certificate is nobody's. */
         o = call_as(&s, &c, address, c.dir, "controller");
         CU_ASSERT_EQUAL(o.rc, -EACCES);
-        rpc_server_free(s.server, 200);
-        loop_free(s.loop);
-        unmake(&c);
-        rpc_shutdown();
+        stop(&s, &c);
 }
 
 TEST(another_ca_is_refused) {
         struct certs c;
         struct served s;
-        struct one_call o;
+        struct outcome o;
+        struct tls_files files;
         char address[64], ca[128];
         struct error e = { 0 };
 
@@ -168,22 +160,19 @@ TEST(another_ca_is_refused) {
         serve(&c, "controller", &s, address);
         o = call_as(&s, &c, address, c.other, "admin"); /* trusts another CA too */
         CU_ASSERT_EQUAL(o.rc, -ECONNREFUSED);
-        o = (struct one_call){ .address = address, .files = files_of(&c, c.other, "admin") };
+        files = files_of(&c, c.other, "admin");
         snprintf(ca, sizeof(ca), "%s/ca.pem", c.dir);
-        o.files.ca = ca; /* believes the server; the server must not believe it */
-        aside_run(s.loop, run_call, &o);
+        files.ca = ca; /* believes the server; the server must not believe it */
+        o = call_with(&s, address, &files);
         CU_ASSERT_EQUAL(o.rc, -ECONNREFUSED);
         CU_ASSERT_EQUAL(s.peer.role, RPC_ROLE_NONE);
-        rpc_server_free(s.server, 200);
-        loop_free(s.loop);
-        unmake(&c);
-        rpc_shutdown();
+        stop(&s, &c);
 }
 
 TEST(a_users_certificate_cannot_play_the_controller) {
         struct certs c;
         struct served s;
-        struct one_call o;
+        struct outcome o;
         char address[64];
         struct error e = { 0 };
 
@@ -193,10 +182,7 @@ TEST(a_users_certificate_cannot_play_the_controller) {
         o = call_as(&s, &c, address, c.dir, "admin");
         CU_ASSERT_EQUAL(o.rc, -ECONNREFUSED);
         CU_ASSERT_EQUAL(s.peer.role, RPC_ROLE_NONE);
-        rpc_server_free(s.server, 200);
-        loop_free(s.loop);
-        unmake(&c);
-        rpc_shutdown();
+        stop(&s, &c);
 }
 
 TEST_MAIN("tls")
