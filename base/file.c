@@ -149,12 +149,12 @@ int file_write_atomic(const char *path, const void *data, size_t len, mode_t mod
         return fsync_parent(path, e);
 }
 
-static int make_folder(const char *path, mode_t mode, struct error *e) {
+static int make_folder(const char *path, mode_t mode, bool durable, struct error *e) {
         struct stat st;
         int err;
 
         if (mkdir(path, mode) == 0)
-                return 0;
+                return durable ? fsync_parent(path, e) : 0;
         err = errno;
         /* Also for EROFS, EACCES and the like: a folder that is there is all that was asked. */
         if (stat(path, &st) == 0)
@@ -162,7 +162,7 @@ static int make_folder(const char *path, mode_t mode, struct error *e) {
         return error_errno(e, err, "cannot create folder '%s'", path);
 }
 
-int file_mkdir_p(const char *path, mode_t mode, struct error *e) {
+static int make_folders(const char *path, mode_t mode, bool durable, struct error *e) {
         _cleanup_free_ char *p = strdup(path);
         int r;
 
@@ -174,12 +174,23 @@ int file_mkdir_p(const char *path, mode_t mode, struct error *e) {
                 if (*s != '/')
                         continue;
                 *s = 0;
-                r = make_folder(p, mode, e);
+                r = make_folder(p, mode, durable, e);
                 if (r < 0)
                         return r;
                 *s = '/';
         }
-        return make_folder(p, mode, e);
+        return make_folder(p, mode, durable, e);
+}
+
+int file_mkdir_p(const char *path, mode_t mode, struct error *e) {
+        return make_folders(path, mode, false, e);
+}
+
+int file_mkdir_p_durable(const char *path, mode_t mode, struct error *e) {
+        int r = make_folders(path, mode, true, e);
+
+        /* Another process may have made it and not come to its fsync yet. */
+        return r < 0 ? r : fsync_parent(path, e);
 }
 
 static void closedirp(DIR **d) {

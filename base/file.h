@@ -16,6 +16,8 @@ int file_write_atomic(const char *path, const void *data, size_t len, mode_t mod
 int file_write_all(int fd, const void *data, size_t len);
 /* mkdir -p. An existing folder is fine. */
 int file_mkdir_p(const char *path, mode_t mode, struct error *e);
+/* The same, and the entries of the folders that are new, and of the last one in any case, survive a power cut. */
+int file_mkdir_p_durable(const char *path, mode_t mode, struct error *e);
 int file_fsync_dir(const char *path, struct error *e);
 /* rm -r, never following a symbolic link; a path that is not there is fine. */
 int file_remove_tree(const char *path, struct error *e);

@@ -89,7 +89,9 @@ struct job_spec {
         struct {
                 char *dir;             /* absolute after parsing (relative to the job file's folder) */
                 int64_t every_steps;   /* 0: only at the end */
-                int64_t keep_last;
+                int64_t keep_last, keep_every /* 0: no others */;
+                int64_t bandwidth;     /* bytes per second and rank; 0: no limit */
+                int64_t stall_timeout_ms;
                 int64_t replica_every; /* snapshot into replica memory every N steps; 1 */
                 bool at_end;
         } checkpoint;

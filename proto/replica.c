@@ -21,6 +21,8 @@ struct replica {
         uint64_t size;        /* of the mapping */
         uint64_t slot_bytes;  /* checked copy */
         int writing;          /* slot between begin and commit, or -1 */
+        int begun;            /* the slot of the last begin, or -1 */
+        _Atomic int pinned;   /* or -1 */
         struct replica_slot found; /* what replica_find handed out */
 };
 
@@ -91,7 +93,8 @@ int replica_map(int fd, struct replica **ret, struct error *e) {
         r->header = p;
         r->size = (uint64_t)st.st_size;
         r->slot_bytes = h.slot_bytes;
-        r->writing = -1;
+        r->writing = r->begun = -1;
+        atomic_init(&r->pinned, -1);
         *ret = STEAL_PTR(r);
         return 0;
 }
@@ -153,7 +156,7 @@ static int read_slot(const struct replica *r, int i, struct replica_slot *ret, s
 int replica_begin(struct replica *r, uint64_t step, void **ret_payload, struct error *e) {
         struct replica_slot s;
         uint64_t oldest = UINT64_MAX;
-        int chosen = -1;
+        int chosen = -1, pinned = atomic_load(&r->pinned);
 
         if (r->slot_bytes == 0)
                 return error_set(e, -EINVAL, "replica segment: it has no room yet, expected replica_size before");
@@ -164,15 +167,27 @@ int replica_begin(struct replica *r, uint64_t step, void **ret_payload, struct e
                         age = s.step + 1;
                 else
                         atomic_store(&r->header->slots[i].valid, 0);
-                if (age < oldest) {
+                if (i != pinned && age < oldest) {
                         oldest = age;
                         chosen = i;
                 }
         }
         atomic_store(&r->header->slots[chosen].valid, 0);
-        r->writing = chosen;
+        r->writing = r->begun = chosen;
         *ret_payload = (char *)r->header + slot_offset(r->slot_bytes, chosen);
         return 0;
+}
+
+int replica_pin(struct replica *r) {
+        int none = -1;
+
+        if (r->begun < 0)
+                return -EINVAL;
+        return atomic_compare_exchange_strong(&r->pinned, &none, r->begun) ? 0 : -EBUSY;
+}
+
+void replica_unpin(struct replica *r) {
+        atomic_store(&r->pinned, -1);
 }
 
 int replica_commit(struct replica *r, const struct replica_slot *what, struct digest digest) {

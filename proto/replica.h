@@ -2,12 +2,13 @@
 #pragma once
 /*
  * Replica memory: one shared-memory segment (memfd) a rank, owned by the spawner, so that a rank's snapshots survive the rank.
- * Two slots, written in turn: the slot of the older generation is written while the newer stays whole.  A slot's payload is
- * one shard file image (safetensors, see format/shard.h), so what is kept in memory, sent to a peer or written to disk is the
- * same bytes with the same digest.
+ * Three slots: the slot of the oldest generation is written while the newer ones stay whole, and one can be pinned while a
+ * checkpoint is written from it, so that a save needs no copy of its own.  A slot's payload is one shard file image
+ * (safetensors, see format/shard.h), so what is kept in memory, sent to a peer or written to disk is the same bytes with the
+ * same digest.
  *
- * Why two are enough: a rank completes its snapshot of step N before it takes part in the agreement of step N+1, so when any
- * rank begins to overwrite N-1 (after the agreement of N+1) every rank holds N.
+ * Why two besides the pinned one are enough: a rank completes its snapshot of step N before it takes part in the agreement of
+ * step N+1, so when any rank begins to overwrite N-1 (after the agreement of N+1) every rank holds N.
  */
 #include <stdatomic.h>
 #include <stdint.h>
@@ -16,8 +17,8 @@
 #include "base/hash.h"
 
 #define REPLICA_MAGIC 0x46503852u
-#define REPLICA_VERSION 1
-#define REPLICA_SLOTS 2
+#define REPLICA_VERSION 2
+#define REPLICA_SLOTS 3
 #define REPLICA_LAYOUT_SIZE 256
 
 struct replica_slot {
@@ -56,6 +57,12 @@ const struct replica_header *replica_header(const struct replica *r);
  * is written over is never the generation that the job resumed from.
  */
 int replica_begin(struct replica *r, uint64_t step, void **ret_payload, struct error *e);
+/*
+ * Keeps the slot that was begun last out of replica_begin's choice until replica_unpin, even when its snapshot is dropped after a roll-back: somebody reads it. One at
+ * a time (-EBUSY). Unpinning is for any thread.
+ */
+int replica_pin(struct replica *r);
+void replica_unpin(struct replica *r);
 /* -EINVAL without a begin, or when what->bytes does not fit. */
 int replica_commit(struct replica *r, const struct replica_slot *what, struct digest digest);
 /*

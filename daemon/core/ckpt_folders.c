@@ -107,29 +107,25 @@ bool checkpoint_removal_done(struct controller *c, struct job *j, uint64_t id, i
         return false;
 }
 
+/* Neither one of the last ones, nor kept for good, nor what a recovery loads or would load. */
+static bool may_go(const struct job *j, const struct checkpoint *k) {
+        int64_t keep = j->spec->checkpoint.keep_last > 0 ? j->spec->checkpoint.keep_last : 1, every = j->spec->checkpoint.keep_every, newer = 0;
+
+        if (k->removing || checkpoint_being_loaded(j, k->path) || k == checkpoint_newest(j))
+                return false;
+        if (every > 0 && k->step % (uint64_t)every == 0 && !k->bad)
+                return false;
+        for (size_t i = 0; i < j->n_checkpoints; i++)
+                newer += !j->checkpoints[i].removing && j->checkpoints[i].step > k->step;
+        return newer >= keep;
+}
+
 void checkpoint_retain(struct controller *c, struct job *j) {
-        int64_t keep = j->spec->checkpoint.keep_last > 0 ? j->spec->checkpoint.keep_last : 1;
-
-        for (;;) {
-                struct checkpoint *oldest = NULL;
-                int64_t n = 0;
-
-                for (size_t i = 0; i < j->n_checkpoints; i++) {
-                        struct checkpoint *k = &j->checkpoints[i];
-
-                        if (k->removing)
-                                continue;
-                        n++;
-                        if (checkpoint_being_loaded(j, k->path))
-                                continue;
-                        if (!oldest || k->step < oldest->step)
-                                oldest = k;
+        for (size_t i = 0; i < j->n_checkpoints; i++)
+                if (may_go(j, &j->checkpoints[i])) {
+                        record_delete_commit(c, j, &j->checkpoints[i]);
+                        checkpoint_remove(c, j, &j->checkpoints[i]);
                 }
-                if (n <= keep || !oldest || oldest == checkpoint_newest(j))
-                        return;
-                record_delete_commit(c, j, oldest);
-                checkpoint_remove(c, j, oldest);
-        }
 }
 
 /*

@@ -55,7 +55,8 @@ static int save(struct test_rank *r, struct job *j) {
         image = malloc(j->bytes[r->rank]);
         rc = shard_write(l, r->ops, r->trainer->model.stream, json, image, &r->error);
         if (rc == 0)
-                rc = checkpoint_write_start(j->folder, r->rank, r->trainer->layout.n_ranks, image, j->bytes[r->rank], written, &w, &write, &r->error);
+                rc = checkpoint_write_start(&(struct checkpoint_write_order){ .folder = j->folder, .rank = r->rank, .n_ranks = r->trainer->layout.n_ranks, .image = image,
+                                                                              .len = j->bytes[r->rank], .done = written, .arg = &w }, &write, &r->error);
         checkpoint_write_free(write);
         free(image);
         shard_layout_free(l);

@@ -124,7 +124,8 @@ static void write_rank(const char *folder, struct layout l, int rank, struct pre
         image = malloc(p->bytes);
         CU_ASSERT_PTR_NOT_NULL_FATAL(image);
         ASSERT_OK(shard_write(sl, NULL, NULL, "{}", image, &e), e);
-        ASSERT_OK(checkpoint_write_start(folder, rank, l.tp * l.pp * l.dp, image, p->bytes, done, p, &w, &e), e);
+        ASSERT_OK(checkpoint_write_start(&(struct checkpoint_write_order){ .folder = folder, .rank = rank, .n_ranks = l.tp * l.pp * l.dp, .image = image, .len = p->bytes,
+                                                                           .done = done, .arg = p }, &w, &e), e);
         w = checkpoint_write_free(w);
         CU_ASSERT_EQUAL_FATAL(p->rc, 0);
         shard_layout_free(sl);

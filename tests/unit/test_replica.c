@@ -54,7 +54,7 @@ static int find(const struct replica *r, uint64_t step, uint64_t *ret_epoch, str
         return rc;
 }
 
-TEST(two_generations_are_kept) {
+TEST(the_newest_generations_are_kept) {
         struct fixture f = setup();
         uint64_t epoch, steps[REPLICA_SLOTS];
         struct error e;
@@ -66,10 +66,10 @@ TEST(two_generations_are_kept) {
                 ASSERT_OK(find(f.r, step, &epoch, &e), e);
                 if (step > 1)
                         ASSERT_OK(find(f.r, step - 1, &epoch, &e), e);
-                if (step > 2)
-                        CU_ASSERT_EQUAL(find(f.r, step - 2, &epoch, &e), -ENOENT);
+                if (step > REPLICA_SLOTS)
+                        CU_ASSERT_EQUAL(find(f.r, step - REPLICA_SLOTS, &epoch, &e), -ENOENT);
         }
-        CU_ASSERT_EQUAL(replica_steps(f.r, steps), 2);
+        CU_ASSERT_EQUAL(replica_steps(f.r, steps), REPLICA_SLOTS);
         CU_ASSERT_EQUAL(steps[0], 7);
         CU_ASSERT_EQUAL(steps[1], 6);
         teardown(&f);
@@ -105,12 +105,37 @@ TEST(a_torn_slot_is_no_snapshot) {
         struct error e;
         void *p;
 
-        put(f.r, 1, 1);
-        put(f.r, 2, 1);
-        ASSERT_OK(replica_begin(f.r, 3, &p, &e), e);
+        for (uint64_t step = 1; step <= REPLICA_SLOTS; step++)
+                put(f.r, step, 1);
+        ASSERT_OK(replica_begin(f.r, REPLICA_SLOTS + 1, &p, &e), e);
         memset(p, 0xee, 100);
         CU_ASSERT_EQUAL(find(f.r, 1, &epoch, &e), -ENOENT); /* being written over */
-        ASSERT_OK(find(f.r, 2, &epoch, &e), e);
+        for (uint64_t step = 2; step <= REPLICA_SLOTS; step++)
+                ASSERT_OK(find(f.r, step, &epoch, &e), e);
+        teardown(&f);
+}
+
+/* A save reads the slot of step 2 for as long as it likes. */
+TEST(a_pinned_slot_is_left_alone) {
+        struct fixture f = setup();
+        uint64_t epoch = 0;
+        struct error e;
+
+        CU_ASSERT_EQUAL(replica_pin(f.r), -EINVAL); /* nothing there */
+        put(f.r, 1, 1);
+        put(f.r, 2, 1);
+        CU_ASSERT_EQUAL(replica_pin(f.r), 0);
+        for (uint64_t step = 3; step <= 9; step++) {
+                put(f.r, step, 1);
+                ASSERT_OK(find(f.r, 2, &epoch, &e), e);
+                ASSERT_OK(find(f.r, step, &epoch, &e), e);
+                if (step > 3)
+                        ASSERT_OK(find(f.r, step - 1, &epoch, &e), e); /* two besides it */
+        }
+        CU_ASSERT_EQUAL(replica_pin(f.r), -EBUSY);
+        replica_unpin(f.r);
+        put(f.r, 10, 1);
+        CU_ASSERT_EQUAL(find(f.r, 2, &epoch, &e), -ENOENT);
         teardown(&f);
 }
 

@@ -2,6 +2,8 @@
 /* Saves whose words were lost with a controller or a worker that died, and words that are said again. */
 #include <errno.h>
 
+#include "daemon/core/ckpt_private.h"
+#include "daemon/core/core.h"
 #include "tests/test.h"
 #include "tests/unit/core_world.h"
 
@@ -81,6 +83,32 @@ TEST(a_save_that_is_still_being_written_is_not_given_up) {
         CU_ASSERT_EQUAL(world_told(&w, 0, COMMITTED, 1, 0), 5);
         CU_ASSERT(is_committed(&w, id, 3) && is_committed(&w, id, 4) && is_committed(&w, id, 5)); /* keep_last 3 */
         CU_ASSERT_EQUAL(world_count(&w, "commit/"), 3);
+        world_stop(&w);
+}
+
+/* keep_last 3, keep_every 4. */
+TEST(every_nth_checkpoint_is_kept_for_good) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        CU_ASSERT_FATAL(w.c->n_jobs == 1);
+        w.c->jobs[0]->spec->checkpoint.keep_every = 4;
+        for (uint64_t step = 1; step <= 11; step++) {
+                all_prepared(&w, step, 1);
+                world_pump_files(&w, 0);
+        }
+        for (uint64_t step = 1; step <= 11; step++)
+                CU_ASSERT_EQUAL(is_committed(&w, id, step), step == 4 || step >= 8);
+        /* One that could not be loaded is not worth keeping, and the newest that could is not given up for the sake of bad ones after it. */
+        w.c->jobs[0]->spec->checkpoint.keep_last = 1;
+        for (size_t i = 0; i < w.c->jobs[0]->n_checkpoints; i++)
+                w.c->jobs[0]->checkpoints[i].bad = w.c->jobs[0]->checkpoints[i].step != 9;
+        checkpoint_retain(w.c, w.c->jobs[0]);
+        world_pump_files(&w, 0);
+        for (uint64_t step = 1; step <= 11; step++)
+                CU_ASSERT_EQUAL(is_committed(&w, id, step), step == 9 || step == 11);
         world_stop(&w);
 }
 

@@ -10,11 +10,14 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/hash.h"
 #include "format/shard_private.h"
 #include "worker/ckpt/shard.h"
 
 /* Where the data begins: a cache line, so that a mapped file's first tensors can be used in place. */
 #define SHARD_ALIGN 64
+/* What is digested and copied in turn: small enough to be found in the cache the second time. */
+#define CHUNK ((size_t)1 << 20)
 
 struct shard_layout {
         struct shard_tensor *tensors; /* as given */
@@ -191,6 +194,54 @@ int shard_write(const struct shard_layout *l, const struct dev_ops *ops, struct 
                         error_set(e, r, "shard: the device failed: %s", strerror(-r));
         }
         return r < 0 ? r : 0;
+}
+
+/* In the order of the file, chunk by chunk; only where the device's memory is the process's own. */
+static int digest_and_copy(const struct shard_layout *l, const struct dev_ops *ops, struct dev_stream *s, uint8_t *data, struct digest_stream *d, struct error *e) {
+        for (size_t size = 8; size > 0; size /= 2)
+                for (size_t i = 0; i < l->n; i++) {
+                        if (dtype_size(l->tensors[i].dtype) != size)
+                                continue;
+                        for (size_t at = 0; at < l->bytes[i]; at += CHUNK) {
+                                size_t n = l->bytes[i] - at < CHUNK ? l->bytes[i] - at : CHUNK;
+                                uint8_t *to = data + l->offsets[i] + at;
+                                const uint8_t *from = (const uint8_t *)l->tensors[i].data + at;
+                                int r = 0;
+
+                                digest_stream_add(d, from, n); /* of what is meant: whoever compares finds what the copy did to it */
+                                if (ops)
+                                        r = ops->copy_out(to, from, n, s);
+                                else
+                                        memcpy(to, from, n);
+                                if (r < 0)
+                                        return error_set(e, r, "shard: cannot copy %s from the device: %s", l->tensors[i].name, strerror(-r));
+                        }
+                }
+        return 0;
+}
+
+int shard_write_digest(const struct shard_layout *l, const struct dev_ops *ops, struct dev_stream *s, const char *state_json, void *image, struct digest *ret,
+                       struct error *e) {
+        struct digest_stream *d = NULL;
+        int r;
+
+        if (ops && strcmp(ops->kind, "cpu") != 0) {
+                r = shard_write(l, ops, s, state_json, image, e);
+                if (r == 0)
+                        *ret = digest_of(image, shard_layout_bytes(l));
+                return r;
+        }
+        r = write_header(l, state_json, image, e);
+        if (r < 0)
+                return r;
+        if (digest_stream_new(&d) < 0)
+                return error_set(e, -ENOMEM, "shard: out of memory");
+        digest_stream_add(d, image, 8 + l->header_len);
+        r = digest_and_copy(l, ops, s, (uint8_t *)image + 8 + l->header_len, d, e);
+        if (r == 0)
+                *ret = digest_stream_end(d);
+        digest_stream_free(d);
+        return r;
 }
 
 /* The image's tensor is the one the layout has, to the last number. */

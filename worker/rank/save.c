@@ -9,29 +9,35 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "worker/ckpt/checkpoint.h"
+#include "worker/rank/report.h"
 #include "worker/rank/save.h"
+
+#define POLL_NS (5 * NSEC_PER_MSEC) /* while the end of the job waits for the write */
 
 struct save {
         const struct identity *id;
         const struct job_spec *spec;
         struct control *control;
         struct snapshot *snapshot;
-        struct checkpoint_write *write; /* under way or finished, not yet joined */
+        struct checkpoint_write *write; /* under way or finished */
         int n_ranks;
+        uint64_t skipped;
+        bool skipping; /* told since a save began last */
         /* of the write under way */
-        uint64_t step, epoch;
+        uint64_t step, epoch, progress, progress_ns;
         uint32_t attempt;
         size_t bytes;
+        bool stalled; /* told */
         char *folder, *state;
 };
 
 int save_new(const struct identity *id, const struct job_spec *spec, struct control *c, struct snapshot *s, struct save **ret, struct error *e) {
         struct save *v = calloc(1, sizeof(*v));
-        int r;
 
         if (!v)
                 return error_errno(e, ENOMEM, "save");
@@ -40,30 +46,22 @@ int save_new(const struct identity *id, const struct job_spec *spec, struct cont
         v->control = c;
         v->snapshot = s;
         v->n_ranks = spec->parallel.tp * spec->parallel.pp * spec->parallel.dp;
-        if (spec->checkpoint.every_steps > 0 || spec->checkpoint.at_end) { /* room for the copy, touched while the job starts and not within the first save's step */
-                r = checkpoint_write_prepare(snapshot_bytes(s), &v->write, e);
-                if (r < 0) {
-                        free(v);
-                        return r;
-                }
-        }
         *ret = v;
         return 0;
-}
-
-void save_wait(struct save *s) {
-        checkpoint_write_wait(s->write); /* kept: the next one uses its memory */
-        free(STEAL_PTR(s->folder));
-        free(STEAL_PTR(s->state));
 }
 
 struct save *save_free(struct save *s) {
         if (!s)
                 return NULL;
-        save_wait(s);
         checkpoint_write_free(s->write);
+        free(s->folder);
+        free(s->state);
         free(s);
         return NULL;
+}
+
+bool save_busy(const struct save *s) {
+        return checkpoint_write_busy(s->write);
 }
 
 static void prepared(struct save *s, uint64_t step, uint64_t epoch, uint32_t attempt, const char *folder, Fp8ctl__V1__ShardInfo *shard, const char *state,
@@ -89,14 +87,48 @@ static void prepared(struct save *s, uint64_t step, uint64_t epoch, uint32_t att
         control_send(s->control, &m);
 }
 
-/* In the writer's thread; the fields of the write under way do not change before it is joined. */
+/* What an operator looks for differs: space, the mount, the device. */
+static const char *event_kind(int rc) {
+        switch (rc) {
+        case -ENOSPC:
+        case -EDQUOT:
+                return "storage_full";
+        case -EROFS:
+                return "storage_read_only";
+        case -EBADMSG:
+                return "snapshot_damaged";
+        default:
+                return "storage_failing";
+        }
+}
+
+static void tell_failure(struct save *s, int rc, const char *text) {
+        char line[512];
+
+        snprintf(line, sizeof(line), "save of step %" PRIu64 " failed on rank %" PRIu32 ": %.400s; training goes on", s->step, s->id->rank, text);
+        log_error("%s", line);
+        report_notice(s->control, s->id, s->epoch, s->step, event_kind(rc), "error", line);
+}
+
+static int image_ready(void *arg, struct digest *ret, struct error *e) {
+        struct save *s = arg;
+
+        return snapshot_pinned(s->snapshot, ret, e);
+}
+
+/* In the writer's thread; the fields of the write under way do not change before it is done. */
 static void on_written(void *arg, int rc, const char *text, struct digest d, const char *file) {
         struct save *s = arg;
         Fp8ctl__V1__ShardInfo shard = FP8CTL__V1__SHARD_INFO__INIT;
         char hex[DIGEST_HEX_SIZE];
 
+        snapshot_unpin(s->snapshot);
+        if (rc == -ECANCELED) {
+                log_info("%s", text);
+                return;
+        }
         if (rc < 0 || !file) {
-                log_error("checkpoint of step %" PRIu64 ": %s", s->step, text ? text : strerror(-rc));
+                tell_failure(s, rc, text && *text ? text : strerror(-rc));
                 prepared(s, s->step, s->epoch, s->attempt, s->folder, NULL, NULL, text && *text ? text : strerror(-rc));
                 return;
         }
@@ -137,29 +169,109 @@ void save_refuse(struct save *s, uint64_t step, uint64_t epoch, uint32_t attempt
         prepared(s, step, epoch, attempt, NULL, NULL, NULL, why);
 }
 
-void save_start(struct save *s, uint64_t step, uint64_t epoch, uint32_t attempt) {
-        const void *image = NULL;
+static int begin(struct save *s, uint64_t step, uint64_t epoch, uint32_t attempt, struct error *e) {
+        struct checkpoint_write_order o = { .rank = (int)s->id->rank, .n_ranks = s->n_ranks, .bytes_per_s = (uint64_t)s->spec->checkpoint.bandwidth, .ready = image_ready,
+                                            .done = on_written, .arg = s };
+        _cleanup_free_ char *folder = NULL, *text = NULL;
         const char *state = NULL;
-        struct error e = { 0 };
         char name[128];
+        int r;
 
-        save_wait(s);
-        if (snapshot_newest(s->snapshot, &image, &s->bytes, &state) != step) {
-                save_refuse(s, step, epoch, attempt, "no snapshot of that step is held");
-                return;
-        }
+        if (save_busy(s))
+                return error_set(e, -EBUSY, "the save of step %" PRIu64 " is still being written", s->step);
+        if (snapshot_newest(s->snapshot, &o.image, &o.len, &state) != step)
+                return error_set(e, -ENOENT, "no snapshot of that step is held");
         checkpoint_step_name(step, epoch, attempt, name, sizeof(name));
+        folder = file_path("%s/%s", s->spec->checkpoint.dir, name);
+        text = s->id->rank == 0 ? manifest_state(s, state) : strdup("");
+        if (!folder || !text)
+                return error_errno(e, ENOMEM, "save");
+        r = snapshot_pin(s->snapshot);
+        if (r < 0)
+                return error_errno(e, -r, "snapshot of step %" PRIu64, step);
+        free(s->folder);
+        free(s->state);
+        o.folder = s->folder = STEAL_PTR(folder);
+        s->state = STEAL_PTR(text);
         s->step = step;
         s->epoch = epoch;
         s->attempt = attempt;
-        s->folder = file_path("%s/%s", s->spec->checkpoint.dir, name);
-        s->state = s->id->rank == 0 ? manifest_state(s, state) : strdup("");
-        if (!s->folder || !s->state) {
-                save_refuse(s, step, epoch, attempt, "no memory");
-                return;
-        }
-        if (checkpoint_write_start(s->folder, (int)s->id->rank, s->n_ranks, image, s->bytes, on_written, s, &s->write, &e) < 0) {
+        s->bytes = o.len;
+        s->progress = 0;
+        s->progress_ns = clock_mono_ns();
+        s->stalled = s->skipping = false;
+        r = checkpoint_write_start(&o, &s->write, e);
+        if (r < 0)
+                snapshot_unpin(s->snapshot);
+        return r;
+}
+
+void save_start(struct save *s, uint64_t step, uint64_t epoch, uint32_t attempt) {
+        struct error e = { 0 };
+
+        if (begin(s, step, epoch, attempt, &e) < 0) {
                 log_error("checkpoint of step %" PRIu64 ": %s", step, e.text);
                 save_refuse(s, step, epoch, attempt, e.text);
         }
+}
+
+void save_skip(struct save *s, uint64_t step, uint64_t epoch) {
+        char line[256];
+
+        s->skipped++;
+        if (s->id->rank != 0 || s->skipping)
+                return;
+        s->skipping = true; /* one event for a row of them: the count is in the metrics */
+        snprintf(line, sizeof(line), "save of step %" PRIu64 " skipped: an earlier one is still being written (%" PRIu64 " skipped in all)", step, s->skipped);
+        log_warning("%s", line);
+        report_notice(s->control, s->id, epoch, step, "checkpoint_skipped", "warning", line);
+}
+
+uint64_t save_skipped(const struct save *s) {
+        return s->skipped;
+}
+
+/* How long the write under way has made no progress, in ns. */
+static uint64_t idle_ns(struct save *s) {
+        uint64_t now = clock_mono_ns(), progress = checkpoint_write_progress(s->write);
+
+        if (progress != s->progress) {
+                s->progress = progress;
+                s->progress_ns = now;
+        }
+        return now - s->progress_ns;
+}
+
+void save_watch(struct save *s) {
+        char line[400];
+
+        if (!save_busy(s) || s->stalled || idle_ns(s) < (uint64_t)s->spec->checkpoint.stall_timeout_ms * NSEC_PER_MSEC)
+                return;
+        s->stalled = true;
+        snprintf(line, sizeof(line), "save of step %" PRIu64 " on rank %" PRIu32 ": no progress for %" PRId64 " ms after %" PRIu64 " of %zu bytes in %.200s; training goes on",
+                 s->step, s->id->rank, s->spec->checkpoint.stall_timeout_ms, s->progress, s->bytes, s->folder);
+        log_error("%s", line);
+        report_notice(s->control, s->id, s->epoch, s->step, "storage_stalled", "error", line);
+}
+
+bool save_finish(struct save *s) {
+        const struct timespec ts = { .tv_nsec = POLL_NS };
+
+        for (;;) {
+                if (!save_busy(s)) {
+                        checkpoint_write_wait(s->write);
+                        return true;
+                }
+                save_watch(s);
+                if (s->stalled && idle_ns(s) >= (uint64_t)s->spec->checkpoint.stall_timeout_ms * NSEC_PER_MSEC)
+                        break;
+                (void)nanosleep(&ts, NULL);
+        }
+        save_refuse(s, s->step, s->epoch, s->attempt, "the storage has stalled");
+        checkpoint_write_cancel(s->write);
+        return false;
+}
+
+void save_cancel(struct save *s) {
+        checkpoint_write_cancel(s->write);
 }

@@ -4,8 +4,9 @@
  * makes whatever it does there return with a condition.  Process, device and buffers stay over epochs; live weights are never used again once an
  * epoch was left: the next plan says what to load.
  *
- * The order at the end of a step: metrics row, snapshot, progress in the recorder, checkpoint.  A step whose snapshot exists has its row, so the rows are
- * complete whatever is resumed from; and the snapshot is whole before the next step's agreement (replica.h).
+ * The order at the end of a step: metrics row, snapshot begun, progress in the recorder, checkpoint begun.  A step whose snapshot exists has its row, so the rows are
+ * complete whatever is resumed from.  Snapshot and checkpoint are made by threads while the next step computes; the snapshot is whole before that step's
+ * agreement (replica.h), and before anything is loaded.
  */
 #include "worker/rank/session.h"
 
@@ -110,6 +111,13 @@ static int listen_for_peers(struct session *s, struct error *e) {
         return comm_listener_new(dir, s->id->host, name, &s->listener, e);
 }
 
+/* The snapshot of the step before, taken while this one computed: from the agreement on every rank must hold it (replica.h), and the update changes what it reads. */
+static int finish_snapshot(void *arg, struct error *e) {
+        struct session *s = arg;
+
+        return snapshot_wait(s->snapshot, e);
+}
+
 static int session_open(struct session *s, struct error *e) {
         int r;
 
@@ -135,10 +143,16 @@ static int session_open(struct session *s, struct error *e) {
                 r = save_new(s->id, s->spec, s->control, s->snapshot, &s->save, e);
         if (r == 0)
                 r = metrics_new(s->id, s->spec, s->trainer, s->flight, &s->metrics, e);
+        if (r == 0)
+                trainer_before_agree(s->trainer, finish_snapshot, s);
         return r;
 }
 
 static void leave_epoch(struct session *s) {
+        if (s->save)
+                save_cancel(s->save); /* nobody would commit it */
+        if (s->snapshot)
+                (void)snapshot_wait(s->snapshot, NULL); /* what the next epoch can begin from is asked for soon */
         if (s->trainer)
                 trainer_detach(s->trainer);
         s->mesh = comm_mesh_free(s->mesh);
@@ -148,6 +162,8 @@ static void leave_epoch(struct session *s) {
 
 static void session_close(struct session *s) {
         leave_epoch(s);
+        if (s->save && !save_finish(s->save))
+                return; /* storage that has stalled holds a thread that reads our memory; the process ends anyway */
         save_free(s->save);
         metrics_free(s->metrics);
         snapshot_free(s->snapshot);
@@ -219,7 +235,6 @@ static int load(struct session *s, double *ret_ms, struct error *e) {
         s->epoch = p->epoch;
         s->stopped = false;
         s->rolled_back = p->load && p->load->data_step != 0;
-        save_wait(s->save); /* a write of the epoch before still reads nothing of ours, but its report carries that epoch */
         if ((int)p->tp != s->spec->parallel.tp || (int)p->pp != s->spec->parallel.pp || (int)p->dp != s->spec->parallel.dp)
                 r = error_set(&why, -EINVAL, "plan: found tp%" PRIu32 ".pp%" PRIu32 ".dp%" PRIu32 ", expected the job file's tp%d.pp%d.dp%d", p->tp, p->pp, p->dp,
                               s->spec->parallel.tp, s->spec->parallel.pp, s->spec->parallel.dp);
@@ -280,17 +295,17 @@ static int join(struct session *s, double load_ms, struct error *e) {
 
 /* ------------------------------------------------------------------ steps */
 
-/* Rank 0 carries what was asked for without a step into the next agreement. */
+/* Rank 0 carries what was asked for without a step into the next agreement; each rank, whether it still writes. */
 static void ask(struct session *s) {
         struct control_stop stop;
-        uint32_t bits = 0;
+        uint32_t bits = save_busy(s->save) ? TRAINER_REQUEST_SAVE_BUSY : 0;
 
-        if (s->id->rank != 0)
-                return;
-        if (control_save_wanted(s->control))
-                bits |= TRAINER_REQUEST_SAVE;
-        if (control_stop_wanted(s->control, &stop) && stop.step == 0)
-                bits |= TRAINER_REQUEST_STOP | (stop.save ? TRAINER_REQUEST_SAVE : 0);
+        if (s->id->rank == 0) {
+                if (control_save_wanted(s->control))
+                        bits |= TRAINER_REQUEST_SAVE;
+                if (control_stop_wanted(s->control, &stop) && stop.step == 0)
+                        bits |= TRAINER_REQUEST_STOP | (stop.save ? TRAINER_REQUEST_SAVE : 0);
+        }
         if (bits)
                 trainer_request(s->trainer, bits);
 }
@@ -300,20 +315,31 @@ static bool kill_point(const struct session *s, const char *point, uint64_t step
                s->spec->test.kill_point && strcmp(s->spec->test.kill_point, point) == 0;
 }
 
+static bool last_save(const struct session *s, uint64_t step) {
+        return s->spec->checkpoint.at_end && step >= (uint64_t)s->spec->train.steps;
+}
+
 static bool periodic_save(const struct session *s, uint64_t step) {
         int64_t every = s->spec->checkpoint.every_steps;
 
-        return (every > 0 && step % (uint64_t)every == 0) || (s->spec->checkpoint.at_end && step >= (uint64_t)s->spec->train.steps);
+        return (every > 0 && step % (uint64_t)every == 0) || last_save(s, step);
 }
 
-/* The saves that fall on this step; the same ones on all ranks. */
+/* The saves that fall on this step; the same ones on all ranks. While a rank writes, the last one waits for it, those asked for stay asked for, and others are skipped. */
 static void saves(struct session *s, uint64_t step, uint32_t agreed) {
         bool asked = (agreed & TRAINER_REQUEST_SAVE) != 0, stop = (agreed & TRAINER_REQUEST_STOP) != 0, late;
+        bool busy = (agreed & TRAINER_REQUEST_SAVE_BUSY) != 0, final = last_save(s, step) || (asked && stop);
         uint32_t attempt;
 
-        if (periodic_save(s, step) || (asked && stop))
+        save_watch(s->save);
+        if (final)
+                (void)save_finish(s->save);
+        if (final || (periodic_save(s, step) && !busy)) {
                 save_start(s->save, step, s->epoch, 1);
-        if (asked && !stop) {
+                busy = true;
+        } else if (periodic_save(s, step))
+                save_skip(s->save, step, s->epoch);
+        if (asked && !stop && !busy) {
                 control_wait(s->control, NEWS_SAVE | NEWS_ABORT | NEWS_PLAN | NEWS_RELEASE | NEWS_GONE, SAVE_ORDER_WAIT_MS);
                 if (control_take_save(s->control, step, true, &attempt, &late))
                         save_start(s->save, step, s->epoch, attempt);
@@ -328,13 +354,15 @@ static void saves(struct session *s, uint64_t step, uint32_t agreed) {
 
 static int keep(struct session *s, const struct step_result *res, bool last, struct error *e) {
         int64_t every = s->spec->checkpoint.replica_every > 0 ? s->spec->checkpoint.replica_every : 1;
-        bool save_now = periodic_save(s, res->step) || res->agreed_requests || control_wait(s->control, 0, 0) & NEWS_SAVE;
+        bool save_now = periodic_save(s, res->step) || (res->agreed_requests & ~TRAINER_REQUEST_SAVE_BUSY) || control_wait(s->control, 0, 0) & NEWS_SAVE;
         int r;
 
-        metrics_row(s->metrics, s->epoch, res);
+        metrics_row(s->metrics, s->epoch, res, snapshot_take_waited(s->snapshot), save_skipped(s->save));
         if (last || save_now || res->step % (uint64_t)every == 0) {
                 flight_set_phase(s->flight, FLIGHT_SNAPSHOT);
-                r = snapshot_take(s->snapshot, s->epoch, e);
+                r = snapshot_start(s->snapshot, s->epoch, e);
+                if (r == 0 && (last || kill_point(s, "snapshot", res->step)))
+                        r = snapshot_wait(s->snapshot, e);
                 if (r < 0)
                         return r;
                 if (kill_point(s, "snapshot", res->step))
@@ -377,7 +405,7 @@ static int finish(struct session *s, bool stopped, struct error *e) {
         Fp8ctl__V1__RankProgress progress;
         int r;
 
-        save_wait(s->save);
+        (void)save_finish(s->save);
         s->stopped = stopped;
         r = move(s, RANK_EVENT_FINISHED, e);
         if (r < 0)
@@ -420,7 +448,9 @@ static int nothing_left(struct session *s, struct error *e) {
         int r;
 
         if (s->plan->rank_plan->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA && periodic_save(s, at)) {
-                r = snapshot_take(s->snapshot, s->epoch, &why);
+                r = snapshot_start(s->snapshot, s->epoch, &why);
+                if (r == 0)
+                        r = snapshot_wait(s->snapshot, &why);
                 if (r < 0)
                         return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
                 save_start(s->save, at, s->epoch, 1);
@@ -443,7 +473,7 @@ static void save_again(struct session *s) {
         while (control_take_save(s->control, at, true, &attempt, &late)) {
                 if (late)
                         save_refuse(s->save, at, s->epoch, attempt, "the step asked for is over");
-                else if (snapshot_newest(s->snapshot, &image, &len, &state) != at && snapshot_take(s->snapshot, s->epoch, &why) < 0)
+                else if (snapshot_newest(s->snapshot, &image, &len, &state) != at && snapshot_start(s->snapshot, s->epoch, &why) < 0)
                         save_refuse(s->save, at, s->epoch, attempt, why.text);
                 else
                         save_start(s->save, at, s->epoch, attempt);

@@ -3,11 +3,15 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/hash.h"
 #include "proto/replica.h"
 
@@ -15,18 +19,86 @@ struct snapshot {
         const struct identity *id;
         struct trainer *trainer;
         const struct dev_ops *ops;
-        struct dev_stream *stream;
+        struct dev_stream *stream; /* the thread's while one is under way, else the caller's */
         struct shard_layout *shard;
         struct replica *replica;
-        uint64_t shard_count;
+        uint64_t shard_count, waited_ns;
         char layout[REPLICA_LAYOUT_SIZE];
-        /* the newest */
-        uint64_t step;
-        const void *image;
+        /* the newest; not changed while it is under way */
+        struct replica_slot slot;
+        void *image;
         char state[TRAINER_STATE_JSON_MAX];
+
+        pthread_t thread;
+        pthread_mutex_t lock;
+        pthread_cond_t changed;
+        bool started, busy, stop;
+        struct digest digest; /* of the newest, or why there is none */
+        struct error why;
+        uint64_t pinned_step; /* 0: none */
+        bool pinned_whole;    /* or failed */
+        struct digest pinned_digest;
+        struct error pinned_why;
 };
 
 DEFINE_CLEANUP(struct snapshot *, snapshot_free);
+
+/* ------------------------------------------------------------------ the thread */
+
+static void take(struct snapshot *s) {
+        struct error why = { 0 };
+        struct digest d = { 0 };
+        int r = shard_write_digest(s->shard, s->ops, s->stream, s->state, s->image, &d, &why);
+
+        if (r == 0) {
+                r = replica_commit(s->replica, &s->slot, d);
+                if (r < 0)
+                        error_errno(&why, -r, "snapshot of step %" PRIu64, s->slot.step);
+        }
+        pthread_mutex_lock(&s->lock);
+        s->digest = d;
+        s->why = why;
+        s->busy = false;
+        if (s->pinned_step && !s->pinned_whole) {
+                s->pinned_whole = true;
+                s->pinned_digest = d;
+                s->pinned_why = why;
+        }
+        pthread_cond_broadcast(&s->changed);
+        pthread_mutex_unlock(&s->lock);
+}
+
+static void *take_snapshots(void *arg) {
+        struct snapshot *s = arg;
+
+        pthread_mutex_lock(&s->lock);
+        for (;;) {
+                while (!s->busy && !s->stop)
+                        pthread_cond_wait(&s->changed, &s->lock);
+                if (!s->busy)
+                        break;
+                pthread_mutex_unlock(&s->lock);
+                take(s);
+                pthread_mutex_lock(&s->lock);
+        }
+        pthread_mutex_unlock(&s->lock);
+        return NULL;
+}
+
+static int start_thread(struct snapshot *s, struct error *e) {
+        sigset_t all, old;
+        int r;
+
+        /* Signals are the program's own affair, in its own threads. */
+        (void)sigfillset(&all);
+        (void)pthread_sigmask(SIG_SETMASK, &all, &old);
+        r = pthread_create(&s->thread, NULL, take_snapshots, s);
+        (void)pthread_sigmask(SIG_SETMASK, &old, NULL);
+        s->started = r == 0;
+        return r ? error_errno(e, r, "snapshots: cannot start a thread") : 0;
+}
+
+/* ------------------------------------------------------------------ making and freeing */
 
 int snapshot_new(const struct identity *id, const struct job_spec *spec, struct trainer *t, const struct dev_ops *ops, struct dev *dev, int fd, struct snapshot **ret,
                  struct error *e) {
@@ -52,12 +124,16 @@ int snapshot_new(const struct identity *id, const struct job_spec *spec, struct 
         r = ops->stream_new(dev, &s->stream);
         if (r < 0)
                 return error_errno(e, -r, "snapshot stream");
+        pthread_mutex_init(&s->lock, NULL);
+        pthread_cond_init(&s->changed, NULL);
         trainer_state(t, &list, &n);
         r = shard_layout_new(list, n, TRAINER_STATE_JSON_MAX, &s->shard, e);
         if (r == 0)
                 r = replica_size(fd, shard_layout_bytes(s->shard), e);
         if (r == 0)
                 r = replica_map(fd, &s->replica, e);
+        if (r == 0)
+                r = start_thread(s, e);
         if (r < 0)
                 return r;
         *ret = STEAL_PTR(s);
@@ -67,6 +143,15 @@ int snapshot_new(const struct identity *id, const struct job_spec *spec, struct 
 struct snapshot *snapshot_free(struct snapshot *s) {
         if (!s)
                 return NULL;
+        if (s->started) {
+                pthread_mutex_lock(&s->lock);
+                s->stop = true;
+                pthread_cond_broadcast(&s->changed);
+                pthread_mutex_unlock(&s->lock);
+                (void)pthread_join(s->thread, NULL);
+                pthread_cond_destroy(&s->changed);
+                pthread_mutex_destroy(&s->lock);
+        }
         replica_unmap(s->replica);
         shard_layout_free(s->shard);
         if (s->stream)
@@ -83,44 +168,104 @@ size_t snapshot_bytes(const struct snapshot *s) {
         return shard_layout_bytes(s->shard);
 }
 
-int snapshot_take(struct snapshot *s, uint64_t epoch, struct error *e) {
-        size_t bytes = shard_layout_bytes(s->shard);
-        struct replica_slot slot = { .step = trainer_step_number(s->trainer), .epoch = epoch, .job_id = s->id->job, .rank = s->id->rank,
-                                     .shard_count = s->shard_count, .bytes = bytes };
-        void *image = NULL;
-        int r;
+int snapshot_start(struct snapshot *s, uint64_t epoch, struct error *e) {
+        uint64_t step = trainer_step_number(s->trainer);
+        void *image;
+        int r = snapshot_wait(s, e);
 
-        s->step = 0;
-        memcpy(slot.layout, s->layout, sizeof(slot.layout));
-        r = trainer_state_json(s->trainer, s->state, sizeof(s->state), e);
+        s->slot.step = 0;
         if (r == 0)
-                r = replica_begin(s->replica, slot.step, &image, e);
+                r = trainer_settle(s->trainer, e); /* ours is another stream */
         if (r == 0)
-                r = shard_write(s->shard, s->ops, s->stream, s->state, image, e);
+                r = trainer_state_json(s->trainer, s->state, sizeof(s->state), e);
+        if (r == 0)
+                r = replica_begin(s->replica, step, &image, e);
         if (r < 0)
                 return r;
-        r = replica_commit(s->replica, &slot, digest_of(image, bytes));
-        if (r < 0)
-                return error_errno(e, -r, "snapshot of step %" PRIu64, slot.step);
-        s->step = slot.step;
+        s->slot = (struct replica_slot){ .step = step, .epoch = epoch, .job_id = s->id->job, .rank = s->id->rank, .shard_count = s->shard_count,
+                                         .bytes = shard_layout_bytes(s->shard) };
+        memcpy(s->slot.layout, s->layout, sizeof(s->slot.layout));
         s->image = image;
+        pthread_mutex_lock(&s->lock);
+        s->busy = true;
+        pthread_cond_broadcast(&s->changed);
+        pthread_mutex_unlock(&s->lock);
         return 0;
 }
 
+int snapshot_wait(struct snapshot *s, struct error *e) {
+        uint64_t began = clock_mono_ns();
+        int r;
+
+        pthread_mutex_lock(&s->lock);
+        while (s->busy)
+                pthread_cond_wait(&s->changed, &s->lock);
+        r = s->why.code ? error_set(e, s->why.code, "%s", s->why.text) : 0;
+        pthread_mutex_unlock(&s->lock);
+        s->waited_ns += clock_mono_ns() - began;
+        return r;
+}
+
+uint64_t snapshot_take_waited(struct snapshot *s) {
+        uint64_t ns = s->waited_ns;
+
+        s->waited_ns = 0;
+        return ns;
+}
+
 uint64_t snapshot_newest(const struct snapshot *s, const void **ret_image, size_t *ret_len, const char **ret_state) {
-        if (s->step) {
+        if (s->slot.step) {
                 *ret_image = s->image;
                 *ret_len = shard_layout_bytes(s->shard);
                 *ret_state = s->state;
         }
-        return s->step;
+        return s->slot.step;
 }
+
+/* ------------------------------------------------------------------ pinned: for a save */
+
+int snapshot_pin(struct snapshot *s) {
+        int r = s->slot.step ? replica_pin(s->replica) : -ENOENT;
+
+        if (r < 0)
+                return r;
+        pthread_mutex_lock(&s->lock);
+        s->pinned_step = s->slot.step;
+        s->pinned_whole = !s->busy;
+        s->pinned_digest = s->digest;
+        s->pinned_why = s->why;
+        pthread_mutex_unlock(&s->lock);
+        return 0;
+}
+
+int snapshot_pinned(struct snapshot *s, struct digest *ret, struct error *e) {
+        int r = 0;
+
+        pthread_mutex_lock(&s->lock);
+        while (!s->pinned_whole)
+                pthread_cond_wait(&s->changed, &s->lock);
+        if (s->pinned_why.code)
+                r = error_set(e, s->pinned_why.code, "%s", s->pinned_why.text);
+        else
+                *ret = s->pinned_digest;
+        pthread_mutex_unlock(&s->lock);
+        return r;
+}
+
+void snapshot_unpin(struct snapshot *s) {
+        pthread_mutex_lock(&s->lock);
+        s->pinned_step = 0;
+        pthread_mutex_unlock(&s->lock);
+        replica_unpin(s->replica);
+}
+
+/* ------------------------------------------------------------------ back */
 
 int snapshot_restore(struct snapshot *s, uint64_t step, uint64_t epoch, struct error *e) {
         const struct replica_slot *slot;
         const void *payload;
         _cleanup_free_ char *state = NULL;
-        int r = replica_find(s->replica, step, 1, &slot, &payload, e);
+        int r = snapshot_wait(s, NULL) == 0 ? replica_find(s->replica, step, 1, &slot, &payload, e) : error_set(e, -EIO, "%s", s->why.text);
 
         if (r < 0)
                 return r;

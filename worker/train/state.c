@@ -58,6 +58,11 @@ void trainer_state(struct trainer *t, const struct shard_tensor **ret_list, size
 
 /* ------------------------------------------------------------------ small state */
 
+int trainer_settle(struct trainer *t, struct error *e) {
+        TRY_DEV(e, t->model.ops->stream_sync(t->model.stream));
+        return 0;
+}
+
 static json_t *real_or_null(double x) {
         return isfinite(x) ? json_real(x) : json_null();
 }

@@ -290,6 +290,9 @@ int trainer_step(struct trainer *t, struct step_result *ret, struct error *e) {
                 return error_set(e, -ENOTCONN, "trainer_step: trainer_attach and trainer_sync come first");
         hook_slow(t);
         TRY(gradients(t, e));
+        trainer_phase(t, FLIGHT_SNAPSHOT);
+        if (t->before_agree)
+                TRY(t->before_agree(t->before_agree_arg, e));
         trainer_phase(t, FLIGHT_AGREE);
         TRY(agree(t, &a, e));
         hook_kill(t, "agreed");
@@ -320,6 +323,11 @@ int64_t trainer_tokens_per_step(const struct trainer *t) {
 
 const char *trainer_fingerprint(const struct trainer *t) {
         return t->fingerprint;
+}
+
+void trainer_before_agree(struct trainer *t, int (*fn)(void *arg, struct error *e), void *arg) {
+        t->before_agree = fn;
+        t->before_agree_arg = arg;
 }
 
 void trainer_request(struct trainer *t, uint32_t bits) {

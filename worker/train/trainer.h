@@ -50,6 +50,7 @@ struct step_result {
 /* Asked-for saves and stops travel with the agreement of a step, so that every rank acts at the end of the same one. */
 #define TRAINER_REQUEST_SAVE 1u
 #define TRAINER_REQUEST_STOP 2u
+#define TRAINER_REQUEST_SAVE_BUSY 4u /* a rank still writes an earlier save: none begins at this step */
 
 int trainer_new(const struct trainer_config *c, struct trainer **ret, struct error *e); /* allocates everything; opens the data */
 struct trainer *trainer_free(struct trainer *t);
@@ -62,6 +63,8 @@ void trainer_detach(struct trainer *t);
 int trainer_init(struct trainer *t, struct error *e);
 /* What a snapshot consists of. The list is fixed for the trainer's life. */
 void trainer_state(struct trainer *t, const struct shard_tensor **ret_list, size_t *ret_n);
+/* Until the device has done all that it was told: another stream may read the state then. */
+int trainer_settle(struct trainer *t, struct error *e);
 #define TRAINER_STATE_JSON_MAX 4096
 /* Small state as JSON: step, data position, RNG, loss scaler, skip counters, loss_first, tokens, val_loss, fingerprint. buf of TRAINER_STATE_JSON_MAX. */
 int trainer_state_json(struct trainer *t, char *buf, size_t size, struct error *e);
@@ -74,6 +77,8 @@ double trainer_loss_first(const struct trainer *t);
 bool trainer_reports_loss(const struct trainer *t);    /* the rank that writes the metrics: last stage, dp 0, tp 0 */
 int64_t trainer_tokens_per_step(const struct trainer *t);
 const char *trainer_fingerprint(const struct trainer *t);
+/* Called in each step before its agreement: the last moment at which the state of the step before is what it was. Not 0: trainer_step returns that. */
+void trainer_before_agree(struct trainer *t, int (*fn)(void *arg, struct error *e), void *arg);
 /* One step. 0, a positive comm condition, -ECANCELED (lease lost before the commit), or another negative errno. */
 int trainer_step(struct trainer *t, struct step_result *ret, struct error *e);
 /* From any thread: bits for the next agreement. */

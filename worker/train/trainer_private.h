@@ -86,6 +86,8 @@ struct trainer {
         struct shard_tensor *state;
         size_t n_state;
         _Atomic uint32_t requests;
+        int (*before_agree)(void *arg, struct error *e);
+        void *before_agree_arg;
         bool weights_valid;              /* working copies stand for the master weights */
         char fingerprint[512];
 };
