@@ -279,6 +279,7 @@ static void on_running(struct controller *c, struct job *j, struct rank *r, cons
                 if (j->load.kind == FP8CTL__V1__LOAD_SOURCE__KIND__CHECKPOINT && !j->load.step)
                         j->load.step = m->step; /* where the checkpoint it was submitted with stands */
         }
+        replicas_loaded(r, m);
         if (r->state == RANK_LOADED)
                 rank_set(c, r, RANK_RUN);
         recovery_check(c, j);

@@ -25,6 +25,7 @@ enum {
         TEXT_MAX_LEN = 400,    /* a worker's text inside an event */
         ENDPOINT_MAX_LEN = 512,
         DIR_MAX_LEN = 512,     /* a worker's folder */
+        HELD_JOBS_MAX = 4096,  /* of which one node keeps peers' generations */
         NODE_DEVICES_MAX = 256,
         NODES_MAX = 65536,
         PLACEMENT_MAX = JOB_MAX_RANKS,
@@ -50,10 +51,13 @@ struct node {
         uint64_t lease_number, lease_until; /* mono ns; lost after it */
         uint64_t last_seen_ms, dropped; /* dropped: messages, by its worker */
         char address[NAME_MAX_LEN], version[64], kernel[NAME_MAX_LEN], boot_id[64], dir[DIR_MAX_LEN];
+        char rack[NAME_MAX_LEN], replica_endpoint[NAME_MAX_LEN]; /* "": unknown; none */
         uint64_t incarnation, memory_bytes;
         uint32_t cpus;
         struct device *devices;
         size_t n_devices;
+        uint64_t *held;            /* jobs of which it was told to keep peers' generations */
+        size_t n_held;
 };
 
 /* A stream that has not said hello yet, or has. */
@@ -83,6 +87,8 @@ struct rank {
         uint64_t fault_epoch;     /* under which it last said that it cannot go on */
         int32_t fault_peer;       /* because of whom; -1: unknown */
         bool fault_timeout;       /* it waited for that peer in vain */
+        int loaded;               /* Fp8ctl__V1__LoadedFrom */
+        uint64_t loaded_bytes;
         char *endpoint, *fingerprint;
         struct node *zombie_node; /* reported dead there and not yet reaped: zombie is its incarnation */
         uint64_t zombie;
@@ -93,6 +99,7 @@ struct generation {
         uint32_t rank;
         struct node *node;
         uint64_t step, epoch;
+        bool held; /* for a rank of another node: a rank gets it from there; else only its own rank can use it */
         char layout[256];
 };
 
@@ -141,7 +148,7 @@ struct incident {
         bool cause_final;          /* reaped, or needs no reaping */
         uint64_t cause_incarnation;
         int survivors, replaced;
-        char source[64];
+        char source[160];
 };
 
 enum stop_kind { STOP_NONE, STOP_CANCEL, STOP_REQUEUE };
@@ -175,6 +182,10 @@ struct job {
         uint64_t bad_generation_step; /* 0: none; a rank could not load replicas of this step */
         uint8_t mesh_key[32];
         bool have_mesh_key;
+        uint8_t replica_key[32];
+        bool have_replicas;
+        struct node **holders; /* [world], kept over epochs; NULL: nobody */
+        int without_holder;    /* ranks, when it was last said; -1: never */
         Fp8ctl__V1__LoadSource load;
         char *load_path;
         uint32_t same_cause;
@@ -388,6 +399,26 @@ int stuck_rank(const struct job *j); /* whom at least half of the others wait fo
 
 /* restore.c: what is loaded (pure over what the job knows) */
 void restore_choose(struct controller *c, struct job *j);
+
+/* replicas.c: who holds whose second copy (replica_plan.h decides) */
+struct replica_message {
+        Fp8ctl__V1__ReplicaPlan plan;
+        Fp8ctl__V1__ReplicaNode *nodes, **node_ptrs;
+        int32_t *holders;
+        uint64_t *incarnations;
+        Fp8ctl__V1__ReplicaSource *sources, **source_ptrs; /* of LoadSource */
+        size_t n_sources;
+};
+int replicas_message(const struct controller *c, const struct job *j, struct replica_message *m); /* -ENOMEM; free it in any case */
+void replicas_message_free(struct replica_message *m);
+bool replicas_on_node(const struct job *j, const struct node *n);
+void replicas_released(const struct job *j, struct node *n);
+void replicas_free(struct job *j);
+void replicas_begin(struct controller *c, struct job *j); /* of an epoch: key, holders; told to the nodes that get no RankPlan */
+void replicas_hello(struct controller *c, struct node *n, const Fp8ctl__V1__WorkerHello *m, bool moved /* its endpoint */);
+void replicas_node_lost(struct controller *c, struct node *n);
+void replicas_loaded(struct rank *r, const Fp8ctl__V1__RankRunning *m);
+void replicas_say_loaded(const struct job *j, char *buf, size_t size);
 
 /* ckpt_coord.c, ckpt_folders.c */
 extern const struct table save_table;

@@ -4,7 +4,7 @@
 
 #include "daemon/core/recovery_private.h"
 
-#define GENERATIONS_PER_RANK 4u    /* told by one node for one rank, at most */
+#define GENERATIONS_PER_RANK 8u    /* told by one node for one rank, at most: REPLICA_SLOTS of its own and of a peer's copy */
 
 /* What a node said about its replica memory is void: it is lost, or it says hello again and may have been through a boot. */
 void generations_forget(struct job *j, const struct node *n) {
@@ -14,6 +14,13 @@ void generations_forget(struct job *j, const struct node *n) {
                 if (j->generations[i].node != n)
                         j->generations[kept++] = j->generations[i];
         j->n_generations = kept;
+}
+
+void inventory_forget(struct job *j, const struct node *n) {
+        for (size_t i = 0; i < j->n_inventory_wait; i++)
+                if (j->inventory_wait[i] == n)
+                        j->inventory_wait[i--] = j->inventory_wait[--j->n_inventory_wait];
+        generations_forget(j, n);
 }
 
 void recovery_inventory(struct controller *c, struct job *j, struct node *n, const Fp8ctl__V1__Inventory *m) {
@@ -46,7 +53,7 @@ void recovery_inventory(struct controller *c, struct job *j, struct node *n, con
                                 core_drop(c, DROP_MALFORMED, "generation");
                                 continue;
                         }
-                        list[j->n_generations] = (struct generation){ .rank = g->rank, .node = n, .step = g->step, .epoch = g->epoch };
+                        list[j->n_generations] = (struct generation){ .rank = g->rank, .node = n, .step = g->step, .epoch = g->epoch, .held = g->held };
                         core_text(list[j->n_generations].layout, sizeof(list[0].layout), g->layout);
                         j->n_generations++;
                 }

@@ -90,6 +90,7 @@ struct job *job_new(uint64_t id) {
         j->id = id;
         j->next_incarnation = 1;
         j->next_attempt = 2;
+        j->without_holder = -1;
         j->loss_first = j->loss_last = j->val_loss = NAN;
         fp8ctl__v1__load_source__init(&j->load);
         return j;
@@ -127,6 +128,7 @@ struct job *job_free(struct job *j) {
         if (!j)
                 return NULL;
         recovery_free(j);
+        replicas_free(j);
         for (int i = 0; j->ranks && i < j->world; i++) {
                 free(j->ranks[i].endpoint);
                 free(j->ranks[i].fingerprint);
@@ -396,12 +398,13 @@ static void send_release(struct controller *c, struct job *j, bool kill, const c
         for (size_t i = 0; i < c->n_nodes; i++) {
                 struct node *n = c->nodes[i];
 
-                if (!job_on_node(j, n) || !n->session)
+                if (!n->session || (!job_on_node(j, n) && !replicas_on_node(j, n)))
                         continue;
                 for (int k = 0; kill && k < j->world; k++)
                         if (j->ranks[k].node == n && j->ranks[k].incarnation)
                                 node_kill_one(c, n, j->id, j->epoch, (uint32_t)k, j->ranks[k].incarnation, why);
                 node_send(c, n, &m);
+                replicas_released(j, n);
         }
 }
 

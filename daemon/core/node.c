@@ -93,8 +93,10 @@ struct node *node_get_or_add(struct controller *c, const char *name) {
 }
 
 struct node *node_free(struct node *n) {
-        if (n)
+        if (n) {
                 free(n->devices);
+                free(n->held);
+        }
         free(n);
         return NULL;
 }
@@ -279,6 +281,8 @@ static void describe(struct node *n, const Fp8ctl__V1__Node *m) {
         core_text(n->kernel, sizeof(n->kernel), m->kernel);
         core_text(n->boot_id, sizeof(n->boot_id), m->boot_id);
         core_text(n->dir, sizeof(n->dir), m->dir);
+        core_text(n->rack, sizeof(n->rack), m->rack);
+        core_text(n->replica_endpoint, sizeof(n->replica_endpoint), m->replica_endpoint);
         n->incarnation = m->incarnation;
         n->memory_bytes = m->memory_bytes;
         n->cpus = m->cpus;
@@ -302,6 +306,7 @@ void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__Worke
         struct node *n;
         enum node_state was;
         uint64_t was_seen;
+        bool moved;
         int r = refuse_hello(s, m, why, sizeof(why));
 
         n = r == 0 ? node_get_or_add(c, m->node->name) : NULL;
@@ -317,6 +322,7 @@ void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__Worke
         was_seen = n->last_seen_ms;
         replace_session(c, s, n);
         request_node_gone(c, n);
+        moved = m->node->replica_endpoint && strcmp(n->replica_endpoint, m->node->replica_endpoint) != 0;
         describe(n, m->node);
         node_move(c, n, NODE_E_HELLO);
         n->reason[0] = 0;
@@ -334,6 +340,7 @@ void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__Worke
         for (size_t i = 0; i < c->n_jobs; i++)
                 if (job_placed(c->jobs[i]) && job_on_node(c->jobs[i], n))
                         recovery_hello(c, c->jobs[i], n, m);
+        replicas_hello(c, n, m, moved);
         c->schedule_wanted = true;
 }
 
@@ -427,6 +434,7 @@ static void node_lost(struct controller *c, struct node *n) {
         for (size_t i = 0; i < c->n_jobs; i++)
                 if (job_placed(c->jobs[i]) && job_on_node(c->jobs[i], n))
                         recovery_node_lost(c, c->jobs[i], n);
+        replicas_node_lost(c, n);
         c->schedule_wanted = true;
 }
 

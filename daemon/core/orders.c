@@ -79,8 +79,10 @@ void order_plan(struct controller *c, struct job *j, struct node *only) {
         Fp8ctl__V1__RankPlan plan = FP8CTL__V1__RANK_PLAN__INIT;
         _cleanup_free_ Fp8ctl__V1__RankPeer *list = calloc((size_t)j->world, sizeof(*list));
         _cleanup_free_ Fp8ctl__V1__RankPeer **ptrs = calloc((size_t)j->world, sizeof(*ptrs));
+        _cleanup_(replicas_message_free) struct replica_message replicas = { 0 };
+        Fp8ctl__V1__LoadSource load = j->load;
 
-        if (!list || !ptrs)
+        if (!list || !ptrs || replicas_message(c, j, &replicas) < 0)
                 return; /* the deadline of restore finds the ranks not running and starts over */
         for (int i = 0; i < j->world; i++) {
                 fp8ctl__v1__rank_peer__init(&list[i]);
@@ -99,7 +101,10 @@ void order_plan(struct controller *c, struct job *j, struct node *only) {
         plan.dp = (uint32_t)j->spec->parallel.dp;
         plan.peers = ptrs;
         plan.n_peers = (size_t)j->world;
-        plan.load = &j->load;
+        load.sources = replicas.source_ptrs;
+        load.n_sources = replicas.n_sources;
+        plan.load = &load;
+        plan.replicas = &replicas.plan;
         m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RANK_PLAN;
         m.rank_plan = &plan;
         for (size_t i = 0; i < c->n_nodes; i++)

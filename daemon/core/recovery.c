@@ -89,6 +89,7 @@ void recovery_end(struct controller *c, struct job *j) {
                         j->ranks[i].start_pending = false;
                 }
         recovery_free(j);
+        replicas_free(j);
         if (j->rec != REC_IDLE)
                 recovery_step(c, j, REC_E_ENDED);
         j->rec_deadline = 0;
@@ -153,9 +154,9 @@ static void fence(struct controller *c, struct job *j, const char *why) {
         for (size_t i = 0; i < c->n_nodes; i++) {
                 struct node *n = c->nodes[i];
 
-                if (!job_on_node(j, n))
+                if (!job_on_node(j, n) && !replicas_on_node(j, n))
                         continue;
-                if (j->inc.survivors)
+                if (j->inc.survivors && job_on_node(j, n))
                         order_abort(c, j, n, why);
                 if (!j->start_is_new)
                         order_inventory(c, j, n);
@@ -276,10 +277,7 @@ void recovery_node_lost(struct controller *c, struct job *j, struct node *n) {
                         rank_set(c, &j->ranks[i], RANK_LOST);
                         lost++;
                 }
-        for (size_t i = 0; i < j->n_inventory_wait; i++)
-                if (j->inventory_wait[i] == n)
-                        j->inventory_wait[i--] = j->inventory_wait[--j->n_inventory_wait];
-        generations_forget(j, n);
+        inventory_forget(j, n);
         snprintf(cause, sizeof(cause), "node %.100s was lost with %d rank%s", n->name, lost, text_s((uint64_t)lost));
         recovery_act(c, j, cause, cause, true, false, 0);
         if (job_placed(j))
@@ -328,6 +326,7 @@ static void go_restore(struct controller *c, struct job *j) {
         if (recovery_step(c, j, REC_E_GATHERED) < 0)
                 return;
         restore_choose(c, j);
+        replicas_begin(c, j);
         c->io.random(c->io.arg, j->mesh_key, sizeof(j->mesh_key));
         j->have_mesh_key = true;
         j->inc.planned = core_now(c);
@@ -352,6 +351,7 @@ static void go_restore(struct controller *c, struct job *j) {
 
 static void go_resume(struct controller *c, struct job *j) {
         uint64_t now = core_now(c);
+        char loaded[160];
 
         if (recovery_step(c, j, REC_E_ALL_RUNNING) < 0)
                 return;
@@ -363,8 +363,9 @@ static void go_resume(struct controller *c, struct job *j) {
                 j->first_run_ms = c->io.wall_ms(c->io.arg);
         snprintf(j->reason, sizeof(j->reason), "all ranks (%d) run", j->world);
         if (j->inc.open) {
-                event_add(c, &(struct event_of){ .job = j, .rank = -1, .ms = ms_since(j->inc.planned, now) }, "resumed", "all ranks (%d) run again from step %" PRIu64 " in epoch %" PRIu64, j->world,
-                          j->load.step, j->epoch);
+                replicas_say_loaded(j, loaded, sizeof(loaded));
+                event_add(c, &(struct event_of){ .job = j, .rank = -1, .ms = ms_since(j->inc.planned, now) }, "resumed", "all ranks (%d) run again from step %" PRIu64 " in epoch %" PRIu64 "%s", j->world,
+                          j->load.step, j->epoch, loaded);
         } else {
                 event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "running", "all ranks (%d) run from step %" PRIu64, j->world, j->load.step);
                 recovery_step(c, j, REC_E_NEW_STEP); /* nothing to close */

@@ -30,3 +30,4 @@ void order_plan(struct controller *c, struct job *j, struct node *only);
 
 /* generations.c */
 void generations_forget(struct job *j, const struct node *n);
+void inventory_forget(struct job *j, const struct node *n); /* nor is its answer waited for */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a new epoch loads: the newest generation in replica memory that covers every rank on the node where that rank will run, else the newest commit that is not known bad, else
+ * What a new epoch loads: the newest generation in replica memory that covers every rank, in the memory of the node where that rank will run or in a peer's, else the newest commit that is not known bad, else
  * the checkpoint the job was submitted with, else a fresh initialisation.  A generation is whole only when all ranks wrote it under one epoch and one layout.
  */
 #include <inttypes.h>
@@ -11,6 +11,11 @@
 #include "base/cleanup.h"
 #include "daemon/core/core.h"
 
+/* Its own node's memory, or a copy that a peer keeps and gives to whoever proves to be that rank. */
+static bool within_reach(const struct job *j, const struct generation *g) {
+        return g->held ? g->node->state == NODE_READY && g->node->replica_endpoint[0] : j->ranks[g->rank].node == g->node;
+}
+
 static bool covers(const struct job *j, const struct generation *want, bool *seen) {
         int n = 0;
 
@@ -18,7 +23,7 @@ static bool covers(const struct job *j, const struct generation *want, bool *see
         for (size_t i = 0; i < j->n_generations; i++) {
                 const struct generation *g = &j->generations[i];
 
-                if (g->step != want->step || g->epoch != want->epoch || strcmp(g->layout, want->layout) != 0 || j->ranks[g->rank].node != g->node || seen[g->rank])
+                if (g->step != want->step || g->epoch != want->epoch || strcmp(g->layout, want->layout) != 0 || seen[g->rank] || !within_reach(j, g))
                         continue;
                 seen[g->rank] = true;
                 n++;
@@ -56,13 +61,42 @@ static void use(struct job *j, Fp8ctl__V1__LoadSource__Kind kind, uint64_t step,
                 j->load.data_step = j->skip_to_step;
 }
 
+static void say_where(struct job *j, const struct generation *chosen) {
+        const struct node *from = NULL;
+        int peers = j->world;
+        bool several = false;
+
+        for (size_t i = 0; i < j->n_generations; i++) {
+                const struct generation *g = &j->generations[i];
+
+                if (g->step == chosen->step && g->epoch == chosen->epoch && !g->held && within_reach(j, g))
+                        peers--;
+        }
+        for (size_t i = 0; i < j->n_generations; i++) {
+                const struct generation *g = &j->generations[i];
+                bool own = false;
+
+                if (g->step != chosen->step || g->epoch != chosen->epoch || !g->held)
+                        continue;
+                for (size_t k = 0; k < j->n_generations && !own; k++)
+                        own = j->generations[k].rank == g->rank && j->generations[k].step == g->step && j->generations[k].epoch == g->epoch && !j->generations[k].held &&
+                              within_reach(j, &j->generations[k]);
+                several = several || (!own && from && from != g->node);
+                from = own ? from : g->node;
+        }
+        if (peers <= 0 || !from)
+                snprintf(j->inc.source, sizeof(j->inc.source), "in replica memory");
+        else
+                snprintf(j->inc.source, sizeof(j->inc.source), "in replica memory, %d of %d slices from peers (%.60s%s)", peers, j->world, from->name, several ? " and others" : "");
+}
+
 void restore_choose(struct controller *c, struct job *j) {
         const struct generation *g = j->start_is_new ? NULL : newest_generation(j);
         const struct checkpoint *k = checkpoint_newest(j);
 
         if (g && (!k || g->step >= k->step)) {
                 use(j, FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA, g->step, g->epoch, NULL);
-                snprintf(j->inc.source, sizeof(j->inc.source), "in replica memory");
+                say_where(j, g);
         } else if (k) {
                 use(j, FP8CTL__V1__LOAD_SOURCE__KIND__CHECKPOINT, k->step, k->epoch, k->path);
                 snprintf(j->inc.source, sizeof(j->inc.source), "from the checkpoint of step %" PRIu64, k->step);
