@@ -96,6 +96,8 @@ static int node_message_fill(const struct node *n, struct node_message *m) {
         m->node.kernel = (char *)n->kernel;
         m->node.boot_id = (char *)n->boot_id;
         m->node.dir = (char *)n->dir;
+        m->node.rack = (char *)n->rack;
+        m->node.replica_endpoint = (char *)n->replica_endpoint;
         m->node.incarnation = n->incarnation;
         m->node.last_seen_unix_ms = n->last_seen_ms;
         m->node.memory_bytes = n->memory_bytes;
