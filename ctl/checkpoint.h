@@ -9,6 +9,9 @@ bool checkpoint_parse_ref(const char *arg, uint64_t *ret_job, uint64_t *ret_step
 /* The folder that CKPT means; free() it. -ENOENT. */
 int checkpoint_find(const struct ctl *c, const char *arg, char **ret_folder, struct error *e);
 
+/* -EINVAL when it holds another model than the job file (canonical JSON); what may be meant is a warning on stderr. */
+int checkpoint_fits(const char *folder, const char *job_json, struct error *e);
+
 /* A checkpoint that is open for reading. */
 struct checkpoint_files {
         char *folder;

@@ -198,6 +198,8 @@ static int send_job(const struct ctl *c, struct client *cl, const char *path, ch
                 return r;
         if (given.from)
                 r = find_from(c, &from, e);
+        if (r >= 0 && from)
+                r = checkpoint_fits(from, json, e);
         if (r < 0)
                 return r;
         rq.request_id = id;

@@ -119,6 +119,24 @@ static int check_features(const struct job_source *src, const struct yaml_node *
         return 0;
 }
 
+/* transformers from version 5 on keeps rope_theta in rope_parameters. */
+static int take_rope_parameters(const struct job_source *src, const struct yaml_node *root, struct job_spec *s, struct error *e) {
+        const struct yaml_node *rope = find(root, "rope_parameters"), *type, *theta;
+
+        if (is_null(rope))
+                return 0;
+        if (rope->kind != YAML_TREE_MAP)
+                return refuse_feature(src, rope, "rope_parameters", e, "an object");
+        type = find(rope, "rope_type");
+        if (!is_null(type) && !is_word(type, "default"))
+                return refuse_feature(src, type, "rope_parameters.rope_type", e, "default");
+        theta = find(rope, "rope_theta");
+        for (size_t i = 0; i < job_keys_n && !is_null(theta); i++)
+                if (strcmp(job_keys[i].path, "model.rope_theta") == 0)
+                        return job_key_set(&job_keys[i], theta, src, "rope_parameters.rope_theta", s, e);
+        return 0;
+}
+
 int model_config_from_json(const char *text, size_t len, const char *file_name, struct model_config *ret, struct error *e) {
         _cleanup_(yaml_tree_freep) struct yaml_node *root = NULL;
         struct job_source src = { .file = file_name };
@@ -137,6 +155,8 @@ int model_config_from_json(const char *text, size_t len, const char *file_name, 
                 if (!is_null(n))
                         r = job_key_set(&job_keys[i], n, &src, job_keys[i].path + 6, &s, e);
         }
+        if (r == 0)
+                r = take_rope_parameters(&src, root, &s, e);
         if (r < 0)
                 return r;
         if (!s.model.vocab_size || !s.model.hidden_size || !s.model.intermediate_size || !s.model.num_hidden_layers || !s.model.num_attention_heads)

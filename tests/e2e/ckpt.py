@@ -82,6 +82,10 @@ def part_loss(c):
     p = c.ctl("submit", JOB, "--from", exact, check=False)
     check("--from a Hugging Face folder says what to do", p.returncode == 2 and "ckpt import" in p.stderr and p.stderr.count("\n") == 1, p.stderr)
 
+    for key, value, code, said in (("num_attention_heads", 8, 2, "num_attention_heads 4"), ("rope_theta", 5000, 0, "warning"), ("hidden_size", 256, 2, "hidden_size 128")):
+        p = c.ctl("submit", JOB, "--plan", "--from", str(a["id"]), "--set", f"checkpoint.dir={c.home}/no", "--set", f"model.{key}={value}", "--set", "parallel.dp=1", check=False)
+        check(f"--from a model of other {key}: {p.stderr.strip()}", p.returncode == code and said in p.stderr and p.stderr.count("\n") == 1, (p.returncode, p.stderr))
+
     # diff, of other layouts too
     d = c.json("ckpt", "diff", str(a["id"]), a["checkpoint"])
     check("diff of the same", d["equal"] and d["different"] == 0 and d["compared"] > 100 and d["tensors"] == [], d)

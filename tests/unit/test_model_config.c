@@ -49,6 +49,9 @@ TEST(refuses_what_it_does_not_compute) {
                 { "{" SIZES ", \"rope_theta\": \"10000\"}", "key 'rope_theta': found a quoted text, allowed: a number from 1" },
                 { "{" SIZES ", \"num_key_value_heads\": 2.0}", "key 'num_key_value_heads': found '2.0', allowed: an integer from 1" },
                 { "{\"vocab_size\": 256}", "found a size missing" },
+                { "{" SIZES ", \"rope_parameters\": {\"rope_type\": \"yarn\", \"rope_theta\": 5.0}}", "key 'rope_parameters.rope_type': found 'yarn', allowed: default" },
+                { "{" SIZES ", \"rope_parameters\": {\"rope_theta\": \"x\"}}", "key 'rope_parameters.rope_theta'" },
+                { "{" SIZES ", \"rope_parameters\": [1]}", "key 'rope_parameters'" },
                 { "{\"vocab_size\": 256, \"hidden_size\": 66, \"intermediate_size\": 128, \"num_hidden_layers\": 2, \"num_attention_heads\": 4}", "a multiple of num_attention_heads (4)" },
                 { "[1]", "found no object" },
                 { "{\"vocab_size\": ", "not YAML" },
@@ -79,6 +82,35 @@ TEST(presets_have_their_sizes) {
         }
         CU_ASSERT_EQUAL(n, ARRAY_SIZE(sizes));
         ASSERT_ERROR(model_preset("huge", &m, &e), -EINVAL, e, "'huge'");
+}
+
+TEST(rope_parameters_of_newer_files) {
+        struct model_config m = { 0 };
+        struct error e;
+
+        ASSERT_OK(parse("{" SIZES ", \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 500000.0}}", &m, &e), e);
+        CU_ASSERT_EQUAL(m.rope_theta, 500000);
+}
+
+/* Every tensor has a name of its own, and together they are the model's parameters. */
+TEST(tensors_add_up) {
+        for (const char *const *name = model_preset_names(); *name; name++)
+                for (int tied = 0; tied < 2; tied++) {
+                        char text[256], last[256] = "";
+                        int64_t rows, cols, sum = 0;
+                        struct model_config m;
+
+                        CU_ASSERT_EQUAL(model_preset(*name, &m, NULL), 0);
+                        m.tie_word_embeddings = tied;
+                        for (int64_t i = 0; i < model_tensors(&m); i++) {
+                                model_tensor(&m, i, text, sizeof(text), &rows, &cols);
+                                CU_ASSERT_STRING_NOT_EQUAL(text, last);
+                                memcpy(last, text, sizeof(last));
+                                sum += rows * cols;
+                        }
+                        CU_ASSERT_EQUAL(sum, model_parameters(&m));
+                        CU_ASSERT_STRING_EQUAL(last, tied ? "model.norm.weight" : "lm_head.weight");
+                }
 }
 
 TEST(tied_heads_count_once) {
