@@ -20,6 +20,8 @@ static int check_model(const struct job_parse *p) {
                 return REFUSE(p, "model.num_key_value_heads", "a divisor of model.num_attention_heads (%" PRId64 ")", m->num_attention_heads);
         if (m->head_dim * m->num_attention_heads > 1 << 20)
                 return REFUSE(p, "model.head_dim", "so much that model.num_attention_heads (%" PRId64 ") * model.head_dim is at most 1048576", m->num_attention_heads);
+        if (m->head_dim > MODEL_HEAD_DIM_MAX) /* derived: what is given was checked */
+                return REFUSE(p, "model.hidden_size", "at most %d * model.num_attention_heads (%" PRId64 ")", MODEL_HEAD_DIM_MAX, m->num_attention_heads);
         if (m->head_dim < 2 || m->head_dim % 2) {
                 if (job_given(p, "model.head_dim"))
                         return REFUSE(p, "model.head_dim", "an even number (the rotary embedding turns pairs)");

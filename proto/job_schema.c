@@ -51,7 +51,7 @@ const struct job_key job_keys[] = {
           .doc = "Attention heads; a multiple of `parallel.tp`." },
         { "model.num_key_value_heads", KEY_I64, AT(model.num_key_value_heads), .derived = "`model.num_attention_heads`", .min = 1, .max = 4096,
           .doc = "Heads of keys and values (grouped-query attention); a divisor of `model.num_attention_heads` and a multiple of `parallel.tp`." },
-        { "model.head_dim", KEY_I64, AT(model.head_dim), .derived = "`model.hidden_size / model.num_attention_heads`", .min = 2, .max = 1024,
+        { "model.head_dim", KEY_I64, AT(model.head_dim), .derived = "`model.hidden_size / model.num_attention_heads`", .min = 2, .max = MODEL_HEAD_DIM_MAX,
           .doc = "Width of a head, even." },
         { "model.max_position_embeddings", KEY_I64, AT(model.max_position_embeddings), .derived = "2048", .min = 8, .max = 16777216,
           .doc = "Longest sequence the model is made for." },

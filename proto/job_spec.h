@@ -26,6 +26,8 @@ enum job_overflow { OVERFLOW_SKIP, OVERFLOW_STOP };       /* what happens after 
 enum job_schedule { SCHEDULE_COSINE, SCHEDULE_WSD, SCHEDULE_CONSTANT };
 enum job_data_format { DATA_AUTO, DATA_TEXT, DATA_INDEXED };
 
+#define MODEL_HEAD_DIM_MAX 1024
+
 /* A Llama-style model, with the names of Hugging Face's config.json (LlamaConfig). */
 struct model_config {
         int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers;

@@ -119,6 +119,17 @@ static int check_features(const struct job_source *src, const struct yaml_node *
         return 0;
 }
 
+/* What is derived has the same bounds as what is given. */
+static int check_heads(const char *file, const struct model_config *m, struct error *e) {
+        if (m->head_dim < 2 || m->head_dim > MODEL_HEAD_DIM_MAX || m->head_dim % 2)
+                return error_set(e, -EINVAL, "%s: key 'head_dim' (or hidden_size / num_attention_heads): found '%" PRId64 "', allowed: an even number from 2 to %d", file, m->head_dim,
+                                 MODEL_HEAD_DIM_MAX);
+        if (m->num_attention_heads % m->num_key_value_heads)
+                return error_set(e, -EINVAL, "%s: key 'num_key_value_heads': found '%" PRId64 "', allowed: a divisor of num_attention_heads (%" PRId64 ")", file, m->num_key_value_heads,
+                                 m->num_attention_heads);
+        return 0;
+}
+
 /* transformers from version 5 on keeps rope_theta in rope_parameters. */
 static int take_rope_parameters(const struct job_source *src, const struct yaml_node *root, struct job_spec *s, struct error *e) {
         const struct yaml_node *rope = find(root, "rope_parameters"), *type, *theta;
@@ -166,6 +177,9 @@ int model_config_from_json(const char *text, size_t len, const char *file_name, 
                 return error_set(e, -EINVAL, "%s:%d: key 'hidden_size': found '%" PRId64 "', allowed: a multiple of num_attention_heads (%" PRId64 "), or head_dim given", file_name,
                                  root->line, s.model.hidden_size, s.model.num_attention_heads);
         model_config_derive(&s.model);
+        r = check_heads(file_name, &s.model, e);
+        if (r < 0)
+                return r;
         *ret = s.model;
         return 0;
 }

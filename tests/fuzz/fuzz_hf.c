@@ -17,8 +17,11 @@ static const char config_seed[] = "c{\"architectures\":[\"LlamaForCausalLM\"],\"
 static const char huge_seed[] = "c{\"vocab_size\":9223372036854775807,\"hidden_size\":4611686018427387904,\"intermediate_size\":1e18,\"num_hidden_layers\":512,\"num_attention_heads\":4294967296,"
                                 "\"head_dim\":4294967296}";
 
+/* Found by libFuzzer: a head_dim that was derived had no bounds, and was refused when it was read back. */
+static const char derived_seed[] = "c{\"vocab_size\":256,\"hidden_size\":80964,\"intermediate_size\":128,\"num_hidden_layers\":2,\"num_attention_heads\":4}";
+
 const struct fuzz_seed fuzz_seeds[] = { { index_seed, sizeof(index_seed) - 1 }, { outside_seed, sizeof(outside_seed) - 1 }, { config_seed, sizeof(config_seed) - 1 },
-                                        { huge_seed, sizeof(huge_seed) - 1 } };
+                                        { huge_seed, sizeof(huge_seed) - 1 }, { derived_seed, sizeof(derived_seed) - 1 } };
 const size_t fuzz_seeds_n = ARRAY_SIZE(fuzz_seeds);
 
 static void check_error(const struct error *e) {

@@ -153,6 +153,7 @@ static const struct {
         { SIZES ", head_dim: 15" REST, "key 'model.head_dim': found '15', allowed: an even number" },
         { "model: {vocab_size: 256, hidden_size: 66, intermediate_size: 128, num_hidden_layers: 4, num_attention_heads: 4" REST, "key 'model.hidden_size': found '66', allowed: a multiple of model.num_attention_heads (4)" },
         { "model: {vocab_size: 256, hidden_size: 12, intermediate_size: 128, num_hidden_layers: 4, num_attention_heads: 4" REST, "key 'model.hidden_size': found '12', allowed: an even multiple" },
+        { "model: {vocab_size: 256, hidden_size: 8192, intermediate_size: 128, num_hidden_layers: 4, num_attention_heads: 4" REST, "key 'model.hidden_size': found '8192', allowed: at most 1024 * model.num_attention_heads (4)" },
         { "model: {vocab_size: 256, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 4" REST, "key 'model.num_attention_heads': found nothing" },
         /* layouts */
         { GOOD "parallel:\n  tp: 3\n", "job.yaml:11: key 'parallel.tp': found '3', allowed: a divisor of model.num_attention_heads (4)" },

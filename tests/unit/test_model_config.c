@@ -53,6 +53,8 @@ TEST(refuses_what_it_does_not_compute) {
                 { "{" SIZES ", \"rope_parameters\": {\"rope_theta\": \"x\"}}", "key 'rope_parameters.rope_theta'" },
                 { "{" SIZES ", \"rope_parameters\": [1]}", "key 'rope_parameters'" },
                 { "{\"vocab_size\": 256, \"hidden_size\": 66, \"intermediate_size\": 128, \"num_hidden_layers\": 2, \"num_attention_heads\": 4}", "a multiple of num_attention_heads (4)" },
+                { "{\"vocab_size\": 256, \"hidden_size\": 80964, \"intermediate_size\": 128, \"num_hidden_layers\": 2, \"num_attention_heads\": 4}", "found '20241', allowed: an even number" },
+                { "{" SIZES ", \"num_key_value_heads\": 3}", "found '3', allowed: a divisor of num_attention_heads" },
                 { "[1]", "found no object" },
                 { "{\"vocab_size\": ", "not YAML" },
         };
