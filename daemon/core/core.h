@@ -147,6 +147,7 @@ struct incident {
         char cause[TEXT_MAX_LEN];  /* "rank 5 (incarnation 6) on node-2 was killed by SIGKILL" */
         bool cause_final;          /* reaped, or needs no reaping */
         uint64_t cause_incarnation;
+        uint64_t unjudged;         /* this incarnation's death was counted, and what it died of is not known yet; 0: none */
         int survivors, replaced;
         char source[160];
 };
@@ -179,7 +180,7 @@ struct job {
         size_t n_generations;
         struct node **inventory_wait;
         size_t n_inventory_wait;
-        uint64_t bad_generation_step; /* 0: none; a rank could not load replicas of this step */
+        uint64_t bad_generation_step; /* 0: none; a rank could not load replicas of this step, and no step was gained since: older ones only */
         uint8_t mesh_key[32];
         bool have_mesh_key;
         uint8_t replica_key[32];
@@ -399,6 +400,7 @@ int stuck_rank(const struct job *j); /* whom at least half of the others wait fo
 
 /* restore.c: what is loaded (pure over what the job knows) */
 void restore_choose(struct controller *c, struct job *j);
+bool restore_has_source(const struct job *j); /* something that the job itself has saved */
 
 /* replicas.c: who holds whose second copy (replica_plan.h decides) */
 struct replica_message {

@@ -53,7 +53,8 @@ bool incident_restarts_used_up(struct controller *c, struct job *j) {
         return true;
 }
 
-void recovery_refine_cause(struct controller *c, struct job *j, uint64_t incarnation, const char *why) {
+/* The first death of an incident names it. */
+static void name_incident(struct job *j, uint64_t incarnation, const char *why) {
         const char *was;
 
         if (!j->inc.open || j->inc.cause_final || j->inc.cause_incarnation != incarnation)
@@ -66,6 +67,14 @@ void recovery_refine_cause(struct controller *c, struct job *j, uint64_t incarna
                 snprintf(text, sizeof(text), "%.*s %.200s", (int)(was - j->inc.cause), j->inc.cause, why);
                 core_text(j->inc.cause, sizeof(j->inc.cause), text);
         }
+        j->dirty = true;
+}
+
+void recovery_refine_cause(struct controller *c, struct job *j, uint64_t incarnation, const char *why) {
+        name_incident(j, incarnation, why);
+        if (!j->inc.open || j->inc.unjudged != incarnation)
+                return;
+        j->inc.unjudged = 0;
         if (j->same_cause > 1 && strcmp(j->last_cause, why) != 0)
                 j->same_cause = 1;
         core_text(j->last_cause, sizeof(j->last_cause), why);

@@ -58,6 +58,7 @@ static void roll_back(struct controller *c, struct job *j, const Fp8ctl__V1__Ran
         recovery_again(c, j, text, true);
 }
 
+/* Another source is tried; a job that has saved is never begun anew because nothing that it saved can be loaded: that may be the fault of a file system that is away. */
 static void load_failed(struct controller *c, struct job *j, const char *text) {
         if (j->load.kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA) {
                 j->bad_generation_step = j->load.step;
@@ -67,8 +68,11 @@ static void load_failed(struct controller *c, struct job *j, const char *text) {
                 for (size_t i = 0; i < j->n_checkpoints; i++)
                         if (j->load_path && strcmp(j->checkpoints[i].path, j->load_path) == 0)
                                 known = j->checkpoints[i].bad = true;
-                if (!known) {
-                        job_finish(c, j, JOB_E_FAIL, text);
+                if (!known || !restore_has_source(j)) {
+                        char why[sizeof(j->reason)];
+
+                        snprintf(why, sizeof(why), "%.380s%s", text, known ? "; no other checkpoint of the job is left to load" : "");
+                        job_finish(c, j, JOB_E_FAIL, why);
                         return;
                 }
         }

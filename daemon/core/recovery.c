@@ -203,6 +203,8 @@ void recovery_act(struct controller *c, struct job *j, const char *cause, const 
                 moved = moved || (j->ranks[i].state == RANK_LOST && (j->ranks[i].node->state == NODE_LOST || j->ranks[i].node->state == NODE_LEAVING));
         }
         incident_open(c, j, cause, final, incarnation);
+        if (count && !final)
+                j->inc.unjudged = incarnation;
         if (count && incident_count(c, j, why, final))
                 return;
         /* With nobody lost and nothing to blame it is the controller that was away, and not the job's budget that pays. */
@@ -399,6 +401,7 @@ void recovery_new_step(struct controller *c, struct job *j) {
                   "%s; %d survivors parked in %.0f ms; resuming from step %" PRIu64 " %s; %" PRIu64 " step%s done again; %.2f s from detection to the first new step", j->inc.cause,
                   j->inc.survivors, ms_since(j->inc.detected, j->inc.parked), j->load.step, j->inc.source, again, again == 1 ? "" : "s", ms / 1e3);
         j->inc.open = false;
+        j->bad_generation_step = 0;
         j->dirty = true;
 }
 

@@ -38,7 +38,7 @@ static const struct generation *newest_generation(const struct job *j) {
         for (size_t i = 0; seen && i < j->n_generations; i++) {
                 const struct generation *g = &j->generations[i];
 
-                if (g->rank != 0 || g->epoch < j->min_replica_epoch || (j->bad_generation_step && g->step == j->bad_generation_step))
+                if (g->rank != 0 || g->epoch < j->min_replica_epoch || (j->bad_generation_step && g->step >= j->bad_generation_step))
                         continue;
                 if (best && (g->step < best->step || (g->step == best->step && g->epoch <= best->epoch)))
                         continue;
@@ -88,6 +88,10 @@ static void say_where(struct job *j, const struct generation *chosen) {
                 snprintf(j->inc.source, sizeof(j->inc.source), "in replica memory");
         else
                 snprintf(j->inc.source, sizeof(j->inc.source), "in replica memory, %d of %d slices from peers (%.60s%s)", peers, j->world, from->name, several ? " and others" : "");
+}
+
+bool restore_has_source(const struct job *j) {
+        return newest_generation(j) || checkpoint_newest(j);
 }
 
 void restore_choose(struct controller *c, struct job *j) {

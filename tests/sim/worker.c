@@ -336,6 +336,10 @@ static void loaded(struct sim *s, struct ev *e) {
 
         if (!p || p->dead || p->faulted || !p->planned || p->epoch != e->d)
                 return;
+        if (s->rank_faults && p->step > 0 && sim_chance(s, 1)) {
+                fault(s, (int)e->a, p, FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED, "a digest does not match");
+                return;
+        }
         p->meshed = true;
         g = group_of(s, p->job, p->epoch);
         if (g.n < s->world) {

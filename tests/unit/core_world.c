@@ -199,7 +199,7 @@ static void attach(struct world *w, uint64_t session, const char *name, bool wit
                 st->rank = r;
                 st->incarnation = w->ranks[r].incarnation;
                 st->device = r % 2;
-                st->phase = w->ranks[r].done ? FP8CTL__V1__RANK_PHASE__RANK_DONE : FP8CTL__V1__RANK_PHASE__RANK_RUNNING;
+                st->phase = w->ranks[r].phase;
                 st->step = w->ranks[r].step;
                 st->endpoint = (char *)"unix:/w";
                 ptrs[h.n_ranks++] = st;
@@ -234,6 +234,7 @@ void world_submit(struct world *w, const char *id, int dp, int dir, const char *
         q.request_id = (char *)id;
         q.dry_run = dry_run;
         q.skip_preflight = true;
+        q.from_checkpoint = (char *)(w->from_checkpoint ? w->from_checkpoint : "");
         controller_request(w->c, 1, REQ_SUBMIT, &q.base, who);
 }
 
@@ -341,12 +342,20 @@ void world_exited(struct world *w, uint32_t r, const char *cause) {
         SAY(w, r, RANK_EXITED, rank_exited, x);
 }
 
+void world_dying(struct world *w, uint32_t r) {
+        Fp8ctl__V1__RankExited x = FP8CTL__V1__RANK_EXITED__INIT;
+
+        x.cause = (char *)"";
+        SAY(w, r, RANK_EXITED, rank_exited, x);
+        w->ranks[r].session = w->ranks[r].job = 0; /* it says nothing more */
+}
+
 void world_done(struct world *w, uint32_t r, uint64_t step, bool stopped) {
         Fp8ctl__V1__RankDone x = FP8CTL__V1__RANK_DONE__INIT;
         Fp8ctl__V1__RankProgress g = FP8CTL__V1__RANK_PROGRESS__INIT;
 
         w->ranks[r].step = g.step = step;
-        w->ranks[r].done = true;
+        w->ranks[r].phase = FP8CTL__V1__RANK_PHASE__RANK_DONE;
         x.progress = &g;
         x.stopped = stopped;
         SAY(w, r, RANK_DONE, rank_done, x);
@@ -401,7 +410,7 @@ static void start_ranks(struct world *w, uint64_t session, const Fp8ctl__V1__Sta
 
                 if (r >= WORLD_RANKS)
                         abort();
-                w->ranks[r] = (struct world_rank){ .job = m->job_id, .session = session, .incarnation = m->ranks[i]->incarnation, .epoch = m->epoch };
+                w->ranks[r] = (struct world_rank){ .job = m->job_id, .session = session, .incarnation = m->ranks[i]->incarnation, .epoch = m->epoch, .phase = FP8CTL__V1__RANK_PHASE__RANK_PARKED };
                 x.endpoint = (char *)"unix:/w";
                 x.fingerprint = (char *)"test";
                 SAY(w, r, RANK_READY, rank_ready, x);
@@ -414,12 +423,16 @@ static void abort_epoch(struct world *w, uint64_t session, const Fp8ctl__V1__Abo
                         Fp8ctl__V1__RankParked x = FP8CTL__V1__RANK_PARKED__INIT;
 
                         w->ranks[r].epoch = m->epoch;
-                        w->ranks[r].done = false;
+                        w->ranks[r].phase = FP8CTL__V1__RANK_PHASE__RANK_PARKED;
                         SAY(w, r, RANK_PARKED, rank_parked, x);
                 }
 }
 
 static void run_plan(struct world *w, uint64_t session, const Fp8ctl__V1__RankPlan *m) {
+        uint64_t bad = m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA ? w->bad_replicas : m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__CHECKPOINT ? w->bad_checkpoints : 0;
+
+        if (w->lose_plans)
+                return;
         w->load_kind = m->load->kind;
         w->load_step = m->load->step;
         w->plans++;
@@ -427,6 +440,11 @@ static void run_plan(struct world *w, uint64_t session, const Fp8ctl__V1__RankPl
                 if (w->ranks[r].job == m->job_id && w->ranks[r].session == session && w->ranks[r].epoch == m->epoch) {
                         Fp8ctl__V1__RankRunning x = FP8CTL__V1__RANK_RUNNING__INIT;
 
+                        if (r == 0 && m->load->step < 64 && (bad >> m->load->step & 1)) {
+                                world_fault(w, r, FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED, 0, m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA ? "a replica does not verify" : m->load->path);
+                                return;
+                        }
+                        w->ranks[r].phase = FP8CTL__V1__RANK_PHASE__RANK_RUNNING;
                         w->ranks[r].step = x.step = m->load->step;
                         SAY(w, r, RANK_RUNNING, rank_running, x);
                 }
@@ -435,7 +453,23 @@ static void run_plan(struct world *w, uint64_t session, const Fp8ctl__V1__RankPl
 static void inventory(struct world *w, uint64_t session, const Fp8ctl__V1__InventoryRequest *m) {
         Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__Inventory x = FP8CTL__V1__INVENTORY__INIT;
+        Fp8ctl__V1__Generation list[WORLD_RANKS * 64], *ptrs[WORLD_RANKS * 64];
 
+        for (uint32_t r = 0; r < WORLD_RANKS; r++)
+                for (uint64_t step = 0; step < 64; step++) {
+                        Fp8ctl__V1__Generation *g = &list[x.n_generations];
+
+                        if (w->ranks[r].job != m->job_id || w->ranks[r].session != session || !(w->replicas >> step & 1))
+                                continue;
+                        fp8ctl__v1__generation__init(g);
+                        g->rank = r;
+                        g->step = step;
+                        g->epoch = 1;
+                        g->shard_count = 4;
+                        g->layout = (char *)"tp2.pp1.dp2/test";
+                        ptrs[x.n_generations++] = g;
+                }
+        x.generations = ptrs;
         x.job_id = m->job_id;
         x.epoch = m->epoch;
         out.body_case = BODY(INVENTORY);

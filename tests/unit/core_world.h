@@ -32,7 +32,7 @@ struct world_file {
 /* A rank as its worker knows it. */
 struct world_rank {
         uint64_t job, session, incarnation, epoch, step;
-        bool stopped, done;
+        Fp8ctl__V1__RankPhase phase;
 };
 
 struct world {
@@ -52,6 +52,10 @@ struct world {
         struct world_rank ranks[WORLD_RANKS]; /* of the job that was started last */
         Fp8ctl__V1__LoadSource__Kind load_kind; /* of the newest plan */
         uint64_t load_step, plans;
+        bool lose_plans;                        /* on their way */
+        uint64_t bad_checkpoints, bad_replicas; /* bit s: rank 0 cannot load step s */
+        uint64_t replicas;                      /* bit s: every rank has step s of epoch 1 in replica memory */
+        const char *from_checkpoint;            /* of world_submit */
         struct controller_config config;
 };
 
@@ -83,6 +87,7 @@ void world_prepared(struct world *w, uint32_t r, uint64_t step, uint32_t attempt
 void world_prepared_error(struct world *w, uint32_t r, uint64_t step, uint32_t attempt, const char *error);
 void world_fault(struct world *w, uint32_t r, Fp8ctl__V1__RankFault__Kind kind, uint64_t step, const char *text);
 void world_exited(struct world *w, uint32_t r, const char *cause);
+void world_dying(struct world *w, uint32_t r); /* seen to die, not reaped yet */
 void world_done(struct world *w, uint32_t r, uint64_t step, bool stopped);
 void world_leaving(struct world *w, uint64_t session);
 void world_progress(struct world *w, uint64_t step); /* heartbeats of all */

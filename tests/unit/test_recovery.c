@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* When recovery gives up, and what it loads when a source cannot be loaded. */
+#include "tests/test.h"
+#include "tests/unit/core_world.h"
+
+#define S(x) FP8CTL__V1__JOB_STATE__##x
+#define LOAD(x) FP8CTL__V1__LOAD_SOURCE__KIND__##x
+#define FAULT(x) FP8CTL__V1__RANK_FAULT__KIND__##x
+
+static void expect(struct world *w, uint64_t id, int state, uint32_t restarts, const char *reason, int line) {
+        Fp8ctl__V1__Job *j = world_job(w, id);
+        bool as_expected = j && (int)j->state == state && j->restarts == restarts && strstr(j->reason, reason);
+
+        if (!as_expected)
+                printf("\n    line %d: found state %d, %u restarts, '%s', expected %d, %u and '%s'\n", line, j ? (int)j->state : -1, j ? j->restarts : 0, j ? j->reason : "", state, restarts, reason);
+        CU_ASSERT(as_expected);
+        if (j)
+                fp8ctl__v1__job__free_unpacked(j, NULL);
+}
+#define EXPECT(w, id, state, restarts, reason) expect(w, id, state, restarts, reason, __LINE__)
+
+static void dies(struct world *w, uint32_t r, const char *cause) {
+        world_exited(w, r, cause);
+        world_pump(w);
+}
+
+static void save(struct world *w, uint64_t step) {
+        for (uint32_t r = 0; r < 4; r++)
+                world_prepared(w, r, step, 1);
+        world_pump(w);
+}
+
+TEST(the_same_cause_without_a_step_gained_stops_the_job) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        EXPECT(&w, id, S(RUNNING), 0, "");
+        dies(&w, 1, "exit 3: no such file");
+        dies(&w, 2, "exit 3: no such file");
+        EXPECT(&w, id, S(RUNNING), 2, "");
+        dies(&w, 1, "exit 3: no such file");
+        EXPECT(&w, id, S(FAILED), 2, "3 times the same cause without a step gained: exit 3: no such file");
+        world_stop(&w);
+}
+
+TEST(a_step_gained_or_another_cause_begins_the_count_anew) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, ", \"recovery\": {\"same_cause_limit\": 2}");
+        for (uint64_t step = 1; step <= 5; step++) {
+                dies(&w, 1, "exit 3: boom");
+                world_progress(&w, step);
+        }
+        EXPECT(&w, id, S(RUNNING), 5, "");
+        dies(&w, 1, "exit 4: bang");
+        dies(&w, 1, "exit 5: bang");
+        EXPECT(&w, id, S(RUNNING), 7, "");
+        dies(&w, 1, "exit 5: bang");
+        EXPECT(&w, id, S(FAILED), 7, "2 times the same cause");
+        world_stop(&w);
+}
+
+/* A death that was only seen has no cause yet; it is judged when the rank was reaped. */
+TEST(a_cause_that_is_told_later_counts) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, ", \"recovery\": {\"same_cause_limit\": 2}");
+        dies(&w, 1, "exit 3: boom");
+        for (int i = 0; i < 2; i++) {
+                struct world_rank old = w.ranks[1], new;
+
+                world_dying(&w, 1);
+                EXPECT(&w, id, S(RECOVERING), (uint32_t)(2 + i), "");
+                world_pump(&w);
+                new = w.ranks[1];
+                w.ranks[1] = old;
+                world_exited(&w, 1, "killed by SIGSEGV"); /* another cause than the first, then the same again */
+                w.ranks[1] = new;
+                world_pump(&w);
+                if (i == 0)
+                        EXPECT(&w, id, S(RUNNING), 2, "");
+        }
+        EXPECT(&w, id, S(FAILED), 3, "2 times the same cause without a step gained: was killed by SIGSEGV");
+        world_stop(&w);
+}
+
+TEST(max_restarts_is_a_limit_over_the_whole_job) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, ", \"recovery\": {\"max_restarts\": 2}");
+        for (uint64_t step = 1; step <= 2; step++) {
+                world_progress(&w, step);
+                dies(&w, (uint32_t)step, "exit 3: boom");
+        }
+        world_progress(&w, 3);
+        EXPECT(&w, id, S(RUNNING), 2, "");
+        dies(&w, 0, "killed by SIGKILL");
+        EXPECT(&w, id, S(FAILED), 2, "recovery.max_restarts (2) used up; rank 0");
+        world_stop(&w);
+}
+
+/* The plan is lost with the controller: the ranks are found parked, a new epoch begins, and the job's budget is not touched. */
+TEST(a_controller_that_dies_does_not_use_up_max_restarts) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        w.lose_plans = true;
+        id = world_run_job(&w, ", \"recovery\": {\"max_restarts\": 0}");
+        EXPECT(&w, id, S(STARTING), 0, "");
+        world_restart(&w);
+        w.lose_plans = false;
+        world_return(&w);
+        world_pump(&w);
+        EXPECT(&w, id, S(RUNNING), 0, "");
+        dies(&w, 0, "killed by SIGKILL");
+        EXPECT(&w, id, S(FAILED), 0, "recovery.max_restarts (0) used up");
+        world_stop(&w);
+}
+
+TEST(an_overflow_without_end_fails_the_job_and_names_it) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        world_progress(&w, 7);
+        world_fault(&w, 2, FAULT(OVERFLOW_STOP), 7, "32 steps skipped in a row: layers.3.mlp.up");
+        world_pump(&w);
+        EXPECT(&w, id, S(FAILED), 0, "rank 2 (incarnation 3) on b: 32 steps skipped in a row: layers.3.mlp.up");
+        CU_ASSERT_EQUAL(world_told(&w, 0, FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB, 0, 0), 2);
+        world_stop(&w);
+}
+
+TEST(a_roll_back_loads_the_commit_and_not_replica_memory) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        save(&w, 3);
+        world_progress(&w, 7);
+        w.replicas = 1 << 6 | 1 << 7;
+        world_fault(&w, 2, FAULT(OVERFLOW_ROLLBACK), 7, "8 steps skipped in a row");
+        world_pump(&w);
+        EXPECT(&w, id, S(RUNNING), 1, "");
+        CU_ASSERT_EQUAL(w.load_kind, LOAD(CHECKPOINT));
+        CU_ASSERT_EQUAL(w.load_step, 3);
+        dies(&w, 1, "killed by SIGKILL"); /* and what the roll-back undid is not loaded afterwards */
+        CU_ASSERT_EQUAL(w.load_kind, LOAD(CHECKPOINT));
+        world_stop(&w);
+}
+
+TEST(replicas_that_cannot_be_loaded_give_way_to_older_ones_and_to_the_commit) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        save(&w, 3);
+        world_progress(&w, 7);
+        w.replicas = 1 << 6 | 1 << 7;
+        w.bad_replicas = 1 << 7;
+        dies(&w, 1, "killed by SIGKILL");
+        CU_ASSERT_EQUAL(w.load_kind, LOAD(REPLICA));
+        CU_ASSERT_EQUAL(w.load_step, 6);
+        EXPECT(&w, id, S(RUNNING), 2, "");
+        w.bad_replicas = 1 << 6 | 1 << 7;
+        dies(&w, 1, "killed by SIGSEGV");
+        CU_ASSERT_EQUAL(w.load_kind, LOAD(CHECKPOINT)); /* and not step 7 again */
+        CU_ASSERT_EQUAL(w.load_step, 3);
+        EXPECT(&w, id, S(RUNNING), 4, "");
+        w.bad_replicas = 0;
+        world_progress(&w, 8);
+        w.replicas = 1 << 7 | 1 << 8; /* a step was gained: what is in replica memory now is new */
+        dies(&w, 1, "killed by SIGABRT");
+        CU_ASSERT_EQUAL(w.load_kind, LOAD(REPLICA));
+        CU_ASSERT_EQUAL(w.load_step, 8);
+        world_stop(&w);
+}
+
+TEST(checkpoints_that_cannot_be_loaded_are_tried_one_after_the_other) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        for (uint64_t step = 1; step <= 3; step++)
+                save(&w, step);
+        world_progress(&w, 3);
+        w.bad_checkpoints = 1 << 3 | 1 << 2;
+        dies(&w, 1, "killed by SIGKILL");
+        CU_ASSERT_EQUAL(w.load_kind, LOAD(CHECKPOINT));
+        CU_ASSERT_EQUAL(w.load_step, 1);
+        EXPECT(&w, id, S(RUNNING), 3, "");
+        world_stop(&w);
+}
+
+/* The checkpoints' file system is away: the job is not begun anew, and what it saved is not removed. */
+TEST(a_job_none_of_whose_checkpoints_can_be_loaded_fails_and_keeps_them) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        for (uint64_t step = 1; step <= 3; step++)
+                save(&w, step);
+        world_progress(&w, 3);
+        w.bad_checkpoints = 1 << 3 | 1 << 2 | 1 << 1;
+        dies(&w, 1, "killed by SIGKILL");
+        EXPECT(&w, id, S(FAILED), 3, "no other checkpoint of the job is left to load");
+        CU_ASSERT_EQUAL(world_count(&w, "commit/"), 3);
+        world_stop(&w);
+}
+
+TEST(a_checkpoint_it_was_submitted_with_that_cannot_be_loaded_fails_the_job) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        w.from_checkpoint = "/elsewhere/step_00000009.e1.1";
+        w.bad_checkpoints = 1; /* its step is not known before it is loaded */
+        id = world_run_job(&w, "");
+        EXPECT(&w, id, S(FAILED), 0, "/elsewhere/step_00000009.e1.1");
+        CU_ASSERT_EQUAL(w.plans, 2); /* one to each node, of one round */
+        world_stop(&w);
+}
+
+TEST_MAIN("recovery")
