@@ -4,6 +4,7 @@
 memory (a model larger than the memory that is allowed)."""
 import json
 import os
+import pty
 import random
 import re
 import resource
@@ -319,6 +320,24 @@ def part_rm(c):
 
 # ------------------------------------------------------------------ memory
 
+def at_terminal(c, *args):
+    """What it writes to a terminal on standard error, and its standard output."""
+    ours, theirs = pty.openpty()
+    env = dict(os.environ, FP8CTL_HOME=c.home, TERM="xterm")
+    env.pop("NO_COLOR", None)
+    p = subprocess.Popen([c.build + "/fp8ctl", *args], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    result = p.communicate()[0].decode()
+    said = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            said += chunk
+    except OSError:  # EIO: the other end is closed
+        pass
+    os.close(ours)
+    return said.decode(), result
+
+
 def part_memory(c):
     """24 million parameters (92 MiB in F32) through import, verify and export, each with 40 MiB of memory of its own."""
     hidden, inner, vocab, layers = 512, 1536, 8192, 6
@@ -352,6 +371,8 @@ def part_memory(c):
     i = c.json("ckpt", "import", folder, large, preexec_fn=few)
     check(f"import of {i['parameters']} parameters in little memory", i["parameters"] > 20e6 and i["bytes"] == 4 * i["parameters"], i)
     c.ctl("ckpt", "verify", large, preexec_fn=few)
+    said, result = at_terminal(c, "ckpt", "verify", large)
+    check(f"a bar on a terminal, taken away at the end: {said!r}"[:150], "\r" in said and "#" in said and "MiB" in said and said.endswith("\r\x1b[K") and "whole" in result, (said, result))
     c.ctl("ckpt", "export", large, back, "--dtype", "fp32", "--shard-mib", "30", preexec_fn=few)
     files = sorted(f for f in os.listdir(back) if f.startswith("model-"))
     n, h = header(f"{back}/{files[0]}")
