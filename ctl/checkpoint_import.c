@@ -111,8 +111,11 @@ static int check_tied_head(const struct import *x, const struct shard_tensor *he
         size_t a, b;
 
         if (embedding && head->dtype == embedding->dtype && shard_tensor_bytes(head, &a) == 0 && shard_tensor_bytes(embedding, &b) == 0 && a == b &&
-            memcmp(head->data, embedding->data, a) == 0)
+            memcmp(head->data, embedding->data, a) == 0) {
+                hf_folder_release(head->data, a);
+                hf_folder_release(embedding->data, a);
                 return 0;
+        }
         return error_set(e, -EBADMSG, "%s: " HEAD ": found other values than " EMBEDDING "'s, expected the same, or none, as config.json has tie_word_embeddings", x->dir);
 }
 
@@ -172,6 +175,7 @@ static int copy_tensor(struct import *x, struct shard_writer *w, const struct sh
                 r = shard_writer_add(w, b->out, part * sizeof(float), e);
                 if (r < 0)
                         return r;
+                hf_folder_release((const uint8_t *)from->data + at * size, part * size);
                 byte_progress_add(&x->progress, part * sizeof(float));
         }
         return 0;

@@ -17,6 +17,8 @@
 #include "base/file.h"
 #include "format/checkpoint_private.h"
 
+#define RELEASE_LEAST (256u << 10) /* smaller pieces are not worth the call */
+
 /* ------------------------------------------------------------------ files */
 
 struct mapped_shard {
@@ -49,8 +51,14 @@ static int map_file(const char *folder, const struct manifest_shard *s, void **r
 }
 
 static int check_digest(const struct checkpoint_reader *c, struct mapped_shard *s, struct error *e) {
-        int r = s->verified ? 0 : manifest_shard_digest(c->folder, s->m, digest_of(s->data, s->len), e);
+        struct digest found = { 0, 0 };
+        int r;
 
+        if (s->verified)
+                return 0;
+        if (pages_digest(s->data, s->len, &found) < 0)
+                return error_set(e, -ENOMEM, "checkpoint: out of memory");
+        r = manifest_shard_digest(c->folder, s->m, found, e);
         s->verified = r == 0;
         return r;
 }
@@ -164,7 +172,8 @@ static int copy_rect(const struct fill *l, const struct shard_tensor *to, const 
         size_t size = dtype_size(to->dtype), width = (size_t)(r.col1 - r.col0) * size, rows = (size_t)(r.row1 - r.row0);
         uint8_t *dst = (uint8_t *)to->data + ((size_t)(r.row0 - to->row0) * (size_t)to->cols + (size_t)(r.col0 - to->col0)) * size;
         const uint8_t *src = (const uint8_t *)from->data + ((size_t)(r.row0 - from->row0) * (size_t)from->cols + (size_t)(r.col0 - from->col0)) * size;
-        size_t dst_step = (size_t)to->cols * size, src_step = (size_t)from->cols * size;
+        size_t dst_step = (size_t)to->cols * size, src_step = (size_t)from->cols * size, span = (rows - 1) * src_step + width;
+        const uint8_t *first = src;
         int rc = 0;
 
         if (width == dst_step && width == src_step) {
@@ -173,6 +182,8 @@ static int copy_rect(const struct fill *l, const struct shard_tensor *to, const 
         }
         for (size_t i = 0; i < rows && rc >= 0; i++, dst += dst_step, src += src_step)
                 rc = l->copy(l->arg, dst, src, width);
+        if (span >= RELEASE_LEAST)
+                pages_release(first, span);
         return rc;
 }
 

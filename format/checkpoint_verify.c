@@ -45,6 +45,28 @@ int manifest_shard_digest(const char *folder, const struct manifest_shard *s, st
         return error_set(e, -EBADMSG, "%s/%s: found digest %s, expected %s", folder, s->file, a, b);
 }
 
+void pages_release(const void *data, size_t len) {
+        uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = ((uintptr_t)data + page - 1) / page * page, to = ((uintptr_t)data + len) / page * page;
+
+        if (from < to)
+                (void)madvise((void *)from, to - from, MADV_DONTNEED); // NOLINT(performance-no-int-to-ptr): page bounds
+}
+
+int pages_digest(const void *data, size_t len, struct digest *ret) {
+        _cleanup_(digest_stream_freep) struct digest_stream *d = NULL;
+
+        if (digest_stream_new(&d) < 0)
+                return -ENOMEM;
+        for (size_t at = 0; at < len; at += BLOCK) {
+                size_t n = len - at < BLOCK ? len - at : BLOCK;
+
+                digest_stream_add(d, (const uint8_t *)data + at, n);
+                pages_release((const uint8_t *)data + at, n);
+        }
+        *ret = digest_stream_end(d);
+        return 0;
+}
+
 static int read_all(int fd, const struct manifest_shard *s, struct digest *ret, void (*progress)(void *arg, size_t bytes), void *arg) {
         _cleanup_(digest_stream_freep) struct digest_stream *d = NULL;
         _cleanup_free_ void *block = malloc(BLOCK);

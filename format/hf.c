@@ -305,3 +305,7 @@ const struct shard_tensor *hf_folder_find(const struct hf_folder *f, const char 
         found = f->n ? bsearch(&p, f->tensors, f->n, sizeof(*f->tensors), compare_tensors) : NULL;
         return found ? *found : NULL;
 }
+
+void hf_folder_release(const void *data, size_t len) {
+        pages_release(data, len);
+}

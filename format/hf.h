@@ -31,4 +31,6 @@ int hf_folder_open(const char *dir, struct hf_folder **ret, struct error *e);
 struct hf_folder *hf_folder_free(struct hf_folder *f);
 size_t hf_folder_tensors(const struct hf_folder *f);
 const struct shard_tensor *hf_folder_tensor(const struct hf_folder *f, size_t i); /* sorted by name; data in the map */
+/* These bytes of a tensor were read and are not needed soon. */
+void hf_folder_release(const void *data, size_t len);
 const struct shard_tensor *hf_folder_find(const struct hf_folder *f, const char *name);

@@ -379,6 +379,8 @@ def part_memory(c):
     with open(f"{back}/{files[0]}", "rb") as f:
         f.seek(8 + n + h["model.embed_tokens.weight"]["data_offsets"][0])
         values = struct.unpack("<4f", f.read(16))
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    check(f"none of them took more than 60 MiB, mapped files included: {most >> 10} MiB", most < 60 << 10 or not few, most)
     check("values of binary16", values == (1.5, -2.0 ** -24, 65504.0, struct.unpack("<e", struct.pack("<e", 0.1))[0]) and len(files) >= 3, (values, files))
 
 
