@@ -19,7 +19,8 @@
 struct replica {
         struct replica_header *header;
         uint64_t size;        /* of the mapping */
-        uint64_t slot_bytes;  /* checked copy */
+        uint64_t slot_bytes;  /* checked copies */
+        int n_slots;
         int writing;          /* slot between begin and commit, or -1 */
         int begun;            /* the slot of the last begin, or -1 */
         _Atomic int pinned;   /* or -1 */
@@ -62,9 +63,9 @@ static int check_header(const struct replica_header *h, uint64_t true_size, stru
         if (h->size < sizeof(*h) || h->size > true_size)
                 return error_set(e, -EBADMSG, "replica segment: found a size of %" PRIu64 " in it, expected %zu to %" PRIu64, h->size, sizeof(*h),
                                  true_size);
-        if (h->slot_bytes && (h->slot_bytes > SLOT_BYTES_MAX || slot_offset(h->slot_bytes, REPLICA_SLOTS) > h->size))
-                return error_set(e, -EBADMSG, "replica segment: found slots of %" PRIu64 " bytes, expected %d that fit into %" PRIu64 " bytes",
-                                 h->slot_bytes, REPLICA_SLOTS, h->size);
+        if (h->slot_bytes && (h->slot_bytes > SLOT_BYTES_MAX || h->n_slots < 1 || h->n_slots > REPLICA_SLOTS || slot_offset(h->slot_bytes, (int)h->n_slots) > h->size))
+                return error_set(e, -EBADMSG, "replica segment: found %" PRIu64 " slots of %" PRIu64 " bytes, expected 1 to %d that fit into %" PRIu64 " bytes",
+                                 h->n_slots, h->slot_bytes, REPLICA_SLOTS, h->size);
         return 0;
 }
 
@@ -93,6 +94,7 @@ int replica_map(int fd, struct replica **ret, struct error *e) {
         r->header = p;
         r->size = (uint64_t)st.st_size;
         r->slot_bytes = h.slot_bytes;
+        r->n_slots = h.slot_bytes ? (int)h.n_slots : 0;
         r->writing = r->begun = -1;
         atomic_init(&r->pinned, -1);
         *ret = STEAL_PTR(r);
@@ -114,16 +116,22 @@ const struct replica_header *replica_header(const struct replica *r) {
 }
 
 int replica_size(int fd, uint64_t slot_bytes, struct error *e) {
+        return replica_size_slots(fd, slot_bytes, REPLICA_SLOTS, e);
+}
+
+int replica_size_slots(int fd, uint64_t slot_bytes, uint64_t n_slots, struct error *e) {
         _cleanup_(replica_unmapp) struct replica *r = NULL;
         uint64_t size;
         int rc;
 
+        if (n_slots < 1 || n_slots > REPLICA_SLOTS)
+                return error_set(e, -EINVAL, "replica segment: found %" PRIu64 " slots, expected 1 to %d", n_slots, REPLICA_SLOTS);
         if (slot_bytes == 0 || slot_bytes > SLOT_BYTES_MAX)
                 return error_set(e, -EINVAL, "replica segment: found slots of %" PRIu64 " bytes, expected 1 to %" PRIu64, slot_bytes, SLOT_BYTES_MAX);
         rc = replica_map(fd, &r, e);
         if (rc < 0 || slot_bytes <= r->slot_bytes)
                 return rc;
-        size = slot_offset(slot_bytes, REPLICA_SLOTS);
+        size = slot_offset(slot_bytes, (int)n_slots);
         rc = posix_fallocate(fd, 0, (off_t)size);
         if (rc)
                 return error_errno(e, rc, "cannot take %" PRIu64 " bytes for a replica segment", size);
@@ -131,6 +139,7 @@ int replica_size(int fd, uint64_t slot_bytes, struct error *e) {
         for (int i = 0; i < REPLICA_SLOTS; i++)
                 atomic_store(&r->header->slots[i].valid, 0);
         r->header->size = size;
+        r->header->n_slots = n_slots;
         r->header->slot_bytes = slot_bytes;
         return 0;
 }
@@ -160,22 +169,32 @@ int replica_begin(struct replica *r, uint64_t step, void **ret_payload, struct e
 
         if (r->slot_bytes == 0)
                 return error_set(e, -EINVAL, "replica segment: it has no room yet, expected replica_size before");
-        for (int i = 0; i < REPLICA_SLOTS; i++) {
+        for (int i = 0; i < r->n_slots; i++) {
                 uint64_t age = 0;
+                bool kept = false;
 
-                if (read_slot(r, i, &s, NULL) == 0 && s.step < step)
+                if (read_slot(r, i, &s, NULL) == 0 && s.step < step) {
                         age = s.step + 1;
-                else
+                        kept = s.step && (s.step == atomic_load(&r->header->keep[0]) || s.step == atomic_load(&r->header->keep[1]));
+                } else {
                         atomic_store(&r->header->slots[i].valid, 0);
-                if (i != pinned && age < oldest) {
+                }
+                if (i != pinned && !kept && age < oldest) {
                         oldest = age;
                         chosen = i;
                 }
         }
+        if (chosen < 0)
+                return error_set(e, -EBUSY, "replica segment: all of its %d slots are kept", r->n_slots);
         atomic_store(&r->header->slots[chosen].valid, 0);
         r->writing = r->begun = chosen;
         *ret_payload = (char *)r->header + slot_offset(r->slot_bytes, chosen);
         return 0;
+}
+
+void replica_keep(struct replica *r, uint64_t a, uint64_t b) {
+        atomic_store(&r->header->keep[0], a);
+        atomic_store(&r->header->keep[1], b);
 }
 
 int replica_pin(struct replica *r) {
@@ -220,7 +239,7 @@ int replica_find(const struct replica *r, uint64_t step, int verify, const struc
         struct digest d;
         bool damaged = false, have = false;
 
-        for (int i = 0; i < REPLICA_SLOTS; i++) {
+        for (int i = 0; i < r->n_slots; i++) {
                 int rc = read_slot(r, i, &s, e);
 
                 damaged |= rc == -EBADMSG;
@@ -245,7 +264,7 @@ int replica_steps(const struct replica *r, uint64_t ret_steps[REPLICA_SLOTS]) {
         struct replica_slot s;
         int n = 0;
 
-        for (int i = 0; i < REPLICA_SLOTS; i++) {
+        for (int i = 0; i < r->n_slots; i++) {
                 int at;
 
                 if (read_slot(r, i, &s, NULL) < 0)

@@ -2,13 +2,13 @@
 #pragma once
 /*
  * Replica memory: one shared-memory segment (memfd) a rank, owned by the spawner, so that a rank's snapshots survive the rank.
- * Three slots: the slot of the oldest generation is written while the newer ones stay whole, and one can be pinned while a
- * checkpoint is written from it, so that a save needs no copy of its own.  A slot's payload is one shard file image
+ * Four slots: the slot of the oldest generation is written while the newer ones stay whole.  One can be pinned while a checkpoint is written from it, so that a
+ * save needs no copy of its own, and two generations can be kept: the newest that every rank has in a peer's memory too, and the one on its way there.  A slot's payload is one shard file image
  * (safetensors, see format/shard.h), so what is kept in memory, sent to a peer or written to disk is the same bytes with the
  * same digest.
  *
- * Why two besides the pinned one are enough: a rank completes its snapshot of step N before it takes part in the agreement of
- * step N+1, so when any rank begins to overwrite N-1 (after the agreement of N+1) every rank holds N.
+ * Why one slot besides those is enough: a rank completes its snapshot of step N before it takes part in the agreement of step N+1, so when any rank begins to write
+ * over N-1 (after the agreement of N+1) every rank holds N; and where N-1 is not there to be written over, it is N that is lost, and the kept ones stay.
  */
 #include <stdatomic.h>
 #include <stdint.h>
@@ -17,8 +17,9 @@
 #include "base/hash.h"
 
 #define REPLICA_MAGIC 0x46503852u
-#define REPLICA_VERSION 2
-#define REPLICA_SLOTS 3
+#define REPLICA_VERSION 3
+#define REPLICA_SLOTS 4      /* of a rank's own segment */
+#define REPLICA_SLOTS_HELD 2 /* of a copy kept for a rank of another node */
 #define REPLICA_LAYOUT_SIZE 256
 
 struct replica_slot {
@@ -34,6 +35,8 @@ struct replica_header {
         uint32_t magic, version;
         uint64_t size;      /* of the segment */
         uint64_t slot_bytes;/* room a slot has for its payload; 0 until the rank has sized it */
+        uint64_t n_slots;   /* 1 to REPLICA_SLOTS, once it is sized */
+        _Atomic uint64_t keep[2]; /* steps whose generations are not written over; 0: none */
         struct replica_slot slots[REPLICA_SLOTS];
 };
 
@@ -46,6 +49,7 @@ int replica_create(int *ret_fd, struct error *e);
  * Room that is enough already is left as it is, with what an earlier incarnation put there; growing drops both slots (their layout is another one anyway).
  */
 int replica_size(int fd, uint64_t slot_bytes, struct error *e);
+int replica_size_slots(int fd, uint64_t slot_bytes, uint64_t n_slots, struct error *e);
 /* Maps; everything in the header is checked against the segment's true size. */
 int replica_map(int fd, struct replica **ret, struct error *e);
 struct replica *replica_unmap(struct replica *r);
@@ -57,6 +61,11 @@ const struct replica_header *replica_header(const struct replica *r);
  * is written over is never the generation that the job resumed from.
  */
 int replica_begin(struct replica *r, uint64_t step, void **ret_payload, struct error *e);
+/*
+ * Generations of steps a and b (0: none) are written over by no mapping's replica_begin, unless it is of their step or an earlier one; kept in the segment, so it outlives the
+ * process.  They and a pinned slot must leave one: with all slots kept replica_begin is -EBUSY.
+ */
+void replica_keep(struct replica *r, uint64_t a, uint64_t b);
 /*
  * Keeps the slot that was begun last out of replica_begin's choice until replica_unpin, even when its snapshot is dropped after a roll-back: somebody reads it. One at
  * a time (-EBUSY). Unpinning is for any thread.

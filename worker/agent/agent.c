@@ -89,6 +89,7 @@ static void on_watchdog(void *arg) {
 
 static int agent_open(struct agent *a, struct error *e) {
         static const int signals[] = { SIGTERM, SIGINT, SIGHUP };
+        struct holder_config holding;
         int r = loop_new(&a->loop);
 
         if (r == 0)
@@ -102,7 +103,10 @@ static int agent_open(struct agent *a, struct error *e) {
         if (r < 0)
                 return error_errno(e, -r, "event loop");
         node_describe(&a->node, a->config->name, a->config->dir, a->config->host, a->config->device_kind, a->config->devices);
-        return link_start(a, e);
+        a->node.message.rack = (char *)a->config->rack;
+        holding = (struct holder_config){ .node = a->config->name, .host = a->config->host, .memory = a->node.memory_bytes / 100 * a->config->replica_percent, .keep = link_keep, .arg = a };
+        r = holder_new(&holding, &a->holder, e);
+        return r < 0 ? r : link_start(a, e);
 }
 
 int agent_run(const struct agent_config *c, struct error *e) {
@@ -122,6 +126,7 @@ int agent_run(const struct agent_config *c, struct error *e) {
         }
         if (a->loop)
                 stream_stop(a);
+        a->holder = holder_free(a->holder);
         link_stop(a);
         local_ranks_free(a);
         if (a->tasks && !tasks_wait(a->tasks, TASKS_GRACE_MS)) {

@@ -10,6 +10,8 @@ struct agent_config {
         const char *name, *dir, *controller, *host, *device_kind;
         const struct tls_files *tls; /* NULL: a Unix socket */
         int devices;
+        const char *rack;            /* "": unknown */
+        uint32_t replica_percent;    /* of the node's memory for generations of other nodes' ranks */
         uint32_t grace_ms;           /* of the last save after SIGTERM */
 };
 

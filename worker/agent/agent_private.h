@@ -9,6 +9,7 @@
 #include "proto/fp8ctl.pb-c.h"
 #include "proto/rpc_client.h"
 #include "worker/agent/agent.h"
+#include "worker/agent/holder.h"
 #include "worker/agent/lease.h"
 #include "worker/agent/node.h"
 #include "worker/agent/outbox.h"
@@ -48,6 +49,7 @@ struct agent {
         struct loop *loop;
         struct tasks *tasks;
         struct node_info node;
+        struct holder *holder;
 
         /* the spawner (link.c) */
         int link_fd;
@@ -90,6 +92,7 @@ void stream_watch_steps(struct agent *a);
 int link_start(struct agent *a, struct error *e);
 void link_stop(struct agent *a);
 void link_send(struct agent *a, Fp8ctl__V1__AgentToSpawner *m);
+void link_keep(void *agent, Fp8ctl__V1__KeptFd__Kind kind, uint64_t job, uint32_t rank, int fd);
 void link_relay(struct agent *a, const struct local_rank *r, Fp8ctl__V1__ControllerMessage *m);
 void link_kill(struct agent *a, uint64_t job, uint64_t epoch, uint32_t rank, uint64_t incarnation, const char *reason);
 

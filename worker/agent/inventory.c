@@ -16,6 +16,7 @@
 
 struct found {
         struct replica_slot slot;
+        bool held;
         char digest[DIGEST_HEX_SIZE];
 };
 
@@ -23,12 +24,12 @@ struct inventory {
         struct agent *agent;
         uint64_t job_id, epoch;
         int *fds; /* duplicates */
-        size_t n_fds;
+        size_t n_fds, n_own; /* those of ranks of this node come first */
         struct found *found;
         size_t n_found;
 };
 
-static void look(struct inventory *v, int fd) {
+static void look(struct inventory *v, int fd, bool held) {
         struct replica *r = NULL;
         uint64_t steps[REPLICA_SLOTS];
         int n;
@@ -44,6 +45,7 @@ static void look(struct inventory *v, int fd) {
                 if (replica_find(r, steps[i], 1, &slot, &payload, NULL) < 0 || slot->job_id != v->job_id)
                         continue;
                 memcpy(&f->slot, slot, sizeof(f->slot));
+                f->held = held;
                 digest_hex((struct digest){ .hi = slot->digest_hi, .lo = slot->digest_lo }, f->digest);
                 v->n_found++;
         }
@@ -54,7 +56,7 @@ static void work(void *arg) {
         struct inventory *v = arg;
 
         for (size_t i = 0; i < v->n_fds; i++)
-                look(v, v->fds[i]);
+                look(v, v->fds[i], i >= v->n_own);
 }
 
 static struct inventory *inventory_free(struct inventory *v) {
@@ -87,6 +89,7 @@ static void answer(struct inventory *v) {
                 g[i].digest = (char *)f->digest;
                 g[i].bytes = f->slot.bytes;
                 g[i].shard_count = (uint32_t)f->slot.shard_count;
+                g[i].held = f->held;
                 list[i] = &g[i];
         }
         out.job_id = v->job_id;
@@ -106,7 +109,7 @@ static void done(void *arg) {
 void inventory_begin(struct agent *a, const Fp8ctl__V1__InventoryRequest *m) {
         struct inventory *v = calloc(1, sizeof(*v));
         struct error e = { 0 };
-        size_t n = 0;
+        size_t n = holder_count(a->holder, m->job_id), n_held = n;
 
         for (struct local_rank *r = a->ranks; r; r = r->next)
                 n += r->job_id == m->job_id && r->replica_fd >= 0;
@@ -128,6 +131,8 @@ void inventory_begin(struct agent *a, const Fp8ctl__V1__InventoryRequest *m) {
                         if (fd >= 0)
                                 v->fds[v->n_fds++] = fd;
                 }
+        v->n_own = v->n_fds;
+        v->n_fds += holder_segments(a->holder, m->job_id, v->fds + v->n_fds, n_held);
         if (tasks_run(a->tasks, work, done, v, &e) < 0) {
                 log_warning("inventory of job %" PRIu64 ": %s", m->job_id, e.text);
                 done(v); /* an empty one: better than none, the job falls back to its last commit */

@@ -36,6 +36,21 @@ void link_send(struct agent *a, Fp8ctl__V1__AgentToSpawner *m) {
                 link_lost(a, e.text);
 }
 
+void link_keep(void *agent, Fp8ctl__V1__KeptFd__Kind kind, uint64_t job, uint32_t rank, int fd) {
+        struct agent *a = agent;
+        Fp8ctl__V1__AgentToSpawner out = FP8CTL__V1__AGENT_TO_SPAWNER__INIT;
+        Fp8ctl__V1__KeptFd m = FP8CTL__V1__KEPT_FD__INIT;
+        struct error e = { 0 };
+
+        m.kind = kind;
+        m.job_id = job;
+        m.rank = rank;
+        out.body_case = FP8CTL__V1__AGENT_TO_SPAWNER__BODY_KEEP;
+        out.keep = &m;
+        if (a->link_out && outbox_send(a->link_out, &out.base, &fd, 1, &e) < 0)
+                link_lost(a, e.text);
+}
+
 void link_relay(struct agent *a, const struct local_rank *r, Fp8ctl__V1__ControllerMessage *m) {
         Fp8ctl__V1__AgentToSpawner out = FP8CTL__V1__AGENT_TO_SPAWNER__INIT;
         Fp8ctl__V1__RelayToRank relay = FP8CTL__V1__RELAY_TO_RANK__INIT;
@@ -142,6 +157,9 @@ static void dispatch(struct agent *a, Fp8ctl__V1__SpawnerToAgent *m, int fds[IPC
                 break;
         case FP8CTL__V1__SPAWNER_TO_AGENT__BODY_SYNCED:
                 a->synced = true;
+                if (holder_start(a->holder, &e) < 0)
+                        log_warning("no replica memory for peers: %s", e.text);
+                a->node.message.replica_endpoint = (char *)holder_endpoint(a->holder);
                 if (!a->client && stream_start(a, &e) < 0) {
                         log_error("%s", e.text);
                         loop_stop(a->loop, e.code);
@@ -152,6 +170,10 @@ static void dispatch(struct agent *a, Fp8ctl__V1__SpawnerToAgent *m, int fds[IPC
                 break;
         case FP8CTL__V1__SPAWNER_TO_AGENT__BODY_RELAY:
                 on_relayed(a, m->relay);
+                break;
+        case FP8CTL__V1__SPAWNER_TO_AGENT__BODY_KEPT:
+                if (fds[0] >= 0)
+                        holder_kept(a->holder, m->kept->kind, m->kept->job_id, m->kept->rank, STEAL_FD(fds[0]));
                 break;
         case FP8CTL__V1__SPAWNER_TO_AGENT__BODY_ERROR:
                 log_error("spawner: %s", m->error->text);

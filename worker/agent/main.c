@@ -24,8 +24,8 @@
 #define EXIT_USAGE 2
 
 struct options {
-        const char *name, *dir, *controller, *host, *device_kind, *rank_binary, *log_level, *ca, *cert, *key;
-        int64_t devices, grace_ms;
+        const char *name, *dir, *controller, *host, *device_kind, *rank_binary, *log_level, *ca, *cert, *key, *rack;
+        int64_t devices, grace_ms, replica_percent;
         bool help, version;
 };
 
@@ -83,7 +83,8 @@ static int run(const struct options *o, const char *dir, struct error *e) {
         _cleanup_free_ char *rank = o->rank_binary ? strdup(o->rank_binary) : beside_ourselves("fp8-rank");
         struct tls_files tls = { .ca = o->ca, .cert = o->cert, .key = o->key };
         struct agent_config agent = { .name = o->name, .dir = dir, .controller = o->controller, .host = o->host, .device_kind = o->device_kind,
-                                      .tls = o->ca ? &tls : NULL, .devices = (int)o->devices, .grace_ms = (uint32_t)o->grace_ms };
+                                      .tls = o->ca ? &tls : NULL, .devices = (int)o->devices, .grace_ms = (uint32_t)o->grace_ms, .rack = o->rack,
+                                      .replica_percent = (uint32_t)o->replica_percent };
         struct spawner_config spawner = { .dir = dir, .node = o->name, .host = o->host, .device_kind = o->device_kind, .rank_binary = rank,
                                           .log_level = o->log_level, .devices = (int)o->devices };
         _cleanup_close_ int lock = -1;
@@ -131,7 +132,7 @@ static int prepare(const struct options *o, char **ret_dir, struct error *e) {
 }
 
 int main(int argc, char **argv) {
-        struct options o = { .host = "127.0.0.1", .device_kind = "cpu", .log_level = "info", .devices = 1, .grace_ms = 30000 };
+        struct options o = { .host = "127.0.0.1", .device_kind = "cpu", .log_level = "info", .rack = "", .devices = 1, .grace_ms = 30000, .replica_percent = 25 };
         const struct opt table[] = {
                 { "name", 0, OPT_STRING, "NAME", "name of this node", &o.name, 0, 0, NULL },
                 { "dir", 0, OPT_STRING, "DIR", "folder of this node's files", &o.dir, 0, 0, NULL },
@@ -142,6 +143,8 @@ int main(int argc, char **argv) {
                 { "devices", 0, OPT_INT, "N", "devices to offer (default 1)", &o.devices, 1, NODE_DEVICES_MAX, NULL },
                 { "device-kind", 0, OPT_CHOICE, "KIND", "cpu (default)", &o.device_kind, 0, 0, device_kinds },
                 { "host", 0, OPT_STRING, "ADDRESS", "where ranks of other nodes reach ours (default 127.0.0.1)", &o.host, 0, 0, NULL },
+                { "rack", 0, OPT_STRING, "NAME", "what fails together with this node: second copies of snapshots go to another rack", &o.rack, 0, 0, NULL },
+                { "replica-memory", 0, OPT_INT, "PERCENT", "of this node's memory for snapshots of other nodes' ranks (default 25; 0: none)", &o.replica_percent, 0, 90, NULL },
                 { "rank-binary", 0, OPT_STRING, "FILE", "the rank program (default: fp8-rank beside this program)", &o.rank_binary, 0, 0, NULL },
                 { "grace", 0, OPT_DURATION_MS, "TIME", "for a last save after SIGTERM (default 30s)", &o.grace_ms, 0, 3600000, NULL },
                 { "log-level", 0, OPT_CHOICE, "LEVEL", "error, warning, info (default) or debug", &o.log_level, 0, 0, log_levels },

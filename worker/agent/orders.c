@@ -68,6 +68,16 @@ static void prune_folders(struct agent *a, uint64_t starting) {
                 prune_done(p);
 }
 
+/* A holder is on its way to other ranks, or back: they are told, and this node if it is one. */
+static void on_replica_plan(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
+        const Fp8ctl__V1__ReplicaPlan *p = m->replica_plan;
+
+        holder_plan(a->holder, p);
+        for (struct local_rank *r = a->ranks; r && a->link_fd >= 0; r = r->next)
+                if (r->job_id == p->job_id && !r->exited && r->rank < p->n_incarnations && p->incarnations[r->rank] == r->incarnation)
+                        link_relay(a, r, m);
+}
+
 static void on_start(struct agent *a, Fp8ctl__V1__StartRanks *m) {
         Fp8ctl__V1__AgentToSpawner out = FP8CTL__V1__AGENT_TO_SPAWNER__INIT;
 
@@ -103,6 +113,7 @@ static void on_kill(struct agent *a, Fp8ctl__V1__KillRanks *m) {
 static void on_plan(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
         const Fp8ctl__V1__RankPlan *p = m->rank_plan;
 
+        holder_plan(a->holder, p->replicas);
         for (struct local_rank *r = a->ranks; r && a->link_fd >= 0; r = r->next) {
                 if (r->job_id != p->job_id || r->exited)
                         continue;
@@ -122,6 +133,7 @@ static void on_release(struct agent *a, Fp8ctl__V1__ReleaseJob *m) {
         out.body_case = FP8CTL__V1__AGENT_TO_SPAWNER__BODY_RELEASE;
         out.release = m;
         link_send(a, &out);
+        holder_release(a->holder, m->job_id);
         local_rank_release(a, m->job_id);
 }
 
@@ -144,10 +156,14 @@ void orders_dispatch(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
                 on_kill(a, m->kill_ranks);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_ABORT_EPOCH:
+                holder_fence(a->holder, m->abort_epoch->job_id, m->abort_epoch->epoch);
                 abort_older(a, m);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RANK_PLAN:
                 on_plan(a, m);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_REPLICA_PLAN:
+                on_replica_plan(a, m);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_NOW:
                 relay_to_job(a, m->save_now->job_id, m);
@@ -167,6 +183,7 @@ void orders_dispatch(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
                 on_release(a, m->release_job);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_INVENTORY_REQUEST:
+                holder_fence(a->holder, m->inventory_request->job_id, m->inventory_request->epoch); /* what is listed now stays as it is */
                 inventory_begin(a, m->inventory_request);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_PREFLIGHT_REQUEST:

@@ -38,7 +38,17 @@
 #define ALONE_NS (60 * NSEC_PER_SEC) /* without agent and living ranks: leave */
 #define HELD_MAX 1024
 #define DEFAULT_LOG_BYTES (UINT64_C(16) * 1024 * 1024)
+#define KEPT_MAX 8192                /* descriptors: a rank of another node each */
 #define RANKS_MAX 1024               /* processes of a node, dead ones still remembered included */
+
+/* A descriptor that an agent gave for the next one. */
+struct kept {
+        struct kept *next;
+        Fp8ctl__V1__KeptFd__Kind kind;
+        uint64_t job_id;
+        uint32_t rank;
+        int fd;
+};
 
 struct spawner {
         const struct spawner_config *config;
@@ -56,6 +66,7 @@ struct spawner {
         struct rank_proc *procs;
         ProtobufCMessage *held[HELD_MAX]; /* WorkerMessage; oldest first */
         size_t n_held;
+        struct kept *kept;
         bool exiting;
         uint64_t exit_deadline_ns;
 };
@@ -426,12 +437,63 @@ static void on_relay(struct spawner *s, const Fp8ctl__V1__RelayToRank *m) {
                 rank_proc_kill(p, e.text);
 }
 
+/* The newest of its place wins. */
+static void on_keep(struct spawner *s, const Fp8ctl__V1__KeptFd *m, int *fd) {
+        struct kept *k = s->kept;
+        size_t n = 0;
+
+        if (*fd < 0)
+                return;
+        for (struct kept *i = s->kept; i; i = i->next)
+                n++;
+        while (k && (k->kind != m->kind || k->job_id != m->job_id || k->rank != m->rank))
+                k = k->next;
+        if (!k) {
+                k = n < KEPT_MAX ? calloc(1, sizeof(*k)) : NULL;
+                if (!k)
+                        return;
+                *k = (struct kept){ .next = s->kept, .kind = m->kind, .job_id = m->job_id, .rank = m->rank, .fd = -1 };
+                s->kept = k;
+        }
+        closep(&k->fd);
+        k->fd = STEAL_FD(*fd);
+}
+
+static void kept_forget(struct spawner *s, uint64_t job, bool all) {
+        for (struct kept **at = &s->kept; *at;) {
+                struct kept *k = *at;
+
+                if (!all && (k->kind != FP8CTL__V1__KEPT_FD__KIND__REPLICA || k->job_id != job)) {
+                        at = &k->next;
+                        continue;
+                }
+                *at = k->next;
+                closep(&k->fd);
+                free(k);
+        }
+}
+
+static void give_kept(struct spawner *s) {
+        for (struct kept *k = s->kept; k && s->synced; k = k->next) {
+                Fp8ctl__V1__SpawnerToAgent out = FP8CTL__V1__SPAWNER_TO_AGENT__INIT;
+                Fp8ctl__V1__KeptFd m = FP8CTL__V1__KEPT_FD__INIT;
+
+                m.kind = k->kind;
+                m.job_id = k->job_id;
+                m.rank = k->rank;
+                out.body_case = FP8CTL__V1__SPAWNER_TO_AGENT__BODY_KEPT;
+                out.kept = &m;
+                agent_send(s, &out, &k->fd, 1);
+        }
+}
+
 /* The job is over here: living ranks are told to leave (and made to, by the tick), dead ones are forgotten with their replica memory. */
 static void on_release(struct spawner *s, Fp8ctl__V1__ReleaseJob *m) {
         Fp8ctl__V1__ControllerMessage cm = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
         Fp8ctl__V1__NodeToRank out = FP8CTL__V1__NODE_TO_RANK__INIT;
         struct rank_proc *next;
 
+        kept_forget(s, m->job_id, false);
         cm.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB;
         cm.release_job = m;
         out.version = IPC_VERSION;
@@ -466,6 +528,7 @@ static void on_hello(struct spawner *s) {
         s->synced = true;
         for (struct rank_proc *p = s->procs; p && s->synced; p = p->next)
                 agent_rank(s, p);
+        give_kept(s);
         synced.ranks = (uint32_t)count_procs(s, false);
         out.body_case = FP8CTL__V1__SPAWNER_TO_AGENT__BODY_SYNCED;
         out.synced = &synced;
@@ -478,7 +541,7 @@ static void on_hello(struct spawner *s) {
         s->n_held = 0;
 }
 
-static void agent_dispatch(struct spawner *s, Fp8ctl__V1__AgentToSpawner *m) {
+static void agent_dispatch(struct spawner *s, Fp8ctl__V1__AgentToSpawner *m, int fds[IPC_MAX_FDS]) {
         switch (m->body_case) {
         case FP8CTL__V1__AGENT_TO_SPAWNER__BODY_HELLO:
                 on_hello(s);
@@ -494,6 +557,9 @@ static void agent_dispatch(struct spawner *s, Fp8ctl__V1__AgentToSpawner *m) {
                 break;
         case FP8CTL__V1__AGENT_TO_SPAWNER__BODY_RELEASE:
                 on_release(s, m->release);
+                break;
+        case FP8CTL__V1__AGENT_TO_SPAWNER__BODY_KEEP:
+                on_keep(s, m->keep, &fds[0]);
                 break;
         case FP8CTL__V1__AGENT_TO_SPAWNER__BODY_EXIT:
                 on_exit_asked(s);
@@ -527,14 +593,15 @@ static void on_agent_message(void *arg, uint32_t revents) {
                 struct error e = { 0 };
                 int r = ipc_recv(s->agent_fd, &fp8ctl__v1__agent_to_spawner__descriptor, &base, fds, &e);
 
-                close_all(fds);
                 if (r == -EAGAIN)
                         return;
                 if (r <= 0) {
+                        close_all(fds);
                         agent_gone(s, r < 0 ? e.text : "hung up");
                         return;
                 }
-                agent_dispatch(s, (Fp8ctl__V1__AgentToSpawner *)base);
+                agent_dispatch(s, (Fp8ctl__V1__AgentToSpawner *)base, fds);
+                close_all(fds);
                 protobuf_c_message_free_unpacked(base, NULL);
         }
 }
@@ -657,6 +724,7 @@ static void spawner_close(struct spawner *s) {
         while (s->procs)
                 proc_forget(s, s->procs);
         agent_gone(s, "leaving");
+        kept_forget(s, 0, true);
         for (size_t i = 0; i < s->n_held; i++)
                 protobuf_c_message_free_unpacked(s->held[i], NULL);
         if (s->socket_path[0] && s->listen_fd >= 0 && folder_is_ours(s)) {

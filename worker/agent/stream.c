@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "worker/agent/agent_private.h"
 
+#define HELD_JOBS_MAX 256
 #define ATTACH "/fp8ctl.v1.WorkerService/Attach"
 #define RETRY_MIN_NS (100 * NSEC_PER_MSEC)
 #define RETRY_MAX_NS (1000 * NSEC_PER_MSEC)
@@ -155,6 +156,7 @@ static void say_hello(struct agent *a) {
         _cleanup_free_ Fp8ctl__V1__RankStatus *status = NULL;
         _cleanup_free_ Fp8ctl__V1__RankStatus **list = NULL;
         _cleanup_free_ Fp8ctl__V1__RankExited *exited = NULL;
+        uint64_t held[HELD_JOBS_MAX];
         size_t n = 0, k = 0;
 
         for (struct local_rank *r = a->ranks; r; r = r->next)
@@ -175,6 +177,8 @@ static void say_hello(struct agent *a) {
         hello.node = &a->node.message;
         hello.ranks = list;
         hello.n_ranks = n;
+        hello.held_jobs = held;
+        hello.n_held_jobs = holder_jobs(a->holder, held, ARRAY_SIZE(held));
         m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_HELLO;
         m.hello = &hello;
         a->hello_sent_ns = clock_mono_ns();

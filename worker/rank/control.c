@@ -52,7 +52,16 @@ struct control {
         bool stop;
         struct control_stop stop_order;
         uint64_t dropped;
+        control_replicas_fn on_replicas;
+        void *on_replicas_arg;
 };
+
+void control_on_replicas(struct control *c, control_replicas_fn fn, void *arg) {
+        pthread_mutex_lock(&c->lock);
+        c->on_replicas = fn;
+        c->on_replicas_arg = arg;
+        pthread_mutex_unlock(&c->lock);
+}
 
 int control_send(struct control *c, Fp8ctl__V1__WorkerMessage *m) {
         Fp8ctl__V1__RankToNode out = FP8CTL__V1__RANK_TO_NODE__INIT;
@@ -143,6 +152,12 @@ static bool dispatch(struct control *c, Fp8ctl__V1__ControllerMessage *m) {
                 return false;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RANK_PLAN:
                 return on_plan(c, m);
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_REPLICA_PLAN:
+                if (m->replica_plan->epoch == live_epoch(c) && c->on_replicas)
+                        c->on_replicas(c->on_replicas_arg, m->replica_plan);
+                else
+                        c->dropped++;
+                return false;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_NOW:
                 on_save(c, m->save_now);
                 return false;

@@ -30,10 +30,15 @@ struct control_stop {
 
 struct control;
 
+/* A new ReplicaPlan of the live epoch; called by the control thread. */
+typedef void (*control_replicas_fn)(void *arg, const Fp8ctl__V1__ReplicaPlan *m);
+
 /* fd: this process's end of the spawner's socket, blocking; stays the caller's. */
 int control_new(const struct identity *id, int fd, struct flight *flight, struct comm_abort *abort, struct control **ret, struct error *e);
 struct control *control_free(struct control *c);
 
+/* Who is told of changed plans for replicas; NULL: nobody any more, and a call under way is over. */
+void control_on_replicas(struct control *c, control_replicas_fn fn, void *arg);
 /* Any thread. An error means that the spawner is gone. */
 int control_send(struct control *c, Fp8ctl__V1__WorkerMessage *m);
 

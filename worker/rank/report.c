@@ -35,7 +35,7 @@ void report_parked(struct control *c, const struct identity *id, uint64_t epoch,
         control_send(c, &m);
 }
 
-void report_running(struct control *c, const struct identity *id, uint64_t epoch, uint64_t step, double load_ms, double mesh_ms) {
+void report_running(struct control *c, const struct identity *id, uint64_t epoch, uint64_t step, double load_ms, double mesh_ms, const struct report_loaded *l) {
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__RankRunning x = FP8CTL__V1__RANK_RUNNING__INIT;
 
@@ -43,6 +43,9 @@ void report_running(struct control *c, const struct identity *id, uint64_t epoch
         x.step = step;
         x.load_ms = load_ms;
         x.mesh_ms = mesh_ms;
+        x.loaded = l->from;
+        x.loaded_bytes = l->bytes;
+        x.loaded_node = (char *)l->node;
         m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_RUNNING;
         m.rank_running = &x;
         control_send(c, &m);

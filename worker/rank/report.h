@@ -10,7 +10,13 @@
 
 void report_ready(struct control *c, const struct identity *id, const char *endpoint, const char *fingerprint);
 void report_parked(struct control *c, const struct identity *id, uint64_t epoch, uint64_t step);
-void report_running(struct control *c, const struct identity *id, uint64_t epoch, uint64_t step, double load_ms, double mesh_ms);
+/* What an epoch began from. */
+struct report_loaded {
+        Fp8ctl__V1__LoadedFrom from;
+        uint64_t bytes; /* from memory */
+        char node[128]; /* a peer's */
+};
+void report_running(struct control *c, const struct identity *id, uint64_t epoch, uint64_t step, double load_ms, double mesh_ms, const struct report_loaded *l);
 void report_fault(struct control *c, const struct identity *id, uint64_t epoch, Fp8ctl__V1__RankFault__Kind kind, uint64_t step, int peer, const char *text);
 void report_done(struct control *c, const struct identity *id, uint64_t epoch, Fp8ctl__V1__RankProgress *progress, bool stopped);
 void report_notice(struct control *c, const struct identity *id, uint64_t epoch, uint64_t step, const char *kind, const char *severity, const char *text);

@@ -30,6 +30,7 @@
 #include "worker/comm/comm.h"
 #include "worker/rank/control.h"
 #include "worker/rank/metrics.h"
+#include "worker/rank/replicate.h"
 #include "worker/rank/report.h"
 #include "worker/rank/save.h"
 #include "worker/rank/snapshot.h"
@@ -51,6 +52,7 @@ struct session {
         struct trainer *trainer;
         struct snapshot *snapshot;
         struct save *save;
+        struct replicate *replicate;
         struct metrics *metrics;
         int state; /* enum rank_state */
 
@@ -58,6 +60,7 @@ struct session {
         Fp8ctl__V1__ControllerMessage *plan;
         struct comm_mesh *mesh;
         uint64_t epoch;
+        struct report_loaded loaded;
         bool rolled_back; /* past bad batches, and no step was made since */
         bool stopped;
 };
@@ -115,7 +118,12 @@ static int listen_for_peers(struct session *s, struct error *e) {
 static int finish_snapshot(void *arg, struct error *e) {
         struct session *s = arg;
 
-        return snapshot_wait(s->snapshot, e);
+        int r = snapshot_wait(s->snapshot, e);
+        uint32_t bits = replicate_bits(s->replicate);
+
+        if (bits)
+                trainer_request(s->trainer, bits);
+        return r;
 }
 
 static int session_open(struct session *s, struct error *e) {
@@ -142,6 +150,8 @@ static int session_open(struct session *s, struct error *e) {
         if (r == 0)
                 r = save_new(s->id, s->spec, s->control, s->snapshot, &s->save, e);
         if (r == 0)
+                r = replicate_new(s->id, s->control, RANK_FD_REPLICA, &s->replicate, e);
+        if (r == 0)
                 r = metrics_new(s->id, s->spec, s->trainer, s->flight, &s->metrics, e);
         if (r == 0)
                 trainer_before_agree(s->trainer, finish_snapshot, s);
@@ -153,6 +163,8 @@ static void leave_epoch(struct session *s) {
                 save_cancel(s->save); /* nobody would commit it */
         if (s->snapshot)
                 (void)snapshot_wait(s->snapshot, NULL); /* what the next epoch can begin from is asked for soon */
+        if (s->replicate)
+                replicate_end(s->replicate);
         if (s->trainer)
                 trainer_detach(s->trainer);
         s->mesh = comm_mesh_free(s->mesh);
@@ -162,6 +174,8 @@ static void leave_epoch(struct session *s) {
 
 static void session_close(struct session *s) {
         leave_epoch(s);
+        replicate_free(s->replicate);
+        s->replicate = NULL;
         if (s->save && !save_finish(s->save))
                 return; /* storage that has stalled holds a thread that reads our memory; the process ends anyway */
         save_free(s->save);
@@ -225,6 +239,31 @@ static int broken(struct session *s, int r, Fp8ctl__V1__RankFault__Kind negative
 
 /* ------------------------------------------------------------------ into an epoch */
 
+static bool overtaken_wait(void *arg) {
+        return overtaken(arg);
+}
+
+/* Own memory first, then the peers that the plan names. */
+static int load_from(struct session *s, const Fp8ctl__V1__RankPlan *p, struct error *e) {
+        struct report_loaded *l = &s->loaded;
+        int r = source_load(p->load, s->trainer, s->snapshot, s->ops, s->dev, e);
+        bool replica = p->load && p->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA;
+
+        *l = (struct report_loaded){ .from = replica ? FP8CTL__V1__LOADED_FROM__LOADED_OWN_MEMORY : p->load && p->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__CHECKPOINT ? FP8CTL__V1__LOADED_FROM__LOADED_DISK : FP8CTL__V1__LOADED_FROM__LOADED_INITIAL,
+                                     .bytes = replica ? snapshot_bytes(s->snapshot) : 0 };
+        if (r >= 0 || !replica || p->load->n_sources == 0)
+                return r;
+        if (r != -ENOENT) {
+                log_warning("%s", e->text);
+                report_notice(s->control, s->id, s->epoch, p->load->step, "replica_rejected", "warning", e->text);
+        }
+        r = replicate_fetch(s->replicate, p, snapshot_bytes(s->snapshot), overtaken_wait, s, l->node, sizeof(l->node), &l->bytes, e);
+        if (r < 0)
+                return r == -ECANCELED ? COMM_E_ABORTED : r;
+        l->from = FP8CTL__V1__LOADED_FROM__LOADED_PEER_MEMORY;
+        return source_load(p->load, s->trainer, s->snapshot, s->ops, s->dev, e);
+}
+
 static int load(struct session *s, double *ret_ms, struct error *e) {
         const Fp8ctl__V1__RankPlan *p = s->plan->rank_plan;
         uint64_t began = clock_mono_ns();
@@ -239,10 +278,11 @@ static int load(struct session *s, double *ret_ms, struct error *e) {
                 r = error_set(&why, -EINVAL, "plan: found tp%" PRIu32 ".pp%" PRIu32 ".dp%" PRIu32 ", expected the job file's tp%d.pp%d.dp%d", p->tp, p->pp, p->dp,
                               s->spec->parallel.tp, s->spec->parallel.pp, s->spec->parallel.dp);
         else
-                r = source_load(p->load, s->trainer, s->snapshot, s->ops, s->dev, &why);
+                r = load_from(s, p, &why);
         if (r != 0)
                 return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED, &why, e);
         metrics_loaded(s->metrics);
+        replicate_begin(s->replicate, p);
         *ret_ms = (double)(clock_mono_ns() - began) / 1e6;
         return move(s, RANK_EVENT_LOADED, e);
 }
@@ -289,7 +329,7 @@ static int join(struct session *s, double load_ms, struct error *e) {
         if (r < 0)
                 return r;
         log_info("epoch %" PRIu64 ": goes on after step %" PRIu64, s->epoch, trainer_step_number(s->trainer));
-        report_running(s->control, s->id, s->epoch, trainer_step_number(s->trainer), load_ms, (double)(clock_mono_ns() - began) / 1e6);
+        report_running(s->control, s->id, s->epoch, trainer_step_number(s->trainer), load_ms, (double)(clock_mono_ns() - began) / 1e6, &s->loaded);
         return 0;
 }
 
@@ -354,12 +394,13 @@ static void saves(struct session *s, uint64_t step, uint32_t agreed) {
 
 static int keep(struct session *s, const struct step_result *res, bool last, struct error *e) {
         int64_t every = s->spec->checkpoint.replica_every > 0 ? s->spec->checkpoint.replica_every : 1;
-        bool save_now = periodic_save(s, res->step) || (res->agreed_requests & ~TRAINER_REQUEST_SAVE_BUSY) || control_wait(s->control, 0, 0) & NEWS_SAVE;
+        bool save_now = periodic_save(s, res->step) || (res->agreed_requests & (TRAINER_REQUEST_SAVE | TRAINER_REQUEST_STOP)) || control_wait(s->control, 0, 0) & NEWS_SAVE;
         int r;
 
         metrics_row(s->metrics, s->epoch, res, snapshot_take_waited(s->snapshot), save_skipped(s->save));
         if (last || save_now || res->step % (uint64_t)every == 0) {
                 flight_set_phase(s->flight, FLIGHT_SNAPSHOT);
+                replicate_next(s->replicate, res->step, res->agreed_requests);
                 r = snapshot_start(s->snapshot, s->epoch, e);
                 if (r == 0 && (last || kill_point(s, "snapshot", res->step)))
                         r = snapshot_wait(s->snapshot, e);

@@ -2,7 +2,7 @@
 #pragma once
 /*
  * The training engine of one rank: model shard, optimizer shard, data, schedule, scalers.  It knows groups and steps, not epochs or recovery: after any
- * non-zero return of trainer_step its live state is undefined and must be loaded again: trainer_sync refuses with -ESTALE until it was.
+ * non-zero return of trainer_step its live state is undefined and must be loaded again.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -51,6 +51,8 @@ struct step_result {
 #define TRAINER_REQUEST_SAVE 1u
 #define TRAINER_REQUEST_STOP 2u
 #define TRAINER_REQUEST_SAVE_BUSY 4u /* a rank still writes an earlier save: none begins at this step */
+#define TRAINER_REQUEST_REPLICA_BUSY 8u     /* a rank's snapshot is still on its way to a peer's memory */
+#define TRAINER_REQUEST_REPLICA_MISSING 16u /* a rank's snapshot did not get there */
 
 int trainer_new(const struct trainer_config *c, struct trainer **ret, struct error *e); /* allocates everything; opens the data */
 struct trainer *trainer_free(struct trainer *t);

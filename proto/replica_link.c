@@ -1,0 +1,445 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "proto/replica_link.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
+#include <openssl/hmac.h>
+#include <openssl/rand.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+
+#define LINK_VERSION 1
+#define NONCE 32
+#define MAC 32
+#define HELLO (8 + 4 + 4 + 3 * 8 + NONCE)
+#define HEADER (2 * 4 + 8 * 8 + REPLICA_LAYOUT_SIZE)
+#define LOOK_MS 20
+#define CHUNK (1u << 20)
+static const char magic[8] = "FP8REPL";
+
+enum op { OP_PUT = 1, OP_GET, OP_GO, OP_HAVE, OP_DONE, OP_REFUSED };
+
+struct replica_link {
+        int fd;
+        struct replica_wait wait;
+};
+
+/* ------------------------------------------------------------------ bytes */
+static int stopped(const struct replica_wait *w) {
+        return w && w->stop && w->stop(w->arg);
+}
+
+/* Until fd is ready. forever: between requests a peer may be silent. */
+static int wait_ready(int fd, short events, const struct replica_wait *w, bool forever, struct error *e) {
+        uint64_t deadline = clock_mono_ns() + REPLICA_TIMEOUT_MS * NSEC_PER_MSEC;
+
+        for (;;) {
+                struct pollfd p = { .fd = fd, .events = events };
+                int n = poll(&p, 1, LOOK_MS);
+
+                if (n > 0)
+                        return 0;
+                if (n < 0 && errno != EINTR)
+                        return error_errno(e, errno, "replica link");
+                if (stopped(w))
+                        return error_set(e, -ECANCELED, "replica link: given up");
+                if (!forever && clock_mono_ns() > deadline)
+                        return error_set(e, -ETIMEDOUT, "replica link: no byte moved for %d ms", REPLICA_TIMEOUT_MS);
+        }
+}
+
+static int move_all(int fd, void *buf, uint64_t len, bool out, bool forever, const struct replica_wait *w, struct error *e) {
+        uint8_t *p = buf;
+
+        while (len > 0) {
+                size_t want = len < CHUNK ? (size_t)len : CHUNK;
+                ssize_t n = out ? send(fd, p, want, MSG_NOSIGNAL | MSG_DONTWAIT) : recv(fd, p, want, MSG_DONTWAIT);
+
+                if (n > 0) {
+                        p += n;
+                        len -= (uint64_t)n;
+                        forever = false;
+                        if (stopped(w))
+                                return error_set(e, -ECANCELED, "replica link: given up");
+                        continue;
+                }
+                if (n == 0 && !out)
+                        return error_set(e, -EPIPE, "replica link: the other end hung up");
+                if (errno == EAGAIN || errno == EWOULDBLOCK) {
+                        int r = wait_ready(fd, out ? POLLOUT : POLLIN, w, forever, e);
+
+                        if (r < 0)
+                                return r;
+                } else if (errno != EINTR) {
+                        return error_errno(e, errno == ECONNRESET ? EPIPE : errno, "replica link");
+                }
+        }
+        return 0;
+}
+
+static int send_all(int fd, const void *buf, uint64_t len, const struct replica_wait *w, struct error *e) {
+        return move_all(fd, (void *)buf, len, true, false, w, e);
+}
+
+static int recv_all(int fd, void *buf, uint64_t len, const struct replica_wait *w, struct error *e) {
+        return move_all(fd, buf, len, false, false, w, e);
+}
+
+static uint8_t *put(uint8_t *p, uint64_t v, int bytes) {
+        for (int i = 0; i < bytes; i++)
+                *p++ = (uint8_t)(v >> (8 * i));
+        return p;
+}
+
+static uint64_t get(const uint8_t **p, int bytes) {
+        uint64_t v = 0;
+
+        for (int i = 0; i < bytes; i++)
+                v |= (uint64_t)*(*p)++ << (8 * i);
+        return v;
+}
+
+static int send_header(int fd, enum op op, const struct replica_slot *s, uint64_t keep_step, const struct replica_wait *w, struct error *e) {
+        uint8_t buf[HEADER] = { 0 }, *p = buf;
+
+        p = put(p, op, 4);
+        p = put(p, 0, 4);
+        p = put(p, s->step, 8);
+        p = put(p, s->epoch, 8);
+        p = put(p, s->rank, 8);
+        p = put(p, s->shard_count, 8);
+        p = put(p, s->bytes, 8);
+        p = put(p, s->digest_hi, 8);
+        p = put(p, s->digest_lo, 8);
+        p = put(p, keep_step, 8);
+        memcpy(p, s->layout, strnlen(s->layout, REPLICA_LAYOUT_SIZE - 1));
+        return send_all(fd, buf, sizeof(buf), w, e);
+}
+
+static int recv_header(int fd, bool first, uint32_t *ret_op, struct replica_slot *ret, uint64_t *ret_keep, const struct replica_wait *w, struct error *e) {
+        uint8_t buf[HEADER];
+        const uint8_t *p = buf;
+        int r = move_all(fd, buf, sizeof(buf), false, first, w, e);
+
+        if (r < 0)
+                return r;
+        *ret = (struct replica_slot){ 0 };
+        *ret_op = (uint32_t)get(&p, 4);
+        p += 4;
+        ret->step = get(&p, 8);
+        ret->epoch = get(&p, 8);
+        ret->rank = get(&p, 8);
+        ret->shard_count = get(&p, 8);
+        ret->bytes = get(&p, 8);
+        ret->digest_hi = get(&p, 8);
+        ret->digest_lo = get(&p, 8);
+        *ret_keep = get(&p, 8);
+        memcpy(ret->layout, p, REPLICA_LAYOUT_SIZE - 1);
+        return 0;
+}
+
+static bool is_whole(const struct replica_slot *s, const void *payload) {
+        return digest_equal(digest_of(payload, (size_t)s->bytes), (struct digest){ .hi = s->digest_hi, .lo = s->digest_lo });
+}
+
+/* ------------------------------------------------------------------ who are you */
+static void pack_hello(const struct replica_peer *who, const uint8_t nonce[NONCE], uint8_t buf[HELLO]) {
+        uint8_t *p = buf;
+
+        memcpy(p, magic, 8);
+        p = put(p + 8, LINK_VERSION, 4);
+        p = put(p, who->rank, 4);
+        p = put(p, who->job, 8);
+        p = put(p, who->epoch, 8);
+        p = put(p, who->incarnation, 8);
+        memcpy(p, nonce, NONCE);
+}
+
+static int unpack_hello(const uint8_t buf[HELLO], struct replica_peer *ret, struct error *e) {
+        const uint8_t *p = buf + 8;
+        uint64_t version;
+
+        if (memcmp(buf, magic, 8) != 0)
+                return error_set(e, -EPROTO, "replica link: not a rank of a job");
+        version = get(&p, 4);
+        if (version != LINK_VERSION)
+                return error_set(e, -EPROTO, "replica link: found version %" PRIu64 ", expected %d", version, LINK_VERSION);
+        ret->rank = (uint32_t)get(&p, 4);
+        ret->job = get(&p, 8);
+        ret->epoch = get(&p, 8);
+        ret->incarnation = get(&p, 8);
+        return 0;
+}
+
+/* Both nonces are covered, so nothing can be replayed; the labels differ, so nothing can be reflected. */
+static int mac_of(const uint8_t key[REPLICA_KEY], const char *label, const uint8_t hello[HELLO], const uint8_t nonce[NONCE], uint8_t ret[MAC], struct error *e) {
+        uint8_t text[32 + HELLO + NONCE] = { 0 };
+        unsigned len = 0;
+
+        memcpy(text, label, strnlen(label, 31));
+        memcpy(text + 32, hello, HELLO);
+        memcpy(text + 32 + HELLO, nonce, NONCE);
+        if (!HMAC(EVP_sha256(), key, REPLICA_KEY, text, sizeof(text), ret, &len) || len != MAC)
+                return error_set(e, -EIO, "replica link: OpenSSL made no HMAC");
+        return 0;
+}
+
+static int nonce_of(uint8_t nonce[NONCE], struct error *e) {
+        return RAND_bytes(nonce, NONCE) == 1 ? 0 : error_set(e, -EIO, "replica link: no random bytes from OpenSSL");
+}
+
+static int say_who(struct replica_link *l, const struct replica_peer *self, const uint8_t key[REPLICA_KEY], struct error *e) {
+        uint8_t nonce[NONCE], hello[HELLO], reply[NONCE + MAC], mac[MAC];
+        int r = nonce_of(nonce, e);
+
+        if (r < 0)
+                return r;
+        pack_hello(self, nonce, hello);
+        r = send_all(l->fd, hello, sizeof(hello), &l->wait, e);
+        if (r == 0)
+                r = recv_all(l->fd, reply, sizeof(reply), &l->wait, e);
+        if (r == 0)
+                r = mac_of(key, "fp8ctl replica accept", hello, reply, mac, e);
+        if (r < 0)
+                return r;
+        if (CRYPTO_memcmp(mac, reply + NONCE, MAC) != 0)
+                return error_set(e, -EACCES, "replica link: the host does not hold the epoch's key");
+        r = mac_of(key, "fp8ctl replica connect", hello, reply, mac, e);
+        return r < 0 ? r : send_all(l->fd, mac, sizeof(mac), &l->wait, e);
+}
+
+static int ask_who(int fd, const struct replica_host *h, const struct replica_wait *w, struct replica_peer *ret, struct error *e) {
+        uint8_t key[REPLICA_KEY] = { 0 }, hello[HELLO], reply[NONCE + MAC], mac[MAC], theirs[MAC];
+        int r = recv_all(fd, hello, sizeof(hello), w, e);
+
+        if (r == 0)
+                r = unpack_hello(hello, ret, e);
+        if (r == 0)
+                r = h->admit(h->arg, ret, key, e);
+        if (r == 0)
+                r = nonce_of(reply, e);
+        if (r == 0)
+                r = mac_of(key, "fp8ctl replica accept", hello, reply, reply + NONCE, e);
+        if (r == 0)
+                r = send_all(fd, reply, sizeof(reply), w, e);
+        if (r == 0)
+                r = recv_all(fd, theirs, sizeof(theirs), w, e);
+        if (r == 0)
+                r = mac_of(key, "fp8ctl replica connect", hello, reply, mac, e);
+        OPENSSL_cleanse(key, sizeof(key));
+        if (r < 0)
+                return r;
+        return CRYPTO_memcmp(mac, theirs, MAC) == 0 ? 0 : error_set(e, -EACCES, "replica link: rank %" PRIu32 " of job %" PRIu64 " does not hold the epoch's key", ret->rank, ret->job);
+}
+
+/* ------------------------------------------------------------------ the rank's side: sockets */
+static int tcp_connect(const char *where, const struct replica_wait *w, int *ret, struct error *e) {
+        const struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV };
+        _cleanup_free_ char *host = strdup(where);
+        _cleanup_close_ int fd = -1;
+        struct addrinfo *found = NULL;
+        char *colon = host ? strrchr(host, ':') : NULL, *name = host;
+        int r, err = 0, one = 1;
+        socklen_t len = sizeof(err);
+
+        if (!colon)
+                return error_set(e, host ? -EINVAL : -ENOMEM, "replica endpoint %s: expected HOST:PORT", where);
+        *colon = '\0';
+        if (name[0] == '[' && colon > name + 1 && colon[-1] == ']') {
+                colon[-1] = '\0';
+                name++;
+        }
+        r = getaddrinfo(name, colon + 1, &hints, &found);
+        if (r != 0)
+                return error_set(e, -EHOSTUNREACH, "replica endpoint %s: %s", where, gai_strerror(r));
+        fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        r = fd < 0 ? -errno : connect(fd, found->ai_addr, found->ai_addrlen) < 0 ? -errno : 0;
+        freeaddrinfo(found);
+        if (r == -EINPROGRESS) {
+                r = wait_ready(fd, POLLOUT, w, false, e);
+                if (r < 0)
+                        return r;
+                r = getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len) < 0 ? -errno : -err;
+        }
+        if (r < 0)
+                return error_errno(e, -r, "cannot connect to %s", where);
+        (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+        *ret = STEAL_FD(fd);
+        return 0;
+}
+
+static struct replica_link *socket_close(struct replica_link *l) {
+        if (!l)
+                return NULL;
+        closep(&l->fd);
+        free(l);
+        return NULL;
+}
+
+static int socket_open(const char *endpoint, const struct replica_peer *self, const uint8_t key[REPLICA_KEY], const struct replica_wait *w, struct replica_link **ret,
+                       struct error *e) {
+        struct replica_link *l = calloc(1, sizeof(*l));
+        int r;
+
+        if (!l)
+                return error_errno(e, ENOMEM, "replica link");
+        l->fd = -1;
+        l->wait = w ? *w : (struct replica_wait){ 0 };
+        r = tcp_connect(endpoint + strlen("tcp:"), &l->wait, &l->fd, e);
+        if (r == 0)
+                r = say_who(l, self, key, e);
+        if (r < 0) {
+                socket_close(l);
+                return r;
+        }
+        *ret = l;
+        return 0;
+}
+
+/* A refusal's layout field is its text. */
+static int refused(const struct replica_slot *s, int code, struct error *e) {
+        return error_set(e, code, "%.200s", s->layout[0] ? s->layout : "refused");
+}
+
+static int socket_put(struct replica_link *l, const struct replica_slot *what, const void *payload, uint64_t keep_step, struct error *e) {
+        struct replica_slot answer;
+        uint64_t keep;
+        uint32_t op = 0;
+        int r = send_header(l->fd, OP_PUT, what, keep_step, &l->wait, e);
+
+        if (r == 0)
+                r = recv_header(l->fd, false, &op, &answer, &keep, &l->wait, e);
+        if (r < 0)
+                return r;
+        if (op == OP_HAVE)
+                return 1;
+        if (op != OP_GO)
+                return refused(&answer, -ECONNREFUSED, e);
+        r = send_all(l->fd, payload, what->bytes, &l->wait, e);
+        if (r == 0)
+                r = recv_header(l->fd, false, &op, &answer, &keep, &l->wait, e);
+        if (r < 0)
+                return r;
+        return op == OP_DONE ? 0 : refused(&answer, -ECONNREFUSED, e);
+}
+
+static int socket_get(struct replica_link *l, uint64_t step, uint64_t epoch, struct replica_slot *ret, void *buf, uint64_t size, struct error *e) {
+        struct replica_slot ask = { .step = step, .epoch = epoch }, answer;
+        uint64_t keep;
+        uint32_t op = 0;
+        int r = send_header(l->fd, OP_GET, &ask, 0, &l->wait, e);
+
+        if (r == 0)
+                r = recv_header(l->fd, false, &op, &answer, &keep, &l->wait, e);
+        if (r < 0)
+                return r;
+        if (op != OP_GO)
+                return refused(&answer, -ENOENT, e);
+        if (answer.step != step || answer.epoch != epoch || answer.bytes > size)
+                return error_set(e, -EBADMSG, "replica link: found step %" PRIu64 " of epoch %" PRIu64 " with %" PRIu64 " bytes, expected step %" PRIu64 " of epoch %" PRIu64
+                                 " with at most %" PRIu64, answer.step, answer.epoch, answer.bytes, step, epoch, size);
+        r = recv_all(l->fd, buf, answer.bytes, &l->wait, e);
+        if (r < 0)
+                return r;
+        if (!is_whole(&answer, buf))
+                return error_set(e, -EBADMSG, "replica link: the %" PRIu64 " bytes of step %" PRIu64 " do not match their digest", answer.bytes, step);
+        *ret = answer;
+        return 0;
+}
+
+static const struct replica_transport sockets = { "tcp:", socket_open, socket_put, socket_get, socket_close };
+static const struct replica_transport *const transports[] = { &sockets };
+
+int replica_transport_find(const char *endpoint, const struct replica_transport **ret, struct error *e) {
+        for (size_t i = 0; endpoint && i < ARRAY_SIZE(transports); i++)
+                if (strncmp(endpoint, transports[i]->scheme, strlen(transports[i]->scheme)) == 0) {
+                        *ret = transports[i];
+                        return 0;
+                }
+        return error_set(e, -EPROTONOSUPPORT, "replica endpoint '%.100s': found no way there, expected tcp:HOST:PORT", endpoint ? endpoint : "");
+}
+
+/* ------------------------------------------------------------------ the host's side */
+static int refuse(int fd, const struct error *why, const struct replica_wait *w, struct error *e) {
+        struct replica_slot s = { 0 };
+
+        memcpy(s.layout, why->text, strnlen(why->text, sizeof(s.layout) - 1));
+        return send_header(fd, OP_REFUSED, &s, 0, w, e);
+}
+
+static int serve_put(int fd, const struct replica_host *h, const struct replica_peer *who, struct replica_slot *what, uint64_t keep_step, const struct replica_wait *w,
+                     struct error *e) {
+        struct error why = { 0 };
+        void *payload = NULL, *token = NULL;
+        bool whole;
+        int r, end;
+
+        if (what->rank != who->rank)
+                return error_set(e, -EPROTO, "replica link: rank %" PRIu32 " brought a snapshot of rank %" PRIu64, who->rank, what->rank);
+        what->job_id = who->job;
+        r = h->put_begin(h->arg, who, what, keep_step, &payload, &token, &why);
+        if (r < 0)
+                return refuse(fd, &why, w, e);
+        if (r > 0)
+                return send_header(fd, OP_HAVE, what, 0, w, e);
+        r = send_header(fd, OP_GO, what, 0, w, e);
+        if (r == 0)
+                r = recv_all(fd, payload, what->bytes, w, e);
+        whole = r == 0 && is_whole(what, payload);
+        if (r == 0 && !whole)
+                error_set(&why, -EBADMSG, "what came does not match its digest");
+        end = h->put_end(h->arg, who, what, token, whole, &why);
+        if (r < 0)
+                return r;
+        return whole && end == 0 ? send_header(fd, OP_DONE, what, 0, w, e) : refuse(fd, &why, w, e);
+}
+
+static int serve_get(int fd, const struct replica_host *h, const struct replica_peer *who, const struct replica_slot *ask, const struct replica_wait *w, struct error *e) {
+        struct error why = { 0 };
+        struct replica_slot slot;
+        const void *payload;
+        void *token;
+        int r = h->get_begin(h->arg, who, ask->step, ask->epoch, &slot, &payload, &token, &why);
+
+        if (r < 0)
+                return refuse(fd, &why, w, e);
+        r = send_header(fd, OP_GO, &slot, 0, w, e);
+        if (r == 0)
+                r = send_all(fd, payload, slot.bytes, w, e);
+        h->get_end(h->arg, token);
+        return r;
+}
+
+int replica_serve(int fd, const struct replica_host *h, const struct replica_wait *w, struct error *e) {
+        struct replica_peer who = { 0 };
+        int r = ask_who(fd, h, w, &who, e);
+
+        while (r == 0) {
+                struct replica_slot s;
+                uint64_t keep = 0;
+                uint32_t op = 0;
+
+                r = recv_header(fd, true, &op, &s, &keep, w, e);
+                if (r < 0)
+                        break;
+                if (op == OP_PUT)
+                        r = serve_put(fd, h, &who, &s, keep, w, e);
+                else if (op == OP_GET)
+                        r = serve_get(fd, h, &who, &s, w, e);
+                else
+                        r = error_set(e, -EPROTO, "replica link: found request %" PRIu32 ", expected %d or %d", op, OP_PUT, OP_GET);
+        }
+        return r;
+}
