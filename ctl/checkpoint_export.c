@@ -152,6 +152,8 @@ static int copy_part(struct export *x, struct shard_writer *w, struct shard_tens
         values_write(to->dtype, b->values, b->out, n);
         r = shard_writer_add(w, b->out, bytes, e);
         if (r == 0)
+                r = new_folder_interrupted(e);
+        if (r == 0)
                 byte_progress_add(&x->progress, bytes);
         return r;
 }

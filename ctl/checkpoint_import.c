@@ -173,6 +173,8 @@ static int copy_tensor(struct import *x, struct shard_writer *w, const struct sh
                         if (!isfinite(b->out[i]))
                                 return error_set(e, -EBADMSG, "%s: %s: element %zu: found %f, expected a finite number", x->dir, t->name, at + i, b->values[i]);
                 r = shard_writer_add(w, b->out, part * sizeof(float), e);
+                if (r == 0)
+                        r = new_folder_interrupted(e);
                 if (r < 0)
                         return r;
                 hf_folder_release((const uint8_t *)from->data + at * size, part * size);

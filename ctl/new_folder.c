@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +12,23 @@
 
 #include "base/cleanup.h"
 #include "base/file.h"
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int signo) {
+        interrupted = signo;
+}
+
+static void catch_signals(void) {
+        struct sigaction sa = { .sa_handler = on_signal, .sa_flags = (int)(SA_RESETHAND | SA_RESTART) }; /* the second one ends the program */
+
+        (void)sigaction(SIGINT, &sa, NULL);
+        (void)sigaction(SIGTERM, &sa, NULL);
+}
+
+int new_folder_interrupted(struct error *e) {
+        return interrupted ? error_set(e, -EINTR, "interrupted by %s; nothing was written", interrupted == SIGINT ? "SIGINT" : "SIGTERM") : 0;
+}
 
 static bool empty_folder(const char *path) {
         DIR *d = opendir(path);
@@ -53,6 +71,7 @@ int new_folder_begin(const char *path, struct new_folder *ret, struct error *e) 
         if (lstat(path, &st) == 0 && !(S_ISDIR(st.st_mode) && empty_folder(path)))
                 return error_set(e, -EEXIST, "%s: found something there, expected a folder that is not there yet, or empty", path);
         r = split(path, &f, e);
+        catch_signals();
         if (r == 0)
                 r = file_mkdir_p(f.parent, 0777, e);
         if (r == 0 && (!mkdtemp(f.tmp) || chmod(f.tmp, 0777 & ~mask) < 0)) {
@@ -70,8 +89,10 @@ int new_folder_begin(const char *path, struct new_folder *ret, struct error *e) 
 }
 
 int new_folder_commit(struct new_folder *f, struct error *e) {
-        int r = file_fsync_dir(f->tmp, e);
+        int r = new_folder_interrupted(e);
 
+        if (r == 0)
+                r = file_fsync_dir(f->tmp, e);
         if (r < 0)
                 return r;
         if (rename(f->tmp, f->path) < 0)

@@ -9,6 +9,7 @@ import random
 import re
 import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -379,6 +380,13 @@ def part_memory(c):
     with open(f"{back}/{files[0]}", "rb") as f:
         f.seek(8 + n + h["model.embed_tokens.weight"]["data_offsets"][0])
         values = struct.unpack("<4f", f.read(16))
+    p = subprocess.Popen([c.build + "/fp8ctl", "ckpt", "import", folder, c.home + "/cut-short"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while p.poll() is None and not any(f.startswith(".cut-short.tmp-") for f in os.listdir(c.home)):
+        pass
+    p.send_signal(signal.SIGINT)
+    said = p.communicate()[1]
+    left = [f for f in os.listdir(c.home) if "cut-short" in f]
+    check(f"Ctrl-C: {said.strip()}", (p.returncode == 1 and "interrupted" in said and left == []) or (p.returncode == 0 and left == ["cut-short"]), (p.returncode, said, left))
     most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     check(f"none of them took more than 60 MiB, mapped files included: {most >> 10} MiB", most < 60 << 10 or not few, most)
     check("values of binary16", values == (1.5, -2.0 ** -24, 65504.0, struct.unpack("<e", struct.pack("<e", 0.1))[0]) and len(files) >= 3, (values, files))
