@@ -110,9 +110,9 @@ struct adamw_tensor {
 
 struct dev;
 
-/* Which GEMM promotion is emulated and what the compute dtype of activations is: DT_BF16 for all recipes but fp32 (DT_F32). */
+/* One device of a process. act: DT_BF16 for all recipes but fp32 (DT_F32). */
 struct dev_config {
-        const char *kind;       /* "cpu"; later "cuda" */
+        const char *kind;       /* as dev_ops_find knows it: "cpu" */
         int index;              /* device number on the node */
         int threads;            /* CPU: BLAS threads, default 1 (part of the numeric fingerprint) */
         enum dtype act;         /* activations' carrier */
