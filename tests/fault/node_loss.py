@@ -13,7 +13,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from bare import Bare  # noqa: E402
 from cluster import ROOT, SLOWDOWN, Failure, compare, wait_for  # noqa: E402
 
-STEPS = 40
+STEPS = 26
 JOB = os.path.join(ROOT, "tests/fault/job.yaml")
 
 
@@ -61,14 +61,14 @@ def main():
         calm = submit(c, "calm")
         c.wait_done(calm)
         want = c.final(calm)
-        job = submit(c, "lost", "--set", "test.slow_ms=50")
-        c.wait_step(job, 8)
+        job = submit(c, "lost", "--set", "test.slow_ms=30")
+        c.wait_step(job, 6)
         places = nodes_of(c, job)
         spare = next(f"node-{i}" for i in range(5) if f"node-{i}" not in places.values())
         lose(c, job, places[2], False)
         if set(nodes_of(c, job).values()) != set(places.values()) - {places[2]} | {spare}:
             raise Failure(f"placement: {places} became {nodes_of(c, job)}, expected {spare} in place of {places[2]}")
-        c.wait_step(job, c.step(job) + 4)
+        c.wait_step(job, c.step(job) + 3)
         lose(c, job, places[4], True)
         c.wait_done(job)
         compare("lost", want, c.final(job))

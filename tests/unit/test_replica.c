@@ -115,6 +115,30 @@ TEST(a_torn_slot_is_no_snapshot) {
         teardown(&f);
 }
 
+/* The newest that every peer has and the one on its way stay, whatever else comes. */
+TEST(kept_generations_stay) {
+        struct fixture f = setup();
+        uint64_t epoch = 0;
+        struct error e;
+
+        put(f.r, 2, 1);
+        put(f.r, 4, 1);
+        replica_keep(f.r, 2, 4);
+        for (uint64_t step = 5; step <= 12; step++) {
+                put(f.r, step, 1);
+                ASSERT_OK(find(f.r, 2, &epoch, &e), e);
+                ASSERT_OK(find(f.r, 4, &epoch, &e), e);
+                ASSERT_OK(find(f.r, step, &epoch, &e), e);
+        }
+        replica_keep(f.r, 4, 12);
+        put(f.r, 13, 1);
+        CU_ASSERT_EQUAL(find(f.r, 2, &epoch, &e), -ENOENT);
+        put(f.r, 3, 2); /* rolled back below them: they are nobody's any more */
+        CU_ASSERT_EQUAL(find(f.r, 4, &epoch, &e), -ENOENT);
+        CU_ASSERT_EQUAL(find(f.r, 12, &epoch, &e), -ENOENT);
+        teardown(&f);
+}
+
 /* A save reads the slot of step 2 for as long as it likes. */
 TEST(a_pinned_slot_is_left_alone) {
         struct fixture f = setup();
