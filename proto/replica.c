@@ -14,6 +14,10 @@
 #include "base/cleanup.h"
 
 #define PAYLOAD_ALIGN 4096u
+#define TOUCH_BYTES (UINT64_C(16) << 20)
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* <asm-generic/mman-common.h> since Linux 5.14 */
+#endif
 #define SLOT_BYTES_MAX (UINT64_C(1) << 44)
 
 struct replica {
@@ -142,6 +146,15 @@ int replica_size_slots(int fd, uint64_t slot_bytes, uint64_t n_slots, struct err
         r->header->n_slots = n_slots;
         r->header->slot_bytes = slot_bytes;
         return 0;
+}
+
+bool replica_touch(struct replica *r, uint64_t *at) {
+        uint64_t len = r->size - *at < TOUCH_BYTES ? r->size - *at : TOUCH_BYTES;
+
+        if (len == 0 || madvise((char *)r->header + *at, (size_t)len, MADV_POPULATE_WRITE) < 0)
+                return false;
+        *at += len;
+        return true;
 }
 
 /* A copy of slot i when it is valid: -ENOENT when it is not, -EBADMSG when it cannot be what a rank wrote. */

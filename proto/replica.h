@@ -11,6 +11,7 @@
  * over N-1 (after the agreement of N+1) every rank holds N; and where N-1 is not there to be written over, it is N that is lost, and the kept ones stay.
  */
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/error.h"
@@ -55,6 +56,11 @@ int replica_map(int fd, struct replica **ret, struct error *e);
 struct replica *replica_unmap(struct replica *r);
 const struct replica_header *replica_header(const struct replica *r);
 
+/*
+ * Memory that is touched for the first time costs many times the copying: brings the next part of the slots' into the mapping, whose contents stay. *at: 0 at first.
+ * False: all of it is there, or the kernel has no such call (before 5.14).  May run beside begin and commit.
+ */
+bool replica_touch(struct replica *r, uint64_t *at);
 /*
  * The slot to write the snapshot of `step` into (invalidated) and its payload's address; then commit with what was written (valid, offset, check and the
  * digest fields of `what` are not looked at).  Snapshots of this or a later step are left over from before a roll-back: they are dropped, so that the slot that

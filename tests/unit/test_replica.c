@@ -99,6 +99,18 @@ TEST(a_roll_back_keeps_what_it_resumed_from) {
         teardown(&f);
 }
 
+TEST(touching_changes_nothing) {
+        struct fixture f = setup();
+        uint64_t epoch = 0, at = 0;
+        struct error e;
+
+        put(f.r, 1, 1);
+        while (replica_touch(f.r, &at))
+                CU_ASSERT_FATAL(at <= replica_header(f.r)->size);
+        ASSERT_OK(find(f.r, 1, &epoch, &e), e);
+        teardown(&f);
+}
+
 TEST(a_torn_slot_is_no_snapshot) {
         struct fixture f = setup();
         uint64_t epoch = 0;

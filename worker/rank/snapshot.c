@@ -70,11 +70,18 @@ static void take(struct snapshot *s) {
 
 static void *take_snapshots(void *arg) {
         struct snapshot *s = arg;
+        uint64_t touched = 0;
+        bool touching = true;
 
         pthread_mutex_lock(&s->lock);
         for (;;) {
                 while (!s->busy && !s->stop)
-                        pthread_cond_wait(&s->changed, &s->lock);
+                        if (touching) { /* while the job starts, not within its first steps */
+                                pthread_mutex_unlock(&s->lock);
+                                touching = replica_touch(s->replica, &touched);
+                                pthread_mutex_lock(&s->lock);
+                        } else
+                                pthread_cond_wait(&s->changed, &s->lock);
                 if (!s->busy)
                         break;
                 pthread_mutex_unlock(&s->lock);
