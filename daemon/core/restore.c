@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What a new epoch loads: the newest generation in replica memory that covers every rank, in the memory of the node where that rank will run or in a peer's, else the newest commit that is not known bad, else
- * the checkpoint the job was submitted with, else a fresh initialisation.  A generation is whole only when all ranks wrote it under one epoch and one layout.
+ * the newest that is, else the checkpoint the job was submitted with, else a fresh initialisation.  A generation is whole only when all ranks wrote it under one epoch and one layout.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -94,10 +94,22 @@ bool restore_has_source(const struct job *j) {
         return newest_generation(j) || checkpoint_newest(j);
 }
 
+/* Found bad once: its file system may have been away then.  Better tried again than the job begun anew. */
+static const struct checkpoint *last_resort(const struct job *j) {
+        const struct checkpoint *best = NULL;
+
+        for (size_t i = 0; i < j->n_checkpoints; i++)
+                if (!j->checkpoints[i].removing && (!best || j->checkpoints[i].step >= best->step))
+                        best = &j->checkpoints[i];
+        return best;
+}
+
 void restore_choose(struct controller *c, struct job *j) {
         const struct generation *g = j->start_is_new ? NULL : newest_generation(j);
         const struct checkpoint *k = checkpoint_newest(j);
 
+        if (!g && !k)
+                k = last_resort(j);
         if (g && (!k || g->step >= k->step)) {
                 use(j, FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA, g->step, g->epoch, NULL);
                 say_where(j, g);

@@ -221,6 +221,32 @@ TEST(a_job_none_of_whose_checkpoints_can_be_loaded_fails_and_keeps_them) {
         world_stop(&w);
 }
 
+/* The only commit was bad, replica memory helped out, and is lost with its node: the job waits, and tries the commit again before it would begin anew. */
+TEST(a_job_that_saved_is_never_begun_anew) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        save(&w, 3);
+        world_progress(&w, 3);
+        w.bad_checkpoints = 1 << 3;
+        w.replicas = 1 << 2;
+        dies(&w, 1, "killed by SIGKILL");
+        CU_ASSERT_EQUAL(w.load_kind, LOAD(REPLICA));
+        CU_ASSERT_EQUAL(w.load_step, 2);
+        controller_worker_closed(w.c, 2);
+        world_pass(&w, 12000);
+        EXPECT(&w, id, S(PENDING), 3, "needs 4 devices");
+        w.replicas = w.bad_checkpoints = 0;
+        world_attach(&w, 2, "b");
+        world_pump(&w);
+        EXPECT(&w, id, S(RUNNING), 3, "");
+        CU_ASSERT_EQUAL(w.load_kind, LOAD(CHECKPOINT));
+        CU_ASSERT_EQUAL(w.load_step, 3);
+        world_stop(&w);
+}
+
 TEST(a_checkpoint_it_was_submitted_with_that_cannot_be_loaded_fails_the_job) {
         struct world w;
         uint64_t id;
