@@ -177,7 +177,7 @@ size_t snapshot_bytes(const struct snapshot *s) {
 
 int snapshot_start(struct snapshot *s, uint64_t epoch, struct error *e) {
         uint64_t step = trainer_step_number(s->trainer);
-        void *image;
+        void *image = NULL;
         int r = snapshot_wait(s, e);
 
         s->slot.step = 0;
