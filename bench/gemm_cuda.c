@@ -258,7 +258,7 @@ static double product(struct bench *b, bool wgrad, int64_t M, int64_t N, int64_t
         (void)snprintf(name, sizeof name, "%s %lld,%lld,%lld", wgrad ? "wgrad" : "fprop", (long long)M, (long long)N, (long long)K);
         if (table)
                 printf("%-26s %8.0f %8.0f %8.0f %8.0f %8.3f %8.3f   %d", name, tflop / t[OURS], tflop / t[PER_TENSOR], tflop / t[PER_TENSOR_FAST], tflop / t[BLOCK_SCALED],
-                       t[PER_TENSOR] / t[OURS], t[BLOCK_SCALED] / t[OURS], (int)gemm_plan(M, N, K, b->s->multiprocessors));
+                       t[PER_TENSOR] / t[OURS], t[BLOCK_SCALED] / t[OURS], (int)gemm_plan(M, N, K, wgrad, b->s->multiprocessors));
         if (b->tiles) {
                 w = (struct work){ run_product, &(struct product_work){ &o, NULL }, (const bool[N_GEMM_TILES]){ true, true, true }, N_GEMM_TILES };
                 timed(b, &w, tile);

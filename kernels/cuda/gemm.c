@@ -32,6 +32,15 @@ static int map_of(CUtensorMap *ret, CUtensorMapDataType type, const void *p, int
                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS ? 0 : -EINVAL;
 }
 
+/* Output of BF16, boxes of 64 columns. */
+static int map_of_output(CUtensorMap *ret, void *p, int64_t rows, int64_t cols, int box_rows) {
+        const cuuint64_t dims[2] = { (cuuint64_t)cols, (cuuint64_t)rows }, strides[1] = { (cuuint64_t)cols * 2 };
+        const cuuint32_t box[2] = { 64, (cuuint32_t)box_rows }, step[2] = { 1, 1 };
+
+        return encode(ret, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, p, dims, strides, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_NONE,
+                      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS ? 0 : -EINVAL;
+}
+
 /* One operand: [rows, K], K contiguous. */
 struct operand {
         const void *p;
@@ -56,6 +65,8 @@ static int gemm_maps(struct gemm_launch *l, const struct operand *a, const struc
                 r = map_of(&l->a_scale, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, a->scale, slices, a->rows, pad4(a->rows), 1, m);
         if (r == 0 && !l->b_blocks)
                 r = map_of(&l->b_scale, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, b->scale, slices, b->rows, pad4(b->rows), 1, n);
+        if (r == 0 && l->out == GEMM_BF16)
+                r = map_of_output(&l->d_map, l->d, a->rows, b->rows, t->m / 2);
         return r;
 }
 
@@ -73,7 +84,8 @@ static int product(const struct operand *a, const struct operand *b, bool b_bloc
         (void)pthread_once(&encode_once, find_encode);
         if (!encode)
                 return -EOPNOTSUPP;
-        l.tile = s->tile >= 0 && s->tile < N_GEMM_TILES ? (enum gemm_tile)s->tile : gemm_plan(a->rows, b->rows, K, s->multiprocessors);
+        l.tile = s->tile >= 0 && s->tile < N_GEMM_TILES ? (enum gemm_tile)s->tile : gemm_plan(a->rows, b->rows, K, !b_blocks, s->multiprocessors);
+        l.staged = !b_blocks && gemm_plan_staged(K);
         if (b_blocks) {
                 l.b_blocks = b->scale;
                 l.b_blocks_ld = pad4((K + 127) / 128);

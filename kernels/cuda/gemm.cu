@@ -20,15 +20,22 @@
 
 const struct gemm_tile_shape gemm_tile_shapes[N_GEMM_TILES] = { { 256, 128, true, 8 }, { 128, 192, false, 8 }, { 128, 128, true, 16 } };
 
-/* SETS: sets of 64 rows that each consumer warpgroup makes. */
-template <int SETS, int BN, bool SHARE_A, bool VECTOR> struct shape {
+/*
+ * SETS: sets of 64 rows that each consumer warpgroup makes.  STAGED: the tile leaves through shared memory by the copy engine, while the next one begins; BF16 all at once, FP32 a set at
+ * a time in rows that are padded so that the stores meet no bank twice.
+ */
+template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> struct shape {
         static constexpr int bm = 2 * 64 * SETS;
         static constexpr int a_bytes = bm * BK, b_bytes = BN * BK, sa_bytes = bm * 4, sb_bytes = VECTOR ? BN * 4 : 0;
         static constexpr int stage_bytes = a_bytes + b_bytes;
-        static constexpr int stages = 208 * 1024 / (stage_bytes + sa_bytes + BN * 4);
-        static constexpr int scales_at = stages * stage_bytes;
+        static constexpr int out_row_bytes = VECTOR ? BN * 4 + 32 : 128;
+        static constexpr int out_bytes = !STAGED ? 0 : VECTOR ? 64 * out_row_bytes : bm / 2 * BN * 2; /* a warpgroup */
+        static constexpr int stages = ((STAGED ? 225 : 208) * 1024 - 2 * out_bytes) / (stage_bytes + sa_bytes + BN * 4);
+        static constexpr int out_at = stages * stage_bytes;
+        static constexpr int scales_at = out_at + 2 * out_bytes;
         static constexpr int barriers_at = scales_at + stages * (sa_bytes + sb_bytes);
         static constexpr int shared_bytes = barriers_at + stages * 16 + 1024; /* 1024: to align, which the swizzle needs */
+        static_assert(stages >= 2 && shared_bytes <= 227 * 1024, "does not fit into shared memory");
 };
 
 struct args {
@@ -42,16 +49,25 @@ struct tile_at {
         int m, n;
 };
 
+/* t / d for t < 2^22, without the long way that integers take. */
+__device__ __forceinline__ int quotient(int t, int d) {
+        int q = (int)__fdividef((float)t, (float)d);
+
+        q -= q * d > t;
+        return q + ((q + 1) * d <= t);
+}
+
 /* Pair number t: down a band of `band` pairs, then the next column. */
 template <class S, int BN, bool SHARE_A> __device__ __forceinline__ bool tile_of(const struct args &g, int t, uint32_t rank, struct tile_at *ret) {
         const int step_m = S::bm * (SHARE_A ? 1 : 2), step_n = BN * (SHARE_A ? 2 : 1);
         const int rows = (g.M + step_m - 1) / step_m, cols = (g.N + step_n - 1) / step_n;
-        const int in_band = g.band * cols, first = t / in_band * g.band, height = min(g.band, rows - first), left = t % in_band;
+        const int in_band = g.band * cols, number = quotient(t, in_band), first = number * g.band, height = min(g.band, rows - first), left = t - number * in_band;
+        const int col = quotient(left, height);
 
         if (t >= rows * cols)
                 return false;
-        ret->m = (first + left % height) * step_m + (SHARE_A ? 0 : (int)rank * S::bm);
-        ret->n = left / height * step_n + (SHARE_A ? (int)rank * BN : 0);
+        ret->m = (first + left - col * height) * step_m + (SHARE_A ? 0 : (int)rank * S::bm);
+        ret->n = col * step_n + (SHARE_A ? (int)rank * BN : 0);
         return true;
 }
 
@@ -101,21 +117,25 @@ __device__ __forceinline__ void produce(const struct args &g, const CUtensorMap 
 template <int BN> constexpr int chunks = BN % 128 == 0 ? BN / 128 : BN / 64;
 
 /* acc += scale * part.  A thread has rows r and r + 8 and, in each group of 8 columns, two neighbouring ones. */
-template <int BN, bool VECTOR> __device__ __forceinline__ void promote(float (&acc)[BN / 2], float (&part)[BN / 2], float s0, float s1, const float *sb, const float (&blocks)[chunks<BN>]) {
+template <int BN, bool VECTOR>
+__device__ __forceinline__ void promote(float (&acc)[BN / 2], float (&part)[BN / 2], float s0, float s1, const float *sb, const float (&blocks)[chunks<BN>]) {
         /* Nothing of part is looked at before the tensor core is done with it. */
 #pragma unroll
         for (int i = 0; i < BN / 2; i++)
                 asm volatile("" : "+f"(part[i])::"memory");
+        if (VECTOR) {
 #pragma unroll
-        for (int j = 0; j < BN / 8; j++) {
-                if (VECTOR) {
+                for (int j = 0; j < BN / 8; j++) {
                         const float2 c = *(const float2 *)(sb + j * 8);
 
                         acc[j * 4 + 0] += (part[j * 4 + 0] * c.x) * s0;
                         acc[j * 4 + 1] += (part[j * 4 + 1] * c.y) * s0;
                         acc[j * 4 + 2] += (part[j * 4 + 2] * c.x) * s1;
                         acc[j * 4 + 3] += (part[j * 4 + 3] * c.y) * s1;
-                } else {
+                }
+        } else {
+#pragma unroll
+                for (int j = 0; j < BN / 8; j++) {
                         const float c0 = s0 * blocks[j * chunks<BN> * 8 / BN], c1 = s1 * blocks[j * chunks<BN> * 8 / BN];
 
                         acc[j * 4 + 0] += part[j * 4 + 0] * c0;
@@ -130,36 +150,6 @@ __device__ __forceinline__ uint32_t pack_bf16(float lo, float hi) {
         const __nv_bfloat162 p = __floats2bfloat162_rn(lo, hi);
 
         return *(const uint32_t *)&p;
-}
-
-/* Four lanes hold the columns of a group of 8 between them: after this each holds all of one of four groups. */
-__device__ __forceinline__ void quad_transpose(uint32_t (&r)[4], int lane) {
-#pragma unroll
-        for (int bit = 1; bit <= 2; bit <<= 1)
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                        if (!(i & bit)) {
-                                const bool high = lane & bit;
-                                const uint32_t got = __shfl_xor_sync(0xffffffff, high ? r[i] : r[i | bit], bit);
-
-                                r[i] = high ? got : r[i];
-                                r[i | bit] = high ? r[i | bit] : got;
-                        }
-}
-
-template <int BN> __device__ __forceinline__ void store_bf16(const struct args &g, const float (&acc)[BN / 2], int row, int n0, int half, int lane) {
-#pragma unroll
-        for (int j = 0; j < BN / 32; j++) {
-                const int col = n0 + j * 32 + (lane & 3) * 8;
-                uint32_t r[4];
-
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                        r[i] = pack_bf16(acc[(j * 4 + i) * 4 + half * 2], acc[(j * 4 + i) * 4 + half * 2 + 1]);
-                quad_transpose(r, lane);
-                if (row < g.M && col < g.N)
-                        *(uint4 *)((__nv_bfloat16 *)g.d + (int64_t)row * g.N + col) = make_uint4(r[0], r[1], r[2], r[3]);
-        }
 }
 
 template <int BN> __device__ __forceinline__ void store_f32(const struct args &g, const float (&acc)[BN / 2], int row, int n0, int half, int lane) {
@@ -182,7 +172,60 @@ template <int BN> __device__ __forceinline__ void store_f32(const struct args &g
         }
 }
 
-template <class S, int SETS, int BN, bool SHARE_A, bool VECTOR> __device__ __forceinline__ void consume(const struct args &g, uint8_t *shared, uint32_t base, uint32_t rank) {
+/* The warpgroup's part into `out`, in panels of 64 columns with the swizzle of the map, and off. */
+template <class S, int SETS, int BN>
+__device__ __forceinline__ void stage_bf16(const CUtensorMap *d, const float (&acc)[SETS][BN / 2], struct tile_at at, uint32_t out, int group, int warp, int lane) {
+        const bool first = warp % 4 == 0 && lane == 0;
+        const int r = warp % 4 * 16 + lane % 16; /* of the matrices that stmatrix takes from this lane's address */
+
+        if (first)
+                store_wait_read();
+        group_sync(group);
+#pragma unroll
+        for (int s = 0; s < SETS; s++)
+#pragma unroll
+                for (int j = 0; j < BN / 8; j += 2) {
+                        const uint32_t panel = out + j / 8 * (SETS * 64 * 128) + (s * 64 + r) * 128;
+
+                        store_matrices(panel + ((j % 8 + lane / 16) ^ r % 8) * 16, pack_bf16(acc[s][j * 4], acc[s][j * 4 + 1]), pack_bf16(acc[s][j * 4 + 2], acc[s][j * 4 + 3]),
+                                       pack_bf16(acc[s][j * 4 + 4], acc[s][j * 4 + 5]), pack_bf16(acc[s][j * 4 + 6], acc[s][j * 4 + 7]));
+                }
+        async_proxy_fence();
+        group_sync(group);
+        if (first) {
+#pragma unroll
+                for (int i = 0; i < BN / 64; i++)
+                        tma_store(d, at.n + i * 64, at.m + group * 64 * SETS, out + i * (SETS * 64 * 128));
+                store_commit();
+        }
+}
+
+/* Set after set into `out`, from where the copy engine adds each row to memory. */
+template <class S, int SETS, int BN>
+__device__ __forceinline__ void stage_add(const struct args &g, const float (&acc)[SETS][BN / 2], struct tile_at at, uint32_t out, int group, int warp, int lane) {
+        const int thread = threadIdx.x % 128;
+        const uint32_t to = out + (warp % 4 * 16 + lane / 4) * S::out_row_bytes + (lane & 3) * 8;
+
+#pragma unroll
+        for (int s = 0; s < SETS; s++) {
+                const int row = at.m + (group * SETS + s) * 64 + thread;
+
+                store_wait_read();
+                group_sync(group);
+#pragma unroll
+                for (int j = 0; j < BN / 8; j++)
+#pragma unroll
+                        for (int half = 0; half < 2; half++)
+                                store_shared2(to + half * 8 * S::out_row_bytes + j * 32, acc[s][j * 4 + half * 2], acc[s][j * 4 + half * 2 + 1]);
+                async_proxy_fence();
+                group_sync(group);
+                if (thread < 64 && row < g.M && at.n < g.N)
+                        bulk_add((float *)g.d + (int64_t)row * g.N + at.n, out + thread * S::out_row_bytes, min(BN, g.N - at.n) * 4);
+                store_commit();
+        }
+}
+
+template <class S, int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> __device__ __forceinline__ void consume(const struct args &g, const CUtensorMap *d, uint8_t *shared, uint32_t base, uint32_t rank) {
         const int pairs = gridDim.x / 2, lane = threadIdx.x % 32, warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), group = warp / 4;
         const int row = group * 64 * SETS + warp % 4 * 16 + lane / 4; /* + 64 a set, + 8 */
         const int slices = (g.K + BK - 1) / BK, last_block = (g.N - 1) / 128;
@@ -239,25 +282,28 @@ template <class S, int SETS, int BN, bool SHARE_A, bool VECTOR> __device__ __for
                                         barrier_arrive_at(full + 8, lane);
                         }
                 }
+                if constexpr (STAGED && VECTOR) {
+                        stage_add<S, SETS, BN>(g, acc, at, base + S::out_at + group * S::out_bytes, group, warp, lane);
+                } else if constexpr (STAGED) {
+                        stage_bf16<S, SETS, BN>(d, acc, at, base + S::out_at + group * S::out_bytes, group, warp, lane);
+                } else {
 #pragma unroll
-                for (int s = 0; s < SETS; s++)
-#pragma unroll
-                        for (int half = 0; half < 2; half++) {
-                                const int at_row = at.m + row + s * 64 + half * 8;
+                        for (int i = 0; i < 2 * SETS; i++) {
+                                const int s = i / 2, half = i % 2, at_row = at.m + row + s * 64 + half * 8;
 
-                                if (g.out == GEMM_BF16)
-                                        store_bf16<BN>(g, acc[s], at_row, at.n, half, lane);
-                                else
-                                        store_f32<BN>(g, acc[s], at_row, at.n, half, lane);
+                                store_f32<BN>(g, acc[s], at_row, at.n, half, lane);
                         }
+                }
         }
+        if (STAGED)
+                store_wait_read();
 }
 
-template <int SETS, int BN, bool SHARE_A, bool VECTOR>
+template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED>
 __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1)
 gemm(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, const __grid_constant__ CUtensorMap sa, const __grid_constant__ CUtensorMap sb,
-     const __grid_constant__ struct args g) {
-        using S = shape<SETS, BN, SHARE_A, VECTOR>;
+     const __grid_constant__ CUtensorMap d, const __grid_constant__ struct args g) {
+        using S = shape<SETS, BN, SHARE_A, VECTOR, STAGED>;
         extern __shared__ uint8_t raw[];
         uint8_t *shared = raw + (-shared_address(raw) & 1023);
         const uint32_t base = shared_address(shared), rank = cluster_rank();
@@ -278,39 +324,43 @@ gemm(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap 
                 cluster_sync();
         } else {
                 registers_grow<232>();
-                consume<S, SETS, BN, SHARE_A, VECTOR>(g, shared, base, rank);
+                consume<S, SETS, BN, SHARE_A, VECTOR, STAGED>(g, &d, shared, base, rank);
                 cluster_sync();
         }
 }
 
-template <int SETS, int BN, bool SHARE_A, bool VECTOR> static int launch(const struct gemm_launch *l, cudaStream_t s) {
-        using S = shape<SETS, BN, SHARE_A, VECTOR>;
+template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> static int launch(const struct gemm_launch *l, cudaStream_t s) {
+        using S = shape<SETS, BN, SHARE_A, VECTOR, STAGED>;
         static bool ready; /* the attribute is the function's for good; setting it twice does no harm */
         const struct args g = { l->b_blocks, l->b_blocks_ld, l->d, l->out, l->M, l->N, l->K, gemm_tile_shapes[l->tile].band };
         const int step_m = S::bm * (SHARE_A ? 1 : 2), step_n = BN * (SHARE_A ? 2 : 1);
         const int64_t pairs = (int64_t)((l->M + step_m - 1) / step_m) * ((l->N + step_n - 1) / step_n);
         const int grid = (int)(pairs < l->sms / 2 ? pairs : l->sms / 2) * 2;
 
-        if (!ready && cudaFuncSetAttribute(gemm<SETS, BN, SHARE_A, VECTOR>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes) != cudaSuccess)
+        if (!ready && cudaFuncSetAttribute(gemm<SETS, BN, SHARE_A, VECTOR, STAGED>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes) != cudaSuccess)
                 return -EIO;
         ready = true;
-        gemm<SETS, BN, SHARE_A, VECTOR><<<grid, THREADS, S::shared_bytes, s>>>(l->a, l->b, l->a_scale, l->b_scale, g);
+        gemm<SETS, BN, SHARE_A, VECTOR, STAGED><<<grid, THREADS, S::shared_bytes, s>>>(l->a, l->b, l->a_scale, l->b_scale, l->d_map, g);
         return cudaGetLastError() == cudaSuccess ? 0 : -EIO;
 }
 
-template <bool VECTOR> static int launch_tile(const struct gemm_launch *l, cudaStream_t s) {
+extern "C" int cuda_launch_gemm(const struct gemm_launch *l, cudaStream_t s) {
+        const bool vector = !l->b_blocks, staged = vector ? l->staged : l->out == GEMM_BF16;
+
         switch (l->tile) {
         case TILE_256X128:
-                return launch<2, 128, true, VECTOR>(l, s);
+                if (vector)
+                        return staged ? launch<2, 128, true, true, true>(l, s) : launch<2, 128, true, true, false>(l, s);
+                return staged ? launch<2, 128, true, false, true>(l, s) : launch<2, 128, true, false, false>(l, s);
         case TILE_128X192:
-                return launch<1, 192, false, VECTOR>(l, s);
+                if (vector) /* FP32 does not fit beside the stages */
+                        return launch<1, 192, false, true, false>(l, s);
+                return staged ? launch<1, 192, false, false, true>(l, s) : launch<1, 192, false, false, false>(l, s);
         case TILE_128X128:
-                return launch<1, 128, true, VECTOR>(l, s);
+                if (vector)
+                        return staged ? launch<1, 128, true, true, true>(l, s) : launch<1, 128, true, true, false>(l, s);
+                return staged ? launch<1, 128, true, false, true>(l, s) : launch<1, 128, true, false, false>(l, s);
         default:
                 return -EINVAL;
         }
-}
-
-extern "C" int cuda_launch_gemm(const struct gemm_launch *l, cudaStream_t s) {
-        return l->b_blocks ? launch_tile<false>(l, s) : launch_tile<true>(l, s);
 }

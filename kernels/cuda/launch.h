@@ -42,13 +42,14 @@ enum gemm_out { GEMM_BF16, GEMM_F32, GEMM_F32_ADD };
 
 /* d[M,N] (+)= a[M,K] b[N,K]^T, E4M3, K contiguous. */
 struct gemm_launch {
-        CUtensorMap a, b, a_scale, b_scale; /* boxes: see gemm_maps in gemm.c; b_scale only when !b_blocks */
+        CUtensorMap a, b, a_scale, b_scale, d_map; /* boxes: see gemm_maps in gemm.c; b_scale only when !b_blocks, d_map only for BF16 */
         const float *b_blocks;              /* scale of block (n, k) at n * b_blocks_ld + k; NULL: one a row and 128 of K, by map */
         int64_t b_blocks_ld;
         void *d;
         enum gemm_out out;
         int M, N, K;
         enum gemm_tile tile;
+        bool staged; /* without b_blocks: the tile leaves through shared memory, by the copy engine (with them BF16 does so and FP32 does not) */
         int sms;
 };
 

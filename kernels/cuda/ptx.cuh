@@ -62,6 +62,43 @@ __device__ __forceinline__ void tma_load_pair(uint32_t dst, const CUtensorMap *m
                      : "memory");
 }
 
+__device__ __forceinline__ void tma_store(const CUtensorMap *map, int x, int y, uint32_t src) {
+        asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(x), "r"(y), "r"(src) : "memory");
+}
+
+/* dst[] += src[], `bytes` of floats; one addition an element and launch. */
+__device__ __forceinline__ void bulk_add(float *dst, uint32_t src, int bytes) {
+        asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(dst), "r"(src), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void store_commit() {
+        asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+/* Shared memory that this thread's bulk stores read may be written again. */
+__device__ __forceinline__ void store_wait_read() {
+        asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+/* What this thread wrote to shared memory is seen by the copy engine. */
+__device__ __forceinline__ void async_proxy_fence() {
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* The 128 threads of one warpgroup. */
+__device__ __forceinline__ void group_sync(int group) {
+        asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
+}
+
+/* Four 8x8 matrices of 16 bits; lanes 8i to 8i+7 give the rows of matrix i. */
+__device__ __forceinline__ void store_matrices(uint32_t row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
+__device__ __forceinline__ void store_shared2(uint32_t p, float a, float b) {
+        asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(p), "f"(a), "f"(b) : "memory");
+}
+
 template <int N> __device__ __forceinline__ void registers_shrink() {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
