@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a checkpoint costs: a rank's state (master weights and two moments) goes into a shard image, is digested, copied and written durably.  Beside it torch.save
- * of as much state in the same run, when /usr/bin/python3 has torch.  "blocked" is what a training step waits for.
+ * What a checkpoint costs: a rank's state (master weights and two moments) goes into a shard image with its digest, and is written durably from there; both by
+ * threads beside the next step (bench/ckpt_live measures on a job what training still waits for).  Beside it, in the same run: dd conv=fsync of as many random bytes into the same folder, in turn with each save, and torch.save of as much state, when /usr/bin/python3 has torch.
  */
 #include <jansson.h>
 #include <stdio.h>
@@ -19,10 +19,10 @@
 #define TENSORS 48
 #define REPEATS_MOST 50
 
-enum figure { SNAPSHOT, BLOCKED, DURABLE, LOAD, FIGURES };
+enum figure { SNAPSHOT, ORDER, WRITE, DD, DURABLE, LOAD, FIGURES };
 
-static const char *const names[FIGURES] = { "ckpt_snapshot_ms", "ckpt_blocked_ms", "ckpt_durable_ms", "ckpt_load_ms" };
-static const char *const what[FIGURES] = { "state -> image, digest", "training blocked", "state durable", "digest + load" };
+static const char *const names[FIGURES] = { "ckpt_snapshot_ms", "ckpt_order_ms", "ckpt_write_ms", "dd_fsync_ms", "ckpt_durable_ms", "ckpt_load_ms" };
+static const char *const what[FIGURES] = { "state -> image, digest", "orders to the writer", "image durable", "as much by dd", "state durable", "digest + load" };
 
 struct bench {
         const char *dir;
@@ -30,6 +30,7 @@ struct bench {
         size_t bytes;
         double ms[FIGURES][REPEATS_MOST], peer[FIGURES]; /* peer 0: none */
         struct checkpoint_write *write;                  /* as a rank keeps it */
+        int random;                                      /* memory with as many random bytes */
 };
 
 static int compare_doubles(const void *a, const void *b) {
@@ -83,6 +84,35 @@ static double since(uint64_t start) {
         return (double)(clock_mono_ns() - start) / 1e6;
 }
 
+/* Other bytes each time, and a file that was not there. */
+static int copy_by_dd(struct bench *b, int i, struct error *e) {
+        _cleanup_free_ char *command = NULL;
+        uint64_t x = clock_mono_ns() | 1, start;
+        uint64_t *p = mmap(NULL, b->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, b->random, 0);
+        int r;
+
+        if (p == MAP_FAILED)
+                return error_set(e, -1, "out of memory");
+        for (size_t k = 0; k < b->bytes / 8; k++) {
+                x ^= x << 13;
+                x ^= x >> 7;
+                x ^= x << 17;
+                p[k] = x;
+        }
+        (void)munmap(p, b->bytes);
+        if (asprintf(&command, "exec dd if=/proc/%d/fd/%d of='%s/dd' bs=8M conv=fsync 2>/dev/null", (int)getpid(), b->random, b->dir) < 0)
+                return error_set(e, -1, "out of memory");
+        sync();
+        start = clock_mono_ns();
+        r = system(command); // NOLINT(cert-env33-c): dd is what is compared with
+        b->ms[DD][i] = since(start);
+        free(command);
+        command = file_path("%s/dd", b->dir);
+        if (command)
+                (void)unlink(command);
+        return r == 0 ? 0 : error_set(e, -1, "dd: exit %d", r);
+}
+
 static int one_round(struct bench *b, const struct shard_layout *l, const struct shard_tensor *t, void *image, int i, struct error *e) {
         struct outcome o = { 0 };
         uint64_t begin, start;
@@ -99,15 +129,16 @@ static int one_round(struct bench *b, const struct shard_layout *l, const struct
         r = checkpoint_write_start(&(struct checkpoint_write_order){ .folder = b->dir, .n_ranks = 1, .image = image, .len = b->bytes, .done = done, .arg = &o }, &b->write, e);
         if (r < 0)
                 return r;
-        b->ms[BLOCKED][i] = since(start);
+        b->ms[ORDER][i] = since(start);
         checkpoint_write_wait(b->write);
-        b->ms[DURABLE][i] = since(begin);
+        b->ms[WRITE][i] = since(start);
+        b->ms[DURABLE][i] = b->ms[SNAPSHOT][i] + b->ms[WRITE][i];
         if (o.rc < 0)
                 return error_set(e, o.rc, "%s", o.text);
         start = clock_mono_ns();
         r = load(b, t, &o, e);
         b->ms[LOAD][i] = since(start);
-        return r;
+        return r < 0 ? r : copy_by_dd(b, i, e);
 }
 
 static int run(struct bench *b, struct error *e) {
@@ -136,10 +167,13 @@ static int run(struct bench *b, struct error *e) {
         image = mmap(NULL, b->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
         if (image == MAP_FAILED)
                 return error_set(e, -1, "out of memory");
-        r = 0;
+        b->random = memfd_create("random", MFD_CLOEXEC);
+        r = b->random < 0 || ftruncate(b->random, (off_t)b->bytes) < 0 ? error_set(e, -1, "out of memory") : 0;
         for (int i = 0; i < b->repeats && r == 0; i++)
                 r = one_round(b, l, t, image, i, e);
         b->write = checkpoint_write_free(b->write);
+        if (b->random >= 0)
+                close(b->random);
         (void)munmap(image, b->bytes);
         shard_layout_free(l);
         for (int i = 0; i < TENSORS; i++)
@@ -149,6 +183,7 @@ static int run(struct bench *b, struct error *e) {
 
 static void measure_peer(struct bench *b, const char *script) {
         _cleanup_free_ char *command = NULL;
+        double call;
         FILE *f;
 
         if (access(script, R_OK) < 0 || asprintf(&command, "/usr/bin/python3 '%s' '%s' %lld %lld 2>/dev/null", script, b->dir, (long long)b->parameters,
@@ -157,12 +192,34 @@ static void measure_peer(struct bench *b, const char *script) {
         f = popen(command, "r"); // NOLINT(cert-env33-c): a fixed program of this repository
         if (!f)
                 return;
-        if (fscanf(f, "%lf %lf", &b->peer[BLOCKED], &b->peer[DURABLE]) != 2) // NOLINT(cert-err34-c): figures for a table
-                b->peer[BLOCKED] = b->peer[DURABLE] = 0;
+        if (fscanf(f, "%lf %lf", &call, &b->peer[DURABLE]) != 2) // NOLINT(cert-err34-c): figures for a table
+                b->peer[DURABLE] = 0;
         (void)pclose(f);
 }
 
+struct ratio {
+        const char *name, *what;
+        double value; /* 0: no peer */
+};
+
+/* The median of the pairs' ratios: single runs vary too much for a ratio of medians. */
+static double save_vs_dd(const struct bench *b) {
+        double pairs[REPEATS_MOST] = { 0 };
+
+        for (int i = 0; i < b->repeats; i++)
+                pairs[i] = b->ms[DD][i] / b->ms[WRITE][i];
+        qsort(pairs, (size_t)b->repeats, sizeof(double), compare_doubles);
+        return pairs[b->repeats / 2];
+}
+
+static void ratios(const struct bench *b, struct ratio r[2]) {
+        r[0] = (struct ratio){ "save_vs_dd", "bytes/s of the write to dd's, median of the pairs", save_vs_dd(b) };
+        r[1] = (struct ratio){ "torch_save_ratio", "torch.save's time until durable to ours", b->peer[DURABLE] / median(b, DURABLE) };
+}
+
 static void print_table(const struct bench *b) {
+        struct ratio r[2];
+
         (void)printf("%.3f GB of state\n%-24s %-22s %10s %8s %14s %7s\n", (double)b->bytes / 1e9, "", "", "ms", "GB/s", "torch.save ms", "ratio");
         for (int f = 0; f < FIGURES; f++) {
                 double ms = median(b, (enum figure)f);
@@ -173,10 +230,15 @@ static void print_table(const struct bench *b) {
                 else
                         (void)printf("%14s %7s\n", "-", "-");
         }
+        ratios(b, r);
+        for (size_t i = 0; i < ARRAY_SIZE(r); i++)
+                if (r[i].value > 0)
+                        (void)printf("%-24s %-48s %8.2f\n", r[i].name, r[i].what, r[i].value);
 }
 
 static int print_json(const struct bench *b) {
         json_t *a = json_array();
+        struct ratio x[2];
         int r;
 
         for (int f = 0; a && f < FIGURES; f++) {
@@ -185,6 +247,9 @@ static int print_json(const struct bench *b) {
 
                 json_array_append_new(a, json_pack("{s:s, s:f, s:s, s:o, s:o}", "name", names[f], "value", ms, "unit", "ms", "peer", peer, "ratio", ratio));
         }
+        ratios(b, x);
+        for (size_t i = 0; a && i < ARRAY_SIZE(x); i++)
+                json_array_append_new(a, json_pack("{s:s, s:f, s:s, s:n, s:n}", "name", x[i].name, "value", x[i].value, "unit", "ratio", "peer", "ratio"));
         r = a ? json_dumpf(a, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) : -1;
         (void)putchar('\n');
         json_decref(a);
@@ -193,7 +258,7 @@ static int print_json(const struct bench *b) {
 
 int main(int argc, char **argv) {
         static const char *const outputs[] = { "table", "json", NULL };
-        static struct bench b = { .parameters = 100000000, .repeats = 3 };
+        static struct bench b = { .parameters = 100000000, .repeats = 5 };
         const char *output = "table", *peer = BENCH_SOURCE_DIR "/peers/torch_save.py", *in = "/tmp";
         _cleanup_free_ char *dir = NULL;
         struct error e = { 0 };

@@ -103,7 +103,7 @@ static int write_shard(struct checkpoint_write *w, const struct digest *want, st
 
 static void *write_thread(void *arg) {
         struct checkpoint_write *w = arg;
-        struct digest want, got = { 0, 0 };
+        struct digest want = { 0, 0 }, got = { 0, 0 };
         struct error e = { 0 };
         int r = w->order.ready ? w->order.ready(w->order.arg, &want, &e) : 0;
 
