@@ -185,6 +185,8 @@ static void take_up(struct controller *c, struct job *j) {
                         d->incarnation = r->incarnation;
                 }
         }
+        if (j->rec == REC_FENCE)
+                replicas_resume(c, j);
         if (j->rec == REC_FENCE || j->rec == REC_RESTORE)
                 j->rec_deadline = core_now(c) + NSEC_PER_SEC;
         if (!j->start_is_new && j->rec != REC_WATCH) {

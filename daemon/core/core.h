@@ -180,7 +180,7 @@ struct job {
         size_t n_generations;
         struct node **inventory_wait;
         size_t n_inventory_wait;
-        uint64_t bad_generation_step; /* 0: none; a rank could not load replicas of this step, and no step was gained since: older ones only */
+        uint64_t bad_generation_step, bad_generation_epoch; /* 0: none; a rank could not load replicas of this step, and no step was gained since: older ones only, or those written since */
         uint8_t mesh_key[32];
         bool have_mesh_key;
         uint8_t replica_key[32];
@@ -415,7 +415,9 @@ int replicas_message(const struct controller *c, const struct job *j, struct rep
 void replicas_message_free(struct replica_message *m);
 bool replicas_on_node(const struct job *j, const struct node *n);
 void replicas_released(const struct job *j, struct node *n);
+void replicas_resume(struct controller *c, struct job *j); /* an earlier life waited for what holders have */
 void replicas_free(struct job *j);
+void replicas_load(struct controller *c, struct job *j, char *const *names, size_t n); /* as the store has it */
 void replicas_begin(struct controller *c, struct job *j); /* of an epoch: key, holders; told to the nodes that get no RankPlan */
 void replicas_hello(struct controller *c, struct node *n, const Fp8ctl__V1__WorkerHello *m, bool moved /* its endpoint */);
 void replicas_node_lost(struct controller *c, struct node *n);

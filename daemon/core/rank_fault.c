@@ -62,6 +62,7 @@ static void roll_back(struct controller *c, struct job *j, const Fp8ctl__V1__Ran
 static void load_failed(struct controller *c, struct job *j, const char *text) {
         if (j->load.kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA) {
                 j->bad_generation_step = j->load.step;
+                j->bad_generation_epoch = j->load.generation_epoch;
         } else if (j->load.kind == FP8CTL__V1__LOAD_SOURCE__KIND__CHECKPOINT) {
                 bool known = false;
 

@@ -133,10 +133,11 @@ void record_put_job(struct controller *c, struct job *j) {
         _cleanup_free_ Fp8ctl__V1__Checkpoint *ks = calloc(j->n_checkpoints + 1, sizeof(*ks));
         _cleanup_free_ Fp8ctl__V1__CheckpointRecord *rs = calloc(j->n_checkpoints + 1, sizeof(*rs));
         _cleanup_free_ Fp8ctl__V1__CheckpointRecord **ps = calloc(j->n_checkpoints + 1, sizeof(*ps));
+        _cleanup_free_ char **holders = calloc((size_t)j->world + 1, sizeof(*holders));
         struct job_message m;
         char key[STORE_KEY_MAX];
 
-        if (!ks || !rs || !ps || job_message_fill(c, j, true, &m) < 0) {
+        if (!ks || !rs || !ps || !holders || job_message_fill(c, j, true, &m) < 0) {
                 c->failed = true;
                 snprintf(c->failed_why, sizeof(c->failed_why), "no memory to store job %" PRIu64, j->id);
                 return;
@@ -168,6 +169,10 @@ void record_put_job(struct controller *c, struct job *j) {
         rec.stop_reason = j->stop_reason;
         rec.replan_step = j->replan_step;
         rec.first_run_unix_ms = j->first_run_ms;
+        for (int i = 0; j->holders && i < j->world; i++)
+                holders[i] = j->holders[i] ? j->holders[i]->name : (char *)"";
+        rec.holders = holders;
+        rec.n_holders = j->holders ? (size_t)j->world : 0;
         snprintf(key, sizeof(key), "job/%" PRIu64, j->id);
         put_message(c, key, &rec.base);
         job_message_free(&m);
@@ -273,6 +278,7 @@ static int load_job(struct controller *c, const void *value, size_t len, struct 
         j->next_attempt = rec->next_attempt;
         j->min_replica_epoch = rec->min_replica_epoch;
         j->skip_from_step = rec->skip_from_step;
+        replicas_load(c, j, rec->holders, rec->n_holders);
         j->skip_to_step = rec->skip_to_step;
         j->stop_kind = rec->stop_kind <= STOP_REQUEUE ? (int)rec->stop_kind : STOP_NONE;
         core_text(j->stop_reason, sizeof(j->stop_reason), rec->stop_reason);

@@ -37,6 +37,17 @@ static void note_held(struct node *n, uint64_t job) {
         n->held[n->n_held++] = job;
 }
 
+void replicas_load(struct controller *c, struct job *j, char *const *names, size_t n) {
+        if (n != (size_t)j->world || j->holders)
+                return;
+        j->holders = calloc(n, sizeof(struct node *));
+        for (size_t i = 0; j->holders && i < n; i++) {
+                j->holders[i] = names[i][0] ? node_get_or_add(c, names[i]) : NULL;
+                if (j->holders[i])
+                        note_held(j->holders[i], j->id);
+        }
+}
+
 void replicas_released(const struct job *j, struct node *n) {
         for (size_t i = 0; i < n->n_held; i++)
                 if (n->held[i] == j->id)
@@ -91,6 +102,7 @@ static bool choose_holders(struct controller *c, struct job *j) {
                         event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "replicas_held", "every rank has a second copy in another node's memory again");
         }
         j->without_holder = without;
+        j->dirty = j->dirty || changed;
         return changed;
 }
 
@@ -195,6 +207,13 @@ static void begin_again(struct controller *c, struct job *j) {
         j->have_replicas = true;
         choose_holders(c, j);
         send_plan(c, j, NULL, true);
+}
+
+/* Nodes with ranks of the job are waited for anyway; their hello asks them. */
+void replicas_resume(struct controller *c, struct job *j) {
+        for (size_t i = 0; i < c->n_nodes; i++)
+                if (!job_on_node(j, c->nodes[i]) && replicas_on_node(j, c->nodes[i]) && c->nodes[i]->state != NODE_LOST)
+                        order_inventory(c, j, c->nodes[i]);
 }
 
 /* ------------------------------------------------------------------ nodes come and go */

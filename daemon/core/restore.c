@@ -38,7 +38,7 @@ static const struct generation *newest_generation(const struct job *j) {
         for (size_t i = 0; seen && i < j->n_generations; i++) {
                 const struct generation *g = &j->generations[i];
 
-                if (g->rank != 0 || g->epoch < j->min_replica_epoch || (j->bad_generation_step && g->step >= j->bad_generation_step))
+                if (g->rank != 0 || g->epoch < j->min_replica_epoch || (j->bad_generation_step && g->step >= j->bad_generation_step && g->epoch <= j->bad_generation_epoch))
                         continue;
                 if (best && (g->step < best->step || (g->step == best->step && g->epoch <= best->epoch)))
                         continue;

@@ -60,6 +60,7 @@ struct stream {
 struct replica {
         uint64_t job, step, epoch;
         uint32_t rank;
+        bool held; /* for a rank of another node */
 };
 
 /* What a rank said of its shard of a save; its worker keeps it until it is answered. */
@@ -81,6 +82,10 @@ struct proc {
         uint64_t written; /* when what it writes now will be */
         struct word words[SIM_WORDS_MAX];
         size_t n_words;
+        /* second copies (replicas.c) */
+        int holder;
+        uint64_t kept, sending, sending_epoch, replica_key;
+        bool sent, missed;
 };
 
 struct snode {
@@ -89,6 +94,7 @@ struct snode {
         uint64_t life, stream, lease_until, lease_number, lease_ttl;
         struct proc procs[SIM_RANKS_MAX];
         struct replica replicas[SIM_REPLICAS_MAX];
+        uint64_t told[16], told_key[16] /* 0: no plan of that epoch is known */, listed[16]; /* by job: epochs */
 };
 
 struct sim {
@@ -109,6 +115,8 @@ struct sim {
         uint64_t plan_epoch[16], plan_key[16]; /* the newest plan seen, by job */
         uint32_t devices_free, devices_total;  /* of the last StatusReply */
         uint64_t status_request;
+        uint64_t covered[16], covered_losses[16]; /* by job: the newest step that all ranks delivered, and nodes lost since */
+        uint64_t from_peers;
         uint64_t stepped_epoch[16], jobs[16], best[16];
         bool cancelled[16];
         int job_state[16];
@@ -150,6 +158,19 @@ void save_forget(struct sim *s, int node); /* the worker process starts anew, it
 void save_note_calm(struct sim *s, uint64_t job, uint64_t epoch, uint64_t step);
 void save_check_removal(struct sim *s, const char *path);
 void save_check_kept(struct sim *s, uint64_t job);
+
+/* replicas.c */
+struct replica *replica_find(struct sim *s, int node, uint64_t job, uint32_t rank, uint64_t step, uint64_t epoch, bool held);
+void replica_put(struct sim *s, int node, const struct replica *what, uint64_t keep_a, uint64_t keep_b);
+void replica_agreed(struct sim *s, struct proc *const *p, const int *node, int n); /* all ranks of an epoch, before their snapshot of the next step */
+void replica_begin_epoch(struct proc *p, const Fp8ctl__V1__RankPlan *m);
+void replica_send(struct sim *s, int node, struct proc *p);
+bool replica_fetch(struct sim *s, int node, struct proc *p, const Fp8ctl__V1__RankPlan *m); /* false: no source has it any more */
+void replica_plan_told(struct sim *s, int node, const Fp8ctl__V1__ReplicaPlan *m, bool alone);
+void replica_fenced(struct sim *s, int node, uint64_t job, uint64_t epoch);
+void replica_forget_told(struct sim *s, int node);
+void replica_check_plan(struct sim *s, const Fp8ctl__V1__RankPlan *m);
+void replica_uncover(struct sim *s, uint64_t job); /* 0: all: copies may be gone, or are not wanted */
 
 /* worker.c */
 void worker_send(struct sim *s, int node, Fp8ctl__V1__WorkerMessage *m);

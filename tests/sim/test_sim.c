@@ -124,6 +124,7 @@ static void inject(struct sim *s, struct ev *e) {
         } else {
                 sim_say(s, "the worker process of %s starts anew", s->nodes[node].name);
                 save_forget(s, node);
+                replica_forget_told(s, node);
                 if (s->nodes[node].stream)
                         sim_break_stream(s, s->nodes[node].stream);
         }
@@ -255,6 +256,7 @@ static int run(uint64_t seed, bool verbose, bool faults, struct sim *total) {
         total->losses += s.losses;
         total->commits += s.commits;
         total->recoveries += s.recoveries;
+        total->from_peers += s.from_peers;
         failures = s.failures;
         sim_free(&s);
         return failures;
@@ -282,7 +284,7 @@ int main(int argc, char **argv) {
                 if (run(seed + i, verbose, true, &total) != 0)
                         bad++;
         printf("%" PRIu64 " seeds, %" PRIu64 " failed; %" PRIu64 " kills, %" PRIu64 " node losses, %" PRIu64 " broken streams, %" PRIu64 " controller deaths, %" PRIu64 " recoveries, %" PRIu64
-               " commits\n",
-               seeds, bad, total.kills, total.losses, total.drops, total.crashes, total.recoveries, total.commits);
+               " commits, %" PRIu64 " slices from peers\n",
+               seeds, bad, total.kills, total.losses, total.drops, total.crashes, total.recoveries, total.commits, total.from_peers);
         return bad ? 1 : 0;
 }

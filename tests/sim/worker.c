@@ -43,31 +43,8 @@ struct ev *worker_proc_after(struct sim *s, int node, struct proc *p, uint64_t n
 }
 
 /* ------------------------------------------------------------------ replica memory */
-static struct replica *replica_find(struct sim *s, int node, uint64_t job, uint32_t rank, uint64_t step, uint64_t epoch) {
-        for (int i = 0; i < SIM_REPLICAS_MAX; i++) {
-                struct replica *r = &s->nodes[node].replicas[i];
-
-                if (r->job == job && r->rank == rank && r->step == step && r->epoch == epoch)
-                        return r;
-        }
-        return NULL;
-}
-
 static void snapshot(struct sim *s, int node, const struct proc *p) {
-        struct replica *mine[2] = { NULL, NULL }, *empty = NULL, *at;
-        int n = 0;
-
-        for (int i = 0; i < SIM_REPLICAS_MAX; i++) {
-                struct replica *r = &s->nodes[node].replicas[i];
-
-                if (r->job == p->job && r->rank == p->rank && n < 2)
-                        mine[n++] = r;
-                else if (!r->job && !empty)
-                        empty = r;
-        }
-        at = n < 2 ? empty : mine[0]->epoch < mine[1]->epoch || (mine[0]->epoch == mine[1]->epoch && mine[0]->step < mine[1]->step) ? mine[0] : mine[1];
-        if (at)
-                *at = (struct replica){ .job = p->job, .rank = p->rank, .step = p->step, .epoch = p->epoch };
+        replica_put(s, node, &(struct replica){ .job = p->job, .rank = p->rank, .step = p->step, .epoch = p->epoch }, p->kept, p->sending);
 }
 
 /* ------------------------------------------------------------------ deaths */
@@ -207,6 +184,8 @@ static void fault(struct sim *s, int node, struct proc *p, int kind, const char 
 void worker_fault(struct sim *s, int node, struct proc *p, int kind) {
         if (p->dead || p->phase != RUNNING)
                 return;
+        if (kind == FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_ROLLBACK)
+                replica_uncover(s, p->job);
         fault(s, node, p, kind, "injected");
 }
 
@@ -290,6 +269,8 @@ static void step(struct sim *s, struct ev *e) {
                 sim_fail(s, "job %" PRIu64 " steps in epoch %" PRIu64 " after %" PRIu64, e->a, e->b, s->stepped_epoch[e->a % 16]);
         s->stepped_epoch[e->a % 16] = e->b;
         save_note_calm(s, e->a, e->b, g.p[0]->step);
+        if (g.p[0]->step < (uint64_t)s->steps)
+                replica_agreed(s, g.p, g.node, g.n);
         /* Between the parameter all-gather of some ranks and others: a part of them has the step. */
         partial = s->rank_faults && sim_chance(s, 1);
         for (int i = 0; i < g.n; i++) {
@@ -337,6 +318,7 @@ static void loaded(struct sim *s, struct ev *e) {
         if (!p || p->dead || p->faulted || !p->planned || p->epoch != e->d)
                 return;
         if (s->rank_faults && p->step > 0 && sim_chance(s, 1)) {
+                replica_uncover(s, p->job);
                 fault(s, (int)e->a, p, FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED, "a digest does not match");
                 return;
         }
@@ -392,6 +374,7 @@ static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
                 s->plan_epoch[m->job_id % 16] = m->epoch;
                 s->plan_key[m->job_id % 16] = key;
         }
+        replica_check_plan(s, m);
         for (int i = 0; i < SIM_RANKS_MAX; i++) {
                 struct proc *p = &n->procs[i];
 
@@ -401,9 +384,13 @@ static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
                         continue;
                 p->planned = true;
                 p->phase = LOADING;
-                if (m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA && !replica_find(s, node, p->job, p->rank, m->load->step, m->load->generation_epoch))
-                        sim_fail(s, "%s: job %" PRIu64 " rank %u is told to load step %" PRIu64 " of epoch %" PRIu64 " from replica memory that does not hold it", n->name, p->job, p->rank,
-                                 m->load->step, m->load->generation_epoch);
+                if (m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA && !replica_fetch(s, node, p, m)) {
+                        replica_uncover(s, p->job);
+                        fault(s, node, p, FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED, "its source is gone");
+                        continue;
+                }
+                replica_begin_epoch(p, m);
+                replica_send(s, node, p);
                 if (m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__CHECKPOINT) {
                         char name[80];
 
@@ -424,6 +411,8 @@ static void on_inventory(struct sim *s, int node, const Fp8ctl__V1__InventoryReq
         Fp8ctl__V1__Inventory x = FP8CTL__V1__INVENTORY__INIT;
         Fp8ctl__V1__Generation list[SIM_REPLICAS_MAX], *ptrs[SIM_REPLICAS_MAX];
 
+        replica_fenced(s, node, m->job_id, m->epoch);
+        s->nodes[node].listed[m->job_id % 16] = m->epoch;
         x.job_id = m->job_id;
         x.epoch = m->epoch;
         for (int i = 0; i < SIM_REPLICAS_MAX; i++) {
@@ -437,6 +426,7 @@ static void on_inventory(struct sim *s, int node, const Fp8ctl__V1__InventoryReq
                 g->step = r->step;
                 g->epoch = r->epoch;
                 g->shard_count = (uint32_t)s->world;
+                g->held = r->held;
                 g->layout = (char *)"tp2.pp1.dp2/sim";
                 ptrs[x.n_generations++] = g;
         }
@@ -497,7 +487,8 @@ static void hello(struct sim *s, int node, uint64_t stream) {
         Fp8ctl__V1__NodeDevice dev[SIM_DEVICES], *devs[SIM_DEVICES];
         Fp8ctl__V1__RankStatus list[SIM_RANKS_MAX], *ptrs[SIM_RANKS_MAX];
         Fp8ctl__V1__RankExited exited[SIM_RANKS_MAX];
-        char endpoints[SIM_RANKS_MAX][64];
+        char endpoints[SIM_RANKS_MAX][64], replica_endpoint[64];
+        uint64_t held[SIM_REPLICAS_MAX];
 
         for (uint32_t i = 0; i < SIM_DEVICES; i++) {
                 fp8ctl__v1__node_device__init(&dev[i]);
@@ -508,6 +499,13 @@ static void hello(struct sim *s, int node, uint64_t stream) {
         nd.name = n->name;
         nd.devices = devs;
         nd.n_devices = SIM_DEVICES;
+        snprintf(replica_endpoint, sizeof(replica_endpoint), "tcp:%s:%" PRIu64, n->name, n->life);
+        nd.replica_endpoint = replica_endpoint;
+        nd.rack = (char *)(node < 2 ? "x" : node < 4 ? "y" : "");
+        for (int i = 0; i < SIM_REPLICAS_MAX; i++)
+                if (n->replicas[i].held)
+                        held[h.n_held_jobs++] = n->replicas[i].job; /* doubles are allowed */
+        h.held_jobs = held;
         for (int i = 0; i < SIM_RANKS_MAX; i++) {
                 struct proc *p = &n->procs[i];
                 Fp8ctl__V1__RankStatus *st = &list[h.n_ranks];
@@ -611,6 +609,7 @@ void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_START_RANKS: on_start(s, node, m->start_ranks); break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_KILL_RANKS: kill_some(s, node, m->kill_ranks); break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_ABORT_EPOCH:
+                replica_fenced(s, node, m->abort_epoch->job_id, m->abort_epoch->epoch);
                 for (int i = 0; i < SIM_RANKS_MAX; i++) {
                         struct proc *p = &n->procs[i];
 
@@ -622,7 +621,11 @@ void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage
                                 worker_proc_after(s, node, p, MS / 2 + sim_random(s, 5 * MS), parked)->d = m->abort_epoch->epoch;
                 }
                 break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RANK_PLAN: on_plan(s, node, m->rank_plan); break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RANK_PLAN:
+                on_plan(s, node, m->rank_plan);
+                replica_plan_told(s, node, m->rank_plan->replicas, false);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_REPLICA_PLAN: replica_plan_told(s, node, m->replica_plan, true); break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_INVENTORY_REQUEST: on_inventory(s, node, m->inventory_request); break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_NOW:
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_STOP_RANKS:
@@ -647,6 +650,7 @@ void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage
                 for (int i = 0; i < SIM_REPLICAS_MAX; i++)
                         if (n->replicas[i].job == m->release_job->job_id)
                                 n->replicas[i] = (struct replica){ 0 };
+                replica_uncover(s, m->release_job->job_id);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_PREFLIGHT_REQUEST: {
                 Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
@@ -693,6 +697,10 @@ void worker_power_off(struct sim *s, int node) {
         n->lease_until = n->lease_number = 0;
         memset(n->procs, 0, sizeof(n->procs));
         memset(n->replicas, 0, sizeof(n->replicas));
+        memset(n->listed, 0, sizeof(n->listed));
+        replica_forget_told(s, node);
+        for (int i = 0; i < 16; i++)
+                s->covered_losses[i]++;
 }
 
 void worker_leave(struct sim *s, int node) {

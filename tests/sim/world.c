@@ -386,6 +386,8 @@ static void io_wake(void *arg, uint64_t mono) {
 static void io_log(void *arg, int level, const char *text) {
         struct sim *s = arg;
 
+        if (strstr(text, "inventory_late"))
+                replica_uncover(s, 0);
         if (strstr(text, "recovery_started"))
                 s->recoveries++;
         if (level < 7)

@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Replica memory as ranks and holders keep it: a rank's own four slots, a holder's two, transfers that take their time, are lost, and are refused by a holder that
+ * was told another epoch; and what must hold: while at most one node was lost since all ranks delivered a step, no recovery goes back behind it.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/sim/sim.h"
+
+struct replica *replica_find(struct sim *s, int node, uint64_t job, uint32_t rank, uint64_t step, uint64_t epoch, bool held) {
+        for (int i = 0; i < SIM_REPLICAS_MAX; i++) {
+                struct replica *r = &s->nodes[node].replicas[i];
+
+                if (r->job == job && r->rank == rank && r->step == step && r->epoch == epoch && r->held == held)
+                        return r;
+        }
+        return NULL;
+}
+
+/* As replica_begin and replica_commit: later ones are dropped, the oldest that is not kept makes room. */
+void replica_put(struct sim *s, int node, const struct replica *what, uint64_t keep_a, uint64_t keep_b) {
+        struct replica *oldest = NULL, *empty = NULL;
+        int n = 0;
+
+        for (int i = 0; i < SIM_REPLICAS_MAX; i++) {
+                struct replica *r = &s->nodes[node].replicas[i];
+
+                if (r->job == what->job && r->rank == what->rank && r->held == what->held) {
+                        if (r->step >= what->step) {
+                                *r = (struct replica){ 0 };
+                        } else {
+                                n++;
+                                if (r->step != keep_a && r->step != keep_b && (!oldest || r->step < oldest->step))
+                                        oldest = r;
+                        }
+                }
+                if (!r->job && !empty)
+                        empty = r;
+        }
+        if (n >= (what->held ? 2 : 4))
+                empty = oldest;
+        if (!empty)
+                sim_fail(s, "%s: no room for step %" PRIu64 " of job %" PRIu64 " rank %u", s->nodes[node].name, what->step, what->job, what->rank);
+        else
+                *empty = *what;
+}
+
+/* ------------------------------------------------------------------ transfers */
+static void arrives(struct sim *s, struct ev *e) {
+        struct proc *p = worker_proc_of(s, e);
+        struct snode *h;
+
+        if (!p || p->dead || p->sending != e->d || p->sent || p->missed)
+                return;
+        if (p->holder < 0 || (s->faults && sim_chance(s, 3))) {
+                p->missed = true;
+                return;
+        }
+        h = &s->nodes[p->holder];
+        if (!h->up || h->told[p->job % 16] != p->epoch || h->told_key[p->job % 16] != p->replica_key) {
+                p->missed = true;
+                return;
+        }
+        if (p->epoch < h->told[p->job % 16])
+                sim_fail(s, "%s takes a snapshot of epoch %" PRIu64 " after it was told %" PRIu64, h->name, p->epoch, h->told[p->job % 16]);
+        if (!replica_find(s, p->holder, p->job, p->rank, p->sending, p->sending_epoch, true))
+                replica_put(s, p->holder, &(struct replica){ .job = p->job, .rank = p->rank, .step = p->sending, .epoch = p->sending_epoch, .held = true },
+                            p->kept < p->sending ? p->kept : 0, 0);
+        p->sent = true;
+}
+
+void replica_send(struct sim *s, int node, struct proc *p) {
+        p->sent = p->missed = false;
+        if (p->sending)
+                worker_proc_after(s, node, p, sim_random(s, sim_chance(s, 10) ? 200 * MS : 20 * MS), arrives)->d = p->sending;
+}
+
+void replica_agreed(struct sim *s, struct proc *const *p, const int *node, int n) {
+        bool busy = false, missing = false;
+
+        for (int i = 0; i < n; i++) {
+                busy = busy || (p[i]->sending && !p[i]->sent && !p[i]->missed);
+                missing = missing || p[i]->missed;
+                if (p[i]->sending != p[0]->sending || p[i]->kept != p[0]->kept)
+                        sim_fail(s, "job %" PRIu64 ": ranks %u and %u keep steps %" PRIu64 " and %" PRIu64 ", send %" PRIu64 " and %" PRIu64, p[0]->job, p[0]->rank, p[i]->rank, p[0]->kept,
+                                 p[i]->kept, p[0]->sending, p[i]->sending);
+        }
+        if (busy)
+                return;
+        for (int i = 0; i < n; i++) {
+                if (p[i]->sending && !missing) {
+                        p[i]->kept = p[i]->sending;
+                        s->covered[p[i]->job % 16] = p[i]->sending;
+                        s->covered_losses[p[i]->job % 16] = 0;
+                }
+                p[i]->sending = p[i]->step + 1;
+                p[i]->sending_epoch = p[i]->epoch;
+                replica_send(s, node[i], p[i]);
+        }
+}
+
+/* ------------------------------------------------------------------ plans */
+static int node_named(struct sim *s, const char *name) {
+        for (int i = 0; i < SIM_NODES; i++)
+                if (strcmp(s->nodes[i].name, name) == 0)
+                        return i;
+        return -1;
+}
+
+static uint64_t key_of(const Fp8ctl__V1__ReplicaPlan *m) {
+        uint64_t key = 0;
+
+        memcpy(&key, m->key.data, m->key.len < sizeof(key) ? m->key.len : sizeof(key));
+        return key | 1;
+}
+
+static void take_holder(struct sim *s, struct proc *p, const Fp8ctl__V1__ReplicaPlan *m) {
+        int32_t at = p->rank < m->n_holders ? m->holders[p->rank] : -1;
+
+        p->holder = at >= 0 && (size_t)at < m->n_nodes ? node_named(s, m->nodes[at]->name) : -1;
+        p->replica_key = key_of(m);
+}
+
+void replica_begin_epoch(struct proc *p, const Fp8ctl__V1__RankPlan *m) {
+        bool base = m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA;
+
+        p->kept = p->sending = base ? m->load->step : 0;
+        p->sending_epoch = base ? m->load->generation_epoch : 0;
+}
+
+void replica_plan_told(struct sim *s, int node, const Fp8ctl__V1__ReplicaPlan *m, bool alone) {
+        struct snode *n = &s->nodes[node];
+
+        if (m->epoch < n->told[m->job_id % 16]) /* streams keep the order: an old plan would be a controller's mistake */
+                sim_fail(s, "%s: a plan for replicas of epoch %" PRIu64 " after epoch %" PRIu64, n->name, m->epoch, n->told[m->job_id % 16]);
+        n->told[m->job_id % 16] = m->epoch;
+        n->told_key[m->job_id % 16] = key_of(m);
+        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+                struct proc *p = &n->procs[i];
+
+                if (!p->used || p->dead || p->job != m->job_id || p->epoch != m->epoch || !p->planned || p->rank >= m->n_incarnations || m->incarnations[p->rank] != p->incarnation)
+                        continue;
+                take_holder(s, p, m);
+                if (p->holder == node)
+                        sim_fail(s, "%s: job %" PRIu64 " rank %u has its second copy on its own node", n->name, p->job, p->rank);
+                if (alone && p->sending && !p->missed)
+                        replica_send(s, node, p);
+        }
+}
+
+void replica_fenced(struct sim *s, int node, uint64_t job, uint64_t epoch) {
+        struct snode *n = &s->nodes[node];
+
+        if (epoch > n->told[job % 16]) {
+                n->told[job % 16] = epoch;
+                n->told_key[job % 16] = 0;
+        }
+}
+
+void replica_forget_told(struct sim *s, int node) {
+        memset(s->nodes[node].told, 0, sizeof(s->nodes[node].told));
+        memset(s->nodes[node].told_key, 0, sizeof(s->nodes[node].told_key));
+}
+
+/* ------------------------------------------------------------------ back */
+bool replica_fetch(struct sim *s, int node, struct proc *p, const Fp8ctl__V1__RankPlan *m) {
+        const Fp8ctl__V1__LoadSource *l = m->load;
+        bool named = false;
+
+        if (replica_find(s, node, p->job, p->rank, l->step, l->generation_epoch, false))
+                return true;
+        for (size_t i = 0; i < l->n_sources; i++) {
+                int from = l->sources[i]->rank == p->rank && l->sources[i]->node < m->replicas->n_nodes ? node_named(s, m->replicas->nodes[l->sources[i]->node]->name) : -1;
+
+                named = named || from >= 0;
+                if (from < 0 || !s->nodes[from].up)
+                        continue;
+                if (replica_find(s, from, p->job, p->rank, l->step, l->generation_epoch, true)) {
+                        replica_put(s, node, &(struct replica){ .job = p->job, .rank = p->rank, .step = l->step, .epoch = l->generation_epoch }, 0, 0);
+                        s->from_peers++;
+                        return true;
+                }
+                if (s->nodes[from].listed[p->job % 16] == m->epoch)
+                        sim_fail(s, "%s: job %" PRIu64 " rank %u: step %" PRIu64 " was listed for epoch %" PRIu64 " and is gone", s->nodes[from].name, p->job, p->rank, l->step, m->epoch);
+        }
+        if (!named)
+                sim_fail(s, "%s: job %" PRIu64 " rank %u is told to load step %" PRIu64 " of epoch %" PRIu64 " from replica memory that does not hold it", s->nodes[node].name, p->job, p->rank,
+                         l->step, l->generation_epoch);
+        return false;
+}
+
+void replica_check_plan(struct sim *s, const Fp8ctl__V1__RankPlan *m) {
+        uint64_t job = m->job_id % 16;
+
+        if (s->covered[job] && s->covered_losses[job] <= 1 && m->load->step < s->covered[job])
+                sim_fail(s, "job %" PRIu64 " epoch %" PRIu64 ": goes back to step %" PRIu64 ", expected at least %" PRIu64 ": all ranks have second copies of it, and %" PRIu64 " node was lost since",
+                         m->job_id, m->epoch, m->load->step, s->covered[job], s->covered_losses[job]);
+}
+
+void replica_uncover(struct sim *s, uint64_t job) {
+        for (uint64_t i = 0; i < 16; i++)
+                if (!job || i == job % 16)
+                        s->covered[i] = 0;
+}
