@@ -142,7 +142,7 @@ const struct job_key job_keys[] = {
         { "checkpoint.stall_timeout_ms", INTS(100, 86400000), .offset = AT(checkpoint.stall_timeout_ms), .def = "60000",
           .doc = "A write without progress for so long is told as stalled storage; training goes on, and its end does not wait for it any longer." },
         { "checkpoint.replica_every", INTS(1, 1000000), .offset = AT(checkpoint.replica_every), .def = "1",
-          .doc = "Steps between snapshots into replica memory, from which a job resumes after a lost rank." },
+          .doc = "Steps between snapshots into replica memory, from which a job resumes after a lost rank; each is also sent to another node's memory, for the loss of a whole node, unless an earlier one is still on its way." },
         { "checkpoint.at_end", KEY_BOOL, AT(checkpoint.at_end), .def = "true", .doc = "Whether the last step is saved." },
 
         { "recovery.max_restarts", INTS(-1, 1000000), .offset = AT(recovery.max_restarts), .def = "-1", .doc = "Recoveries allowed in all; -1: any number." },
