@@ -112,7 +112,7 @@ struct dev;
 
 /* One device of a process. act: DT_BF16 for all recipes but fp32 (DT_F32). */
 struct dev_config {
-        const char *kind;       /* as dev_ops_find knows it: "cpu" */
+        const char *kind;       /* as dev_ops_load knows it: "cpu", "cuda" */
         int index;              /* device number on the node */
         int threads;            /* CPU: BLAS threads, default 1 (part of the numeric fingerprint) */
         enum dtype act;         /* activations' carrier */
@@ -222,8 +222,13 @@ struct dev_ops {
 
 #define DEV_VERSION 2
 
-/* The backend of that kind, every slot filled (missing ones return -EOPNOTSUPP); NULL: unknown. */
+/* The built-in backend of that kind, every slot filled (missing ones return -EOPNOTSUPP); NULL: unknown. */
 const struct dev_ops *dev_ops_find(const char *kind);
+/* The same, and where it is not built in, libfp8-KIND.so is loaded (dev_plugin.c), once a process. -ENODEV: there is none. */
+int dev_ops_load(const char *kind, const struct dev_ops **ret, struct error *e);
+/* What such a library exports: its table. */
+#define DEV_PLUGIN_SYMBOL "fp8_device_plugin"
+const struct dev_ops *fp8_device_plugin(void);
 /* Fills the slots that are NULL, or that lie beyond the size the backend was built with, with ones that return -EOPNOTSUPP. */
 void dev_ops_complete(struct dev_ops *ops);
 extern const struct dev_ops dev_ops_cpu;

@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The three products of recipe `block` as launches: which part of which operand, tensor maps for the copy engine, the tile. */
+/*
+ * The three products: recipe `block` by our kernels (which part of which operand, tensor maps for the copy engine, the tile), the others by cuBLASLt.
+ */
 #include <cuda.h>
 #include <cudaTypedefs.h>
 #include <errno.h>
 #include <limits.h>
 #include <pthread.h>
 
+#include "kernels/cuda/blas.h"
 #include "kernels/cuda/hopper.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/plan.h"
 
 /* The driver's function, found through the run-time library: the backend does not link with libcuda. */
@@ -98,36 +102,105 @@ static bool is(const struct qtensor *t, enum qscaling scaling) {
         return t->scaling == scaling && t->dtype == DT_E4M3;
 }
 
+static bool is_carrier(enum dtype t) {
+        return t == DT_BF16 || t == DT_F32;
+}
+
+/* Which operands go together: neither quantised, one scale each, or 1x128 with `b_block`. */
+enum pairing { PAIR_PLAIN, PAIR_TENSOR, PAIR_BLOCK, PAIR_NONE };
+
+static enum pairing pair(const struct qtensor *a, const struct qtensor *b, enum qscaling b_block) {
+        const bool one_a = a->scaling == Q_TENSOR || a->scaling == Q_DELAYED, one_b = b->scaling == Q_TENSOR || b->scaling == Q_DELAYED;
+
+        if (a->scaling == Q_NONE && b->scaling == Q_NONE && is_carrier(a->dtype) && a->dtype == b->dtype)
+                return PAIR_PLAIN;
+        if (one_a && one_b)
+                return PAIR_TENSOR;
+        return is(a, Q_1X128) && is(b, b_block) ? PAIR_BLOCK : PAIR_NONE;
+}
+
+/* Rows of both with the contraction contiguous, which is all that FP8 has: d[M,N] (+)= a[M,K] b[N,K]^T; cuBLASLt counts by columns, so its first operand is b. */
+static int tensor_product(const struct qtensor *a, bool a_col, const struct qtensor *b, bool b_col, void *d, enum dtype dt, int beta, struct dev_stream *s) {
+        const int64_t M = a_col ? a->cols : a->rows, N = b_col ? b->cols : b->rows, K = a_col ? a->rows : a->cols;
+        const struct blas_call c = {
+                .ta = true, .m = N, .n = M, .k = K, .lda = K, .ldb = K, .ldd = N, .at = b->dtype, .bt = a->dtype, .dt = dt, .a = b_col ? b->col : b->row, .b = a_col ? a->col : a->row,
+                .d = d, .a_scale = b_col ? b->col_scale : b->row_scale, .b_scale = a_col ? a->col_scale : a->row_scale, .beta = beta,
+        };
+
+        return c.a && c.b && c.a_scale && c.b_scale ? cuda_blas(&c, s) : -EINVAL;
+}
+
 int cuda_gemm_fprop(const struct qtensor *x, const struct qtensor *w, void *y, enum dtype yt, struct dev_stream *s) {
         const struct operand a = { x->row, x->row_scale, x->rows }, b = { w->row, w->row_scale, w->rows };
+        const struct blas_call plain = {
+                .ta = true, .m = w->rows, .n = x->rows, .k = x->cols, .lda = x->cols, .ldb = x->cols, .ldd = w->rows, .at = w->dtype, .bt = x->dtype, .dt = yt, .a = w->row, .b = x->row, .d = y,
+        };
 
-        if (!is(x, Q_1X128) || !is(w, Q_128X128))
-                return -EOPNOTSUPP;
-        if (x->cols != w->cols || (yt != DT_BF16 && yt != DT_F32))
+        if (x->cols != w->cols || !is_carrier(yt) || !x->row || !w->row)
                 return -EINVAL;
-        return product(&a, &b, true, x->cols, y, yt == DT_BF16 ? GEMM_BF16 : GEMM_F32, s);
+        switch (pair(x, w, Q_128X128)) {
+        case PAIR_PLAIN:
+                return cuda_blas(&plain, s);
+        case PAIR_TENSOR:
+                return tensor_product(x, false, w, false, y, yt, 0, s);
+        case PAIR_BLOCK:
+                return product(&a, &b, true, x->cols, y, yt == DT_BF16 ? GEMM_BF16 : GEMM_F32, s);
+        case PAIR_NONE:
+                break;
+        }
+        return -EINVAL;
+}
+
+/* The product alone, into dx or sum. */
+static int dgrad_into(const struct qtensor *dy, const struct qtensor *w, void *d, enum dtype dt, int beta, struct dev_stream *s) {
+        const struct operand a = { dy->row, dy->row_scale, dy->rows }, b = { w->col, w->col_scale, w->cols };
+        const struct blas_call plain = {
+                .m = w->cols, .n = dy->rows, .k = dy->cols, .lda = w->cols, .ldb = dy->cols, .ldd = w->cols, .at = w->dtype, .bt = dy->dtype, .dt = dt, .a = w->row, .b = dy->row, .d = d,
+                .beta = beta,
+        };
+
+        switch (pair(dy, w, Q_128X128)) {
+        case PAIR_PLAIN:
+                return w->row ? cuda_blas(&plain, s) : -EINVAL;
+        case PAIR_TENSOR:
+                return tensor_product(dy, false, w, true, d, dt, beta, s);
+        case PAIR_BLOCK:
+                return product(&a, &b, true, dy->cols, d, beta ? GEMM_F32_ADD : dt == DT_BF16 ? GEMM_BF16 : GEMM_F32, s);
+        case PAIR_NONE:
+                break;
+        }
+        return -EINVAL;
 }
 
 int cuda_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, dev_real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s) {
-        const struct operand a = { dy->row, dy->row_scale, dy->rows }, b = { w->col, w->col_scale, w->cols };
+        int r;
 
-        if (!is(dy, Q_1X128) || !is(w, Q_128X128))
-                return -EOPNOTSUPP;
-        if (dy->cols != w->rows || (beta != 0 && beta != 1) || (dx && xt != DT_BF16 && xt != DT_F32))
+        if (dy->cols != w->rows || !dy->row || (beta != 0 && beta != 1) || (!sum && (beta != 0 || !dx)) || (dx && !is_carrier(xt)))
                 return -EINVAL;
-        if (dx && beta == 1)
-                return -EOPNOTSUPP;
-        if (dx)
-                return product(&a, &b, true, dy->cols, dx, xt == DT_BF16 ? GEMM_BF16 : GEMM_F32, s);
-        return product(&a, &b, true, dy->cols, sum, beta ? GEMM_F32_ADD : GEMM_F32, s);
+        if (dx && beta == 0)
+                return dgrad_into(dy, w, dx, xt, 0, s);
+        r = dgrad_into(dy, w, sum, DT_F32, beta, s);
+        return r < 0 || !dx ? r : cuda_launch_cast(dx, xt, sum, DT_F32, dy->rows * w->cols, s->stream);
 }
 
 int cuda_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s) {
         const struct operand a = { dy->col, dy->col_scale, dy->cols }, b = { x->col, x->col_scale, x->cols };
+        const struct blas_call plain = {
+                .tb = true, .m = x->cols, .n = dy->cols, .k = dy->rows, .lda = x->cols, .ldb = dy->cols, .ldd = x->cols, .at = x->dtype, .bt = dy->dtype, .dt = DT_F32, .a = x->row, .b = dy->row,
+                .d = dw, .beta = 1,
+        };
 
-        if (!is(dy, Q_1X128) || !is(x, Q_1X128))
-                return -EOPNOTSUPP;
         if (dy->rows != x->rows)
                 return -EINVAL;
-        return product(&a, &b, false, dy->rows, dw, GEMM_F32_ADD, s);
+        switch (pair(dy, x, Q_1X128)) {
+        case PAIR_PLAIN:
+                return dy->row && x->row ? cuda_blas(&plain, s) : -EINVAL;
+        case PAIR_TENSOR:
+                return tensor_product(dy, true, x, true, dw, DT_F32, 1, s);
+        case PAIR_BLOCK:
+                return product(&a, &b, false, dy->rows, dw, GEMM_F32_ADD, s);
+        case PAIR_NONE:
+                break;
+        }
+        return -EINVAL;
 }

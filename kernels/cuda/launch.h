@@ -24,6 +24,12 @@ struct quantize_launch {
         float *amax;
         unsigned long long *bad;
         unsigned long long index;
+        /* One scale for the whole matrix: its amax as bits, found before; given: the quantisation scale to use all the same. NULL: as `blocks` says. */
+        const uint32_t *whole;
+        const float *given;
+        /* x is FP8 of the target's format, dequantised by the scale of (r, kb) at kb * x_scale_ld + r (f32 is set); NULL: not so. */
+        const float *x_scale;
+        int64_t x_scale_ld;
 };
 
 int cuda_launch_quantize(const struct quantize_launch *q, cudaStream_t s);

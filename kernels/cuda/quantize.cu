@@ -64,6 +64,12 @@ template <> struct eight<true> {
                         if (i < n)
                                 f[i] = p[i];
         }
+        /* FP8 times its scale. */
+        __device__ __forceinline__ void load_fp8(const uint8_t *p, float scale, int n, bool e5m2) {
+#pragma unroll
+                for (int i = 0; i < 8; i++)
+                        f[i] = i < n ? __half2float(__half(__nv_cvt_fp8_to_halfraw(p[i], e5m2 ? __NV_E5M2 : __NV_E4M3))) * scale : 0;
+        }
         __device__ __forceinline__ float value(int i) const {
                 return f[i];
         }
@@ -252,22 +258,39 @@ template <bool F32, bool E5M2, bool BLOCKS> __global__ void __launch_bounds__(TH
         t.rows = (int)(q.rows - t.r0 < 8 ? q.rows - t.r0 : 8);
         t.cols = (int)(q.cols - t.c0 < 8 ? q.cols - t.c0 : 8);
 #pragma unroll
-        for (int i = 0; i < 8; i++)
-                x[i].load(q.x, (t.r0 + i) * q.cols + t.c0, i < t.rows ? t.cols : 0, q.cols % 8 == 0);
+        for (int i = 0; i < 8; i++) {
+                const int n = i < t.rows ? t.cols : 0;
+
+                if constexpr (F32) {
+                        if (q.x_scale) {
+                                x[i].load_fp8((const uint8_t *)q.x + (t.r0 + i) * q.cols + t.c0, n > 0 ? q.x_scale[t.tc * q.x_scale_ld + t.r0 + i] : 0, n, E5M2);
+                                continue;
+                        }
+                }
+                x[i].load(q.x, (t.r0 + i) * q.cols + t.c0, n, q.cols % 8 == 0);
+        }
         find_maxima<F32>(x, t, !BLOCKS && q.col, BLOCKS || q.amax || q.bad, shared_col, &m);
         if (threadIdx.x == 0 && (q.amax || q.bad))
                 note(q, m.all);
         if (q.row || BLOCKS) {
+                const uint32_t amax = BLOCKS && q.whole ? *q.whole : m.all;
+
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
-                        s[i] = scale_of(BLOCKS ? m.all : m.row[i], max, q.pow2);
+                        s[i] = scale_of(BLOCKS ? amax : m.row[i], max, q.pow2);
+                        if (BLOCKS && q.given)
+                                s[i] = *q.given;
                         if (!BLOCKS && t.lane == i && i < t.rows)
                                 q.row_scale[t.tc * q.row_ld + t.r0 + i] = inverse_of(s[i]);
                 }
-                if (BLOCKS && threadIdx.x == 0 && q.row)
-                        q.row_scale[t.tr * q.row_ld + t.tc] = inverse_of(s[0]);
-                if (BLOCKS && threadIdx.x == 0 && q.col)
-                        q.col_scale[t.tc * q.col_ld + t.tr] = inverse_of(s[0]);
+                if (BLOCKS && threadIdx.x == 0 && (!q.whole || t.tr + t.tc == 0)) {
+                        const float inverse = amax >= INFINITY_BITS ? __uint_as_float(NAN_BITS) : inverse_of(s[0]);
+
+                        if (q.row)
+                                q.row_scale[q.whole ? 0 : t.tr * q.row_ld + t.tc] = inverse;
+                        if (q.col)
+                                q.col_scale[q.whole ? 0 : t.tc * q.col_ld + t.tr] = inverse;
+                }
                 if (q.row)
                         write_rows<F32, E5M2>(q, x, t, s);
         }

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "kernels/cuda/blas.h"
 #include "kernels/cuda/hopper.h"
 
 int cuda_stream_new(struct dev_stream **ret, struct error *e) {
@@ -34,9 +35,30 @@ int cuda_stream_new(struct dev_stream **ret, struct error *e) {
 }
 
 struct dev_stream *cuda_stream_free(struct dev_stream *s) {
-        if (s) {
-                (void)cudaStreamDestroy(s->stream);
-                free(s);
-        }
+        if (!s)
+                return NULL;
+        (void)cudaStreamSynchronize(s->stream);
+        s->blas = cuda_blas_free(s->blas);
+        for (int i = 0; i < CUDA_SLOTS; i++)
+                (void)cudaFree(s->scratch[i]);
+        (void)cudaStreamDestroy(s->stream);
+        free(s);
         return NULL;
+}
+
+void *cuda_scratch(struct dev_stream *s, enum cuda_slot slot, size_t bytes) {
+        void *p;
+
+        if (s->size[slot] >= bytes && s->scratch[slot])
+                return s->scratch[slot];
+        if (cudaStreamSynchronize(s->stream) != cudaSuccess)
+                return NULL;
+        (void)cudaFree(s->scratch[slot]);
+        s->scratch[slot] = NULL;
+        s->size[slot] = 0;
+        if (cudaMalloc(&p, bytes ? bytes : 256) != cudaSuccess)
+                return NULL;
+        s->scratch[slot] = p;
+        s->size[slot] = bytes;
+        return p;
 }

@@ -46,6 +46,7 @@ void test_layout(struct job_spec *s, int tp, int pp, int dp) {
 }
 
 bool test_hooks_armed;
+const char *test_device_kind = "cpu";
 
 struct cluster {
         const struct job_spec *spec;
@@ -67,13 +68,13 @@ struct member {
 static int member_run(struct member *m) {
         struct cluster *c = m->cluster;
         struct test_rank *r = &m->rank;
-        struct dev_config dc = { .kind = "cpu", .threads = 1, .act = c->spec->precision.recipe == RECIPE_FP32 ? DT_F32 : DT_BF16 };
+        struct dev_config dc = { .kind = test_device_kind, .threads = 1, .act = c->spec->precision.recipe == RECIPE_FP32 ? DT_F32 : DT_BF16 };
         struct comm_mesh_config mc = { .job = 1, .epoch = 1, .rank = r->rank, .n_ranks = c->n, .peers = c->peers, .node = "local", .timeout_ms = 60000,
                                        .connect_timeout_ms = 20000 };
         struct trainer_config tc = { .spec = c->spec, .rank = r->rank, .flight = c->flights ? c->flights[r->rank] : NULL,
                                      .test_hooks_armed = test_hooks_armed };
 
-        r->ops = dev_ops_find("cpu");
+        TRY(dev_ops_load(test_device_kind, &r->ops, &r->error));
         tc.ops = r->ops;
         TRY(comm_abort_new(&m->abort, &r->error));
         TRY(r->ops->open(&dc, &r->dev, &r->error));

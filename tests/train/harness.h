@@ -26,6 +26,8 @@ int test_cluster(const struct job_spec *s, struct flight **flights, int (*fn)(st
 
 /* The next clusters' kill_* hooks fire. */
 extern bool test_hooks_armed;
+/* Of the next clusters, "cpu" by default. Helpers below that look into tensors are for that one. */
+extern const char *test_device_kind;
 
 /* Whole tensors put together from the ranks' slices, as doubles. */
 struct test_tensor {

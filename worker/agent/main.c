@@ -30,7 +30,7 @@ struct options {
 };
 
 static const char *const log_levels[] = { "error", "warning", "info", "debug", NULL };
-static const char *const device_kinds[] = { "cpu", NULL };
+static const char *const device_kinds[] = { "cpu", "cuda", NULL };
 
 static int check_options(const struct options *o, struct error *e) {
         if (!o->name || !*o->name || strlen(o->name) > 63 || strspn(o->name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") != strlen(o->name))
@@ -141,7 +141,7 @@ int main(int argc, char **argv) {
                 { "tls-cert", 0, OPT_STRING, "FILE", "this node's certificate (PEM)", &o.cert, 0, 0, NULL },
                 { "tls-key", 0, OPT_STRING, "FILE", "its key (PEM)", &o.key, 0, 0, NULL },
                 { "devices", 0, OPT_INT, "N", "devices to offer (default 1)", &o.devices, 1, NODE_DEVICES_MAX, NULL },
-                { "device-kind", 0, OPT_CHOICE, "KIND", "cpu (default)", &o.device_kind, 0, 0, device_kinds },
+                { "device-kind", 0, OPT_CHOICE, "KIND", "cpu (default) or cuda", &o.device_kind, 0, 0, device_kinds },
                 { "host", 0, OPT_STRING, "ADDRESS", "where ranks of other nodes reach ours (default 127.0.0.1)", &o.host, 0, 0, NULL },
                 { "rack", 0, OPT_STRING, "NAME", "what fails together with this node: second copies of snapshots go to another rack", &o.rack, 0, 0, NULL },
                 { "replica-memory", 0, OPT_INT, "PERCENT", "of this node's memory for snapshots of other nodes' ranks (default 25; 0: none)", &o.replica_percent, 0, 90, NULL },

@@ -70,7 +70,7 @@ static void norm_take(struct model *m, struct norm *n, enum tensor_role role, in
         n->grad = m->grads ? m->grads + n->tensor->offset : NULL;
 }
 
-static void params_take(struct model *m, struct arena *a) {
+static int params_take(struct model *m, struct arena *a) {
         int64_t n = m->table->elements;
         struct tensor *embed = tensor_table_find(m->table, TENSOR_EMBED, -1), *head = tensor_table_find(m->table, TENSOR_HEAD, -1);
 
@@ -90,7 +90,7 @@ static void params_take(struct model *m, struct arena *a) {
         for (int i = 0; i < m->layout->n_layers; i++) {
                 struct layer *l = &m->layers[i];
 
-                quant_specs_init(m, l, i);
+                TRY(quant_specs_init(m, l, i));
                 norm_take(m, &l->attn_norm, TENSOR_ATTN_NORM, l->number);
                 norm_take(m, &l->mlp_norm, TENSOR_MLP_NORM, l->number);
                 linear_take(m, l, &l->q, TENSOR_Q, SITE_W_Q, &a[ARENA_PARAM]);
@@ -103,6 +103,7 @@ static void params_take(struct model *m, struct arena *a) {
         }
         if (m->layout->last)
                 norm_take(m, &m->final_norm, TENSOR_FINAL_NORM, -1);
+        return 0;
 }
 
 /* Amaxes of a step (the other recipes keep them for their events only), scales and histories of recipe delayed. */
@@ -225,11 +226,12 @@ static void acts_take(struct model *m, struct arena *a) {
         head_take(m, a);
 }
 
-static void take_all(struct model *m, struct arena *a) {
+static int take_all(struct model *m, struct arena *a) {
         scaling_take(m, a);
-        params_take(m, a);
+        TRY(params_take(m, a));
         work_take(m, &a[ARENA_WORK]);
         acts_take(m, &a[ARENA_ACT]);
+        return 0;
 }
 
 int model_init(struct model *m, const struct job_spec *spec, const struct layout *l, struct tensor_table *table, const struct dev_ops *ops,
@@ -247,11 +249,11 @@ int model_init(struct model *m, const struct job_spec *spec, const struct layout
                 return error_set(e, -ENOMEM, "no memory for the model's tables");
         layers_init(m);
         TRY_DEV(e, ops->stream_new(dev, &m->stream));
-        take_all(m, m->arenas);
+        TRY_DEV(e, take_all(m, m->arenas));
         TRY(more(arg, m->arenas));
         for (int i = 0; i < ARENA_KINDS; i++)
                 TRY(arena_commit(&m->arenas[i], ops, dev, e));
-        take_all(m, m->arenas);
+        TRY_DEV(e, take_all(m, m->arenas));
         return more(arg, m->arenas);
 }
 

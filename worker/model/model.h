@@ -215,7 +215,7 @@ int model_backward(struct model *m, int slot, struct error *e);
 
 int quantize_at(struct model *m, const struct quant_spec *spec, const void *x, enum dtype xt, int64_t rows, int64_t cols, struct qtensor *out,
                 struct error *e);
-void quant_specs_init(struct model *m, struct layer *layer, int local);
+int quant_specs_init(struct model *m, struct layer *layer, int local);
 void quant_specs_scaling(struct model *m, bool bootstrap);
 /* The parts of a quantised [rows, cols]: row and col forms from the arenas given (NULL: not from here). */
 void qtensor_take(const struct quant_spec *spec, int64_t rows, int64_t cols, struct arena *row, struct arena *col, struct qtensor *out);

@@ -107,7 +107,8 @@ static bool site_pow2(const struct job_spec *s, enum site site) {
         return s->precision.pow2 == POW2_ALL || (s->precision.pow2 == POW2_CACHED && site_is_cache(site));
 }
 
-void quant_specs_init(struct model *m, struct layer *layer, int local) {
+int quant_specs_init(struct model *m, struct layer *layer, int local) {
+        double fp8_max[SITES] = { 0 };
         bool block = m->spec->precision.recipe == RECIPE_BLOCK;
 
         for (int i = 0; i < SITES; i++) {
@@ -131,9 +132,9 @@ void quant_specs_init(struct model *m, struct layer *layer, int local) {
                         q->amax = m->amax + (ptrdiff_t)local * SITES + i;
                 if (m->scale)
                         q->scale = m->scale + (ptrdiff_t)local * SITES + i;
-                if (m->fp8_max)
-                        m->fp8_max[local * SITES + i] = (double)(e5m2 ? FP8_E5M2_MAX : FP8_E4M3_MAX);
+                fp8_max[i] = (double)(e5m2 ? FP8_E5M2_MAX : FP8_E4M3_MAX);
         }
+        return m->fp8_max ? m->ops->copy_in(m->fp8_max + (ptrdiff_t)local * SITES, fp8_max, sizeof(fp8_max), m->stream) : 0;
 }
 
 void quant_specs_scaling(struct model *m, bool bootstrap) {

@@ -93,9 +93,9 @@ static int open_device(struct session *s, struct error *e) {
         struct trainer_config t = { .spec = s->spec, .rank = (int)s->id->rank, .flight = s->flight, .test_hooks_armed = s->id->epoch == 1 };
         int r;
 
-        s->ops = dev_ops_find(s->id->device_kind);
-        if (!s->ops)
-                return error_set(e, -ENODEV, "device kind '%s': no such backend here", s->id->device_kind);
+        r = dev_ops_load(s->id->device_kind, &s->ops, e);
+        if (r < 0)
+                return r;
         r = s->ops->open(&c, &s->dev, e);
         if (r < 0)
                 return r;

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Around the quantiser (quantize.cu): a whole tensor's amax, dequantisation, transposition of bytes and of grids of scales. */
+#include "kernels/cuda/device.cuh"
+
+__global__ void __launch_bounds__(THREADS) find_amax(const void *x, enum dtype t, int64_t n, uint32_t *amax) {
+        uint32_t most = 0;
+
+        for (int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 8; i < n; i += (int64_t)gridDim.x * THREADS * 8) {
+                float v[8];
+
+                load8(x, t, i, (int)(n - i < 8 ? n - i : 8), v);
+#pragma unroll
+                for (int k = 0; k < 8; k++)
+                        most = max(most, __float_as_uint(v[k]) & 0x7fffffffu);
+        }
+        most = __reduce_max_sync(0xffffffff, most);
+        if (threadIdx.x % 32 == 0 && most)
+                atomicMax(amax, most);
+}
+
+extern "C" int cuda_launch_amax(const void *x, enum dtype t, int64_t n, uint32_t *amax, int sms, cudaStream_t s) {
+        const unsigned blocks = blocks_of8(n);
+
+        if (cudaMemsetAsync(amax, 0, sizeof *amax, s) != cudaSuccess)
+                return -EIO;
+        if (n > 0)
+                find_amax<<<blocks < (unsigned)sms * 8 ? blocks : (unsigned)sms * 8, THREADS, 0, s>>>(x, t, n, amax);
+        return launched();
+}
+
+__global__ void __launch_bounds__(THREADS) dequantize(const void *q, enum dtype qt, const float *scale, int how, int64_t ld, int64_t rows, int64_t cols, void *x, enum dtype xt) {
+        const int64_t in_row = (cols + 7) / 8, n = (int64_t)blockIdx.x * THREADS + threadIdx.x, r = n / in_row, c = n % in_row * 8;
+        const int count = (int)(cols - c < 8 ? cols - c : 8);
+        float v[8], f;
+
+        if (r >= rows)
+                return;
+        f = how == 1 ? scale[c / 128 * ld + r] : how == 2 ? scale[r / 128 * ld + c / 128] : scale[0];
+        load8(q, qt, r * cols + c, count, v);
+#pragma unroll
+        for (int k = 0; k < 8; k++)
+                v[k] *= f;
+        store8(x, xt, r * cols + c, count, v);
+}
+
+extern "C" int cuda_launch_dequantize(const void *q, enum dtype qt, const float *scale, int how, int64_t ld, int64_t rows, int64_t cols, void *x, enum dtype xt, cudaStream_t s) {
+        const int64_t n = rows * ((cols + 7) / 8);
+
+        if (n == 0)
+                return 0;
+        dequantize<<<(unsigned)((n + THREADS - 1) / THREADS), THREADS, 0, s>>>(q, qt, scale, how, ld, rows, cols, x, xt);
+        return launched();
+}
+
+__global__ void transpose(const uint8_t *row, uint8_t *col, int64_t rows, int64_t cols) {
+        __shared__ uint8_t tile[32][33];
+        const int64_t r0 = (int64_t)blockIdx.y * 32, c0 = (int64_t)blockIdx.x * 32;
+
+        for (int i = (int)threadIdx.y; i < 32; i += 8)
+                if (r0 + i < rows && c0 + threadIdx.x < cols)
+                        tile[i][threadIdx.x] = row[(r0 + i) * cols + c0 + threadIdx.x];
+        __syncthreads();
+        for (int i = (int)threadIdx.y; i < 32; i += 8)
+                if (c0 + i < cols && r0 + threadIdx.x < rows)
+                        col[(c0 + i) * rows + r0 + threadIdx.x] = tile[threadIdx.x][i];
+}
+
+extern "C" int cuda_launch_transpose(const uint8_t *row, uint8_t *col, int64_t rows, int64_t cols, cudaStream_t s) {
+        const int64_t y = (rows + 31) / 32, x = (cols + 31) / 32;
+
+        if (x == 0 || y == 0)
+                return 0;
+        if (y > 65535)
+                return -EINVAL;
+        transpose<<<dim3((unsigned)x, (unsigned)y), dim3(32, 8), 0, s>>>(row, col, rows, cols);
+        return launched();
+}
+
+__global__ void __launch_bounds__(THREADS) transpose_scales(const float *row, float *col, int64_t rows, int64_t cols, int64_t row_ld, int64_t col_ld) {
+        const int64_t n = (int64_t)blockIdx.x * THREADS + threadIdx.x, r = n / cols, c = n % cols;
+
+        if (r < rows)
+                col[c * col_ld + r] = row[r * row_ld + c];
+}
+
+extern "C" int cuda_launch_transpose_scales(const float *row, float *col, int64_t rows, int64_t cols, int64_t row_ld, int64_t col_ld, cudaStream_t s) {
+        if (rows * cols == 0)
+                return 0;
+        transpose_scales<<<(unsigned)((rows * cols + THREADS - 1) / THREADS), THREADS, 0, s>>>(row, col, rows, cols, row_ld, col_ld);
+        return launched();
+}
