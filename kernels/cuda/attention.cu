@@ -164,7 +164,7 @@ template <int D> __device__ __forceinline__ void softmax_step(struct softmax *m,
 }
 
 template <int D> __global__ void __launch_bounds__(WARPS * 32) attention_fwd(const __grid_constant__ args g) {
-        extern __shared__ uint16_t shared[];
+        extern __shared__ __align__(16) uint16_t shared[];
         uint16_t *q = shared, *k = q + ROWS * tile<D>::ld, *v = k + ROWS * tile<D>::ld;
         const attention_launch &a = g.a;
         const int h = blockIdx.y, hk = h / (a.Hq / a.Hkv), r0 = (int)(gridDim.x - 1 - blockIdx.x) * ROWS, warp = threadIdx.x / 32 * 16;
@@ -222,8 +222,8 @@ __global__ void __launch_bounds__(256) attention_delta(const __grid_constant__ a
 }
 
 template <int D> __global__ void __launch_bounds__(WARPS * 32) attention_dq(const __grid_constant__ args g) {
-        extern __shared__ uint16_t shared[];
-        uint16_t *q = shared, *dout = q + ROWS * tile<D>::ld, *k = dout + ROWS * tile<D>::ld, *v = k + ROWS * tile<D>::ld;
+        extern __shared__ __align__(16) uint16_t shared[];
+        uint16_t *q = shared, *dout = q + ROWS * tile<D>::ld, *k = dout + ROWS * tile<D>::ld, *v = k + 32 * tile<D>::ld;
         const attention_launch &a = g.a;
         const int h = blockIdx.y, hk = h / (a.Hq / a.Hkv), r0 = (int)(gridDim.x - 1 - blockIdx.x) * ROWS, warp = threadIdx.x / 32 * 16;
         const int64_t lq = (int64_t)a.Hq * D, lk = (int64_t)a.Hkv * D;
@@ -268,7 +268,7 @@ template <int D> __global__ void __launch_bounds__(WARPS * 32) attention_dq(cons
 /* Scores lie transposed here: rows are keys, columns queries. */
 template <int D> __global__ void __launch_bounds__(WARPS * 32) attention_dkv(const __grid_constant__ args g) {
         constexpr int N = 32;
-        extern __shared__ uint16_t shared[];
+        extern __shared__ __align__(16) uint16_t shared[];
         __shared__ float lse[N], delta[N];
         __shared__ int start[N];
         uint16_t *k = shared, *v = k + ROWS * tile<D>::ld, *q = v + ROWS * tile<D>::ld, *dout = q + N * tile<D>::ld;

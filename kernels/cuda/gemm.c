@@ -148,7 +148,7 @@ int cuda_gemm_fprop(const struct qtensor *x, const struct qtensor *w, void *y, e
         case PAIR_NONE:
                 break;
         }
-        return -EINVAL;
+        return -EOPNOTSUPP;
 }
 
 /* The product alone, into dx or sum. */
@@ -169,7 +169,7 @@ static int dgrad_into(const struct qtensor *dy, const struct qtensor *w, void *d
         case PAIR_NONE:
                 break;
         }
-        return -EINVAL;
+        return -EOPNOTSUPP;
 }
 
 int cuda_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, dev_real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s) {
@@ -202,5 +202,5 @@ int cuda_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real 
         case PAIR_NONE:
                 break;
         }
-        return -EINVAL;
+        return -EOPNOTSUPP;
 }
