@@ -33,6 +33,7 @@ struct save {
         uint32_t attempt;
         size_t bytes;
         bool stalled; /* told */
+        const char *trouble; /* the event told since a write succeeded */
         char *folder, *state;
 };
 
@@ -103,11 +104,14 @@ static const char *event_kind(int rc) {
 }
 
 static void tell_failure(struct save *s, int rc, const char *text) {
+        const char *kind = event_kind(rc);
         char line[512];
 
         snprintf(line, sizeof(line), "save of step %" PRIu64 " failed on rank %" PRIu32 ": %.400s; training goes on", s->step, s->id->rank, text);
         log_error("%s", line);
-        report_notice(s->control, s->id, s->epoch, s->step, event_kind(rc), "error", line);
+        if (!s->trouble || strcmp(s->trouble, kind) != 0) /* once until a save succeeds: each attempt is told as dropped anyway */
+                report_notice(s->control, s->id, s->epoch, s->step, kind, "error", line);
+        s->trouble = kind;
 }
 
 static int image_ready(void *arg, struct digest *ret, struct error *e) {
@@ -132,6 +136,7 @@ static void on_written(void *arg, int rc, const char *text, struct digest d, con
                 prepared(s, s->step, s->epoch, s->attempt, s->folder, NULL, NULL, text && *text ? text : strerror(-rc));
                 return;
         }
+        s->trouble = NULL;
         digest_hex(d, hex);
         shard.file = (char *)file;
         shard.bytes = s->bytes;
