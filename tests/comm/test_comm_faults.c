@@ -14,6 +14,7 @@
 #include "base/file.h"
 #include "tests/comm/ranks.h"
 #include "tests/test.h"
+#include "worker/comm/comm_private.h"
 
 #define SOON_NS (10 * NSEC_PER_SEC)
 
@@ -224,6 +225,35 @@ static void abort_build_fn(struct ranks *r, int rank) {
         RANK_CHECK(r, (rc == COMM_E_ABORTED || rc == COMM_E_PEER_LOST) && !m && clock_mono_ns() - start < SOON_NS);
         RANK_CHECK(r, pthread_join(t, NULL) == 0);
         atomic_fetch_add(&r->shared->value[34], 1);
+}
+
+/* A raise that a reset met half way: the event is there, the flag is not. The abort counts; above all nobody turns in poll for ever. */
+static void half_raised_fn(struct ranks *r, int rank) {
+        struct comm_mesh *m = NULL;
+        struct error e = { 0 };
+        struct comm *c;
+        uint64_t one = 1;
+        uint8_t byte;
+
+        RANK_OK(r, ranks_mesh(r, 1, &m, &e), e);
+        c = ranks_world(r, m);
+        if (rank == 0) {
+                RANK_CHECK(r, write(r->abort->fd, &one, sizeof(one)) == sizeof(one));
+                RANK_CHECK(r, comm_recv(c, &byte, 1, 1, NULL, &e) == COMM_E_ABORTED);
+        } else {
+                RANK_CHECK(r, comm_recv(c, &byte, 1, 0, NULL, &e) == COMM_E_PEER_LOST);
+        }
+        c = comm_free(c);
+        m = comm_mesh_free(m);
+        if (rank == 0) /* nobody comes */
+                RANK_CHECK(r, ranks_mesh(r, 2, &m, &e) == COMM_E_ABORTED && !m);
+}
+
+TEST(an_abort_that_met_a_reset) {
+        struct ranks r = { .n = 2, .fn = half_raised_fn };
+
+        ranks_start(&r);
+        CU_ASSERT_EQUAL(ranks_wait(&r, -1), 0);
 }
 
 TEST(abort_while_the_mesh_is_built) {

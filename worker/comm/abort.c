@@ -39,10 +39,11 @@ void comm_abort_raise(struct comm_abort *a) {
                 ;
 }
 
+/* The flag first: a raise that comes between leaves the flag, one that is half way leaves the event, and either is an abort to whoever looks. */
 void comm_abort_reset(struct comm_abort *a) {
         uint64_t count;
 
+        atomic_store(&a->raised, 0);
         while (read(a->fd, &count, sizeof(count)) < 0 && errno == EINTR)
                 ;
-        atomic_store(&a->raised, 0);
 }

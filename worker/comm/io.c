@@ -69,6 +69,8 @@ static int io_wait(struct comm_mesh *m, struct comm_io *ios, size_t n, uint64_t 
                                 peer = ios[i].peer;
                 return comm_mesh_fail(m, COMM_E_TIMEOUT, peer, e, "no byte moved for %d ms, waiting for rank %d", m->config.timeout_ms, peer);
         }
+        if (m->polls[0].revents)
+                return comm_mesh_fail(m, COMM_E_ABORTED, -1, e, "aborted");
         k = 1;
         for (size_t i = 0; i < n; i++)
                 if (ios[i].len > 0)

@@ -325,7 +325,7 @@ static int build_turn(struct build *b, uint64_t deadline, struct error *e) {
         r = poll(b->polls, k, wake > now ? (int)((wake - now + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC) : 0);
         if (r < 0 && errno != EINTR)
                 return error_errno(e, errno, "poll");
-        if (atomic_load(&m->abort->raised))
+        if (atomic_load(&m->abort->raised) || (r > 0 && b->polls[0].revents))
                 return comm_mesh_fail(m, COMM_E_ABORTED, -1, e, "aborted");
         if (r <= 0)
                 return 0;
