@@ -141,6 +141,9 @@ static int without_lease(struct test_rank *r) {
         CU_ASSERT_EQUAL(trainer_step(r->trainer, &res, &r->error), -ECANCELED);
         CU_ASSERT(digest_equal(before, snapshot(r)));
         CU_ASSERT_PTR_NOT_NULL(strstr(r->error.text, "lease"));
+        /* after a failed step nothing goes on from what lies there */
+        CU_ASSERT_EQUAL(trainer_sync(r->trainer, &r->error), -ESTALE);
+        CU_ASSERT_EQUAL(trainer_step(r->trainer, &res, &r->error), -ENOTCONN);
         return 0;
 }
 

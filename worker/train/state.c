@@ -153,6 +153,7 @@ int trainer_set_state_json(struct trainer *t, const char *json, struct error *e)
         json_decref(root);
         TRY(r);
         t->progress = p;
+        t->state_valid = true;
         t->weights_valid = false;
         return 0;
 }

@@ -153,8 +153,10 @@ void trainer_phase(struct trainer *t, enum flight_phase phase) {
 
 int trainer_init(struct trainer *t, struct error *e) {
         progress_reset(t);
-        t->weights_valid = false;
-        return optimizer_init_state(t, e);
+        t->state_valid = t->weights_valid = false;
+        TRY(optimizer_init_state(t, e));
+        t->state_valid = true;
+        return 0;
 }
 
 /* Amaxes and findings belong to one step; what the quantised weights add to them belongs to the next one. */
@@ -176,6 +178,9 @@ static int weights_changed(struct trainer *t, struct error *e) {
 int trainer_sync(struct trainer *t, struct error *e) {
         if (!t->groups.world)
                 return error_set(e, -ENOTCONN, "trainer_sync: no communicators attached");
+        if (!t->state_valid)
+                return error_set(e, -ESTALE, "trainer_sync: trainer_init or loading comes first, after a failed step too");
+        t->weights_valid = false;
         TRY(agree_position(t, e));
         TRY(optimizer_cast(t, e));
         TRY(optimizer_gather(t, e));
@@ -286,9 +291,10 @@ int trainer_step(struct trainer *t, struct step_result *ret, struct error *e) {
         struct agreement a;
         struct step_result res;
 
-        if (!t->groups.world || !t->weights_valid)
+        if (!t->groups.world || !t->weights_valid || !t->state_valid)
                 return error_set(e, -ENOTCONN, "trainer_step: trainer_attach and trainer_sync come first");
         hook_slow(t);
+        t->state_valid = false; /* until it is over: the masters may have moved when the rest fails */
         TRY(gradients(t, e));
         trainer_phase(t, FLIGHT_SNAPSHOT);
         if (t->before_agree)
@@ -299,6 +305,7 @@ int trainer_step(struct trainer *t, struct step_result *ret, struct error *e) {
         TRY(decide(t, &a, &res, e));
         TRY(after(t, &res, e));
         res.ms = (double)(clock_mono_ns() - began) / 1e6;
+        t->state_valid = true;
         *ret = res;
         return 0;
 }

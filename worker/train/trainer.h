@@ -2,7 +2,7 @@
 #pragma once
 /*
  * The training engine of one rank: model shard, optimizer shard, data, schedule, scalers.  It knows groups and steps, not epochs or recovery: after any
- * non-zero return of trainer_step its live state is undefined and must be loaded again.
+ * non-zero return of trainer_step its live state is undefined and must be loaded again: trainer_sync refuses with -ESTALE until it was.
  */
 #include <stdbool.h>
 #include <stdint.h>

@@ -88,6 +88,7 @@ struct trainer {
         _Atomic uint32_t requests;
         int (*before_agree)(void *arg, struct error *e);
         void *before_agree_arg;
+        bool state_valid;                /* made or loaded, and no step has failed since: then it may lie between two steps */
         bool weights_valid;              /* working copies stand for the master weights */
         char fingerprint[512];
 };
