@@ -163,8 +163,12 @@ def attention(q, k, v, documents, positions):
     q = Round.apply(rotate(Round.apply(q).reshape(tokens, heads, head_dim), positions))
     k = Round.apply(rotate(Round.apply(k).reshape(tokens, kv_heads, head_dim), positions))
     v = Round.apply(v).reshape(tokens, kv_heads, head_dim)
-    mask, group = ~allowed(documents), heads // kv_heads
-    return torch.cat([Core.apply(q[:, h], k[:, h // group], v[:, h // group], mask) for h in range(heads)], dim=1)
+    group, length, outs = heads // kv_heads, len(batch[0]["labels"]), []
+    for at in range(0, tokens, length):  # no document goes over a sequence's end
+        own = slice(at, at + length)
+        mask = ~allowed(documents[own])
+        outs.append(torch.cat([Core.apply(q[own, h], k[own, h // group], v[own, h // group], mask) for h in range(heads)], dim=1))
+    return torch.cat(outs)
 
 
 def loss_of(w, ids, labels, documents, positions, scale):

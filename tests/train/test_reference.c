@@ -126,17 +126,19 @@ static void compare(const char *folder, const struct first_step *f) {
         printf("    loss %.9f, greatest distance of a gradient %.2g\n", f->loss, worst);
 }
 
-/* The first step in the engine, and in torch: its results lie in `folder`. */
-static void both(const struct job_spec *s, const char *program, char *folder, struct first_step *f) {
-        _cleanup_free_ char *command = NULL;
-        int status;
-
+/* The first step in the engine, and what torch needs to take it, in a new folder. */
+static void engine_step(const struct job_spec *s, char *folder, struct first_step *f) {
         CU_ASSERT_PTR_NOT_NULL_FATAL(mkdtemp(folder));
         CU_ASSERT_EQUAL_FATAL(test_cluster(s, NULL, one_step, f), 0);
         write_model(folder, s, &f->weights);
         write_batch(folder, s);
-        command = file_path("/usr/bin/python3 -B '%s' '%s'", program, folder);
-        status = system(command);
+}
+
+/* The step in torch: its results lie in the folders (names with blanks between). */
+static void torch_steps(const char *program, const char *folders) {
+        _cleanup_free_ char *command = file_path("/usr/bin/python3 -B '%s' %s", program, folders);
+        int status = system(command);
+
         CU_ASSERT_FATAL(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
@@ -144,7 +146,8 @@ static void against_torch(struct job_spec *s) {
         char folder[] = "/tmp/fp8-reference-XXXXXX";
         struct first_step f = { 0 };
 
-        both(s, script, folder, &f);
+        engine_step(s, folder, &f);
+        torch_steps(script, folder);
         compare(folder, &f);
         test_tensors_free(&f.weights);
         test_tensors_free(&f.gradients);
@@ -200,13 +203,13 @@ struct pair {
         struct first_step engine;
 };
 
-static void pair_run(struct pair *p, int layers, enum job_recipe recipe, enum job_pow2 pow2) {
+static void pair_engine(struct pair *p, int layers, enum job_recipe recipe, enum job_pow2 pow2) {
         struct job_spec s = some_layers(layers);
 
         *p = (struct pair){ .folder = "/tmp/fp8-reference-XXXXXX" };
         s.precision.recipe = recipe;
         s.precision.pow2 = pow2;
-        both(&s, fp8_script, p->folder, &p->engine);
+        engine_step(&s, p->folder, &p->engine);
 }
 
 static void pair_done(struct pair *p) {
@@ -254,17 +257,18 @@ static void compare_recipes(const struct pair *base, const struct pair *fp8, con
 }
 
 static void emulate(int layers) {
-        const enum job_recipe recipes[] = { RECIPE_BLOCK, RECIPE_TENSOR };
-        struct pair base, fp8;
+        const enum job_recipe recipes[] = { RECIPE_BF16, RECIPE_BLOCK, RECIPE_TENSOR };
+        struct pair p[3];
+        char folders[128];
 
-        pair_run(&base, layers, RECIPE_BF16, POW2_CACHED);
-        compare_recipes(&base, &base, "bf16");
-        for (size_t i = 0; i < 2; i++) {
-                pair_run(&fp8, layers, recipes[i], POW2_CACHED);
-                compare_recipes(&base, &fp8, job_recipe_name(recipes[i]));
-                pair_done(&fp8);
-        }
-        pair_done(&base);
+        for (size_t i = 0; i < 3; i++)
+                pair_engine(&p[i], layers, recipes[i], POW2_CACHED);
+        snprintf(folders, sizeof(folders), "%s %s %s", p[0].folder, p[1].folder, p[2].folder);
+        torch_steps(fp8_script, folders);
+        for (size_t i = 0; i < 3; i++)
+                compare_recipes(&p[0], &p[i], job_recipe_name(recipes[i]));
+        for (size_t i = 0; i < 3; i++)
+                pair_done(&p[i]);
 }
 
 /* Little follows from a flipped rounding here: a different rule shows most. */
