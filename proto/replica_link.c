@@ -314,7 +314,7 @@ static int refused(const struct replica_slot *s, int code, struct error *e) {
 }
 
 static int socket_put(struct replica_link *l, const struct replica_slot *what, const void *payload, uint64_t keep_step, struct error *e) {
-        struct replica_slot answer;
+        struct replica_slot answer = { 0 };
         uint64_t keep;
         uint32_t op = 0;
         int r = send_header(l->fd, OP_PUT, what, keep_step, &l->wait, e);
@@ -336,7 +336,7 @@ static int socket_put(struct replica_link *l, const struct replica_slot *what, c
 }
 
 static int socket_get(struct replica_link *l, uint64_t step, uint64_t epoch, struct replica_slot *ret, void *buf, uint64_t size, struct error *e) {
-        struct replica_slot ask = { .step = step, .epoch = epoch }, answer;
+        struct replica_slot ask = { .step = step, .epoch = epoch }, answer = { 0 };
         uint64_t keep;
         uint32_t op = 0;
         int r = send_header(l->fd, OP_GET, &ask, 0, &l->wait, e);
@@ -408,7 +408,7 @@ static int serve_put(int fd, const struct replica_host *h, const struct replica_
 
 static int serve_get(int fd, const struct replica_host *h, const struct replica_peer *who, const struct replica_slot *ask, const struct replica_wait *w, struct error *e) {
         struct error why = { 0 };
-        struct replica_slot slot;
+        struct replica_slot slot = { 0 };
         const void *payload;
         void *token;
         int r = h->get_begin(h->arg, who, ask->step, ask->epoch, &slot, &payload, &token, &why);
@@ -427,7 +427,7 @@ int replica_serve(int fd, const struct replica_host *h, const struct replica_wai
         int r = ask_who(fd, h, w, &who, e);
 
         while (r == 0) {
-                struct replica_slot s;
+                struct replica_slot s = { 0 };
                 uint64_t keep = 0;
                 uint32_t op = 0;
 

@@ -97,7 +97,7 @@ static int deliver(struct work *w, const struct replica_transport **t, struct re
                 if (r == 0)
                         r = (*t)->open(w->endpoint, &self, w->key, &wait, link, e);
         }
-        if (r < 0)
+        if (r != 0)
                 return r;
         r = (*t)->put(*link, slot, payload, w->keep, e);
         *ret_bytes = r == 0 ? slot->bytes : 0;
