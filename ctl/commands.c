@@ -21,6 +21,8 @@ const struct command commands[] = {
         { "describe", "JOB", 1, 1, FORMATS_PLAIN, NULL, job_describe_run, "show all about one job: ranks, checkpoints, events", NULL, false },
         { "cancel", "JOB...", 1, -1, FORMATS_USUAL, cancel_opts, job_cancel_run, "end jobs, after a last checkpoint", NULL, false },
         { "save", "JOB", 1, 1, FORMATS_PLAIN, NULL, job_save_run, "make a checkpoint now; returns when it is committed", NULL, false },
+        { "scale", "JOB", 1, 1, FORMATS_USUAL, scale_opts, job_scale_run, "give a job another number of replicas (parallel.dp)",
+          "It saves at the end of a step and goes on from there, with the same global batch. With too few free devices it takes those there are, and the rest later.", false },
         { "logs", "[JOB]", 0, 1, FORMATS_TEXT, logs_opts, logs_run, "print what ranks (or with --node a worker) wrote",
           "Lines of several ranks begin with the rank's number. -f goes on until the job is over.", false },
         { "events", "[JOB]", 0, 1, FORMATS_USUAL, events_opts, events_run, "list what happened: decisions, failures, recoveries, commits",

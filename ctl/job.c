@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* list, get, describe, cancel, save. */
+/* list, get, describe, cancel, save, scale. */
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
@@ -9,6 +9,7 @@
 #include "base/cleanup.h"
 #include "ctl/handlers.h"
 #include "ctl/job_view.h"
+#include "proto/job_spec.h"
 
 #define DESCRIBE_EVENTS 200
 #define SAVE_TIMEOUT_MS 600000
@@ -16,6 +17,7 @@
 static struct {
         bool all, now;
         const char *reason;
+        int64_t dp;
 } given;
 
 const struct opt list_opts[] = {
@@ -26,6 +28,11 @@ const struct opt list_opts[] = {
 const struct opt cancel_opts[] = {
         { "now", 0, OPT_FLAG, NULL, "without a last checkpoint", &given.now, 0, 0, NULL },
         { "reason", 0, OPT_STRING, "TEXT", "kept in the job's record", &given.reason, 0, 0, NULL },
+        { 0 },
+};
+
+const struct opt scale_opts[] = {
+        { "dp", 0, OPT_INT, "N", "replicas", &given.dp, 1, JOB_MAX_RANKS, NULL },
         { 0 },
 };
 
@@ -224,5 +231,20 @@ int job_save_run(struct ctl *c, int n, char **args) {
         }
         o = json_pack("{s:i, s:I, s:I, s:s}", "v", CTL_JSON_VERSION, "job", (json_int_t)rq.id, "step", (json_int_t)reply->step, "checkpoint", j->checkpoint);
         print_object(c, o);
+        return EXIT_DONE;
+}
+
+int job_scale_run(struct ctl *c, int n, char **args) {
+        Fp8ctl__V1__ScaleJobRequest rq = FP8CTL__V1__SCALE_JOB_REQUEST__INIT;
+        _cleanup_(client_freep) struct client *cl = NULL;
+        _cleanup_message_ Fp8ctl__V1__Job *j = NULL;
+        struct error e;
+
+        if (parse_job_id(args[0], &rq.id, &e) < 0 || (!given.dp && error_set(&e, -EINVAL, "scale: --dp N is needed") < 0))
+                return ctl_usage(&e);
+        rq.dp = (uint32_t)given.dp;
+        if (client_new(c, &cl, &e) < 0 || client_call(cl, "ScaleJob", &rq.base, &fp8ctl__v1__job__descriptor, CALL_TIMEOUT_MS, (ProtobufCMessage **)&j, &e) < 0)
+                return ctl_fail(&e);
+        job_print(c, j);
         return EXIT_DONE;
 }

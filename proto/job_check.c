@@ -63,6 +63,8 @@ static int check_train(const struct job_parse *p) {
         if (s->train.global_batch % unit)
                 return REFUSE(p, "train.global_batch", "a multiple of train.micro_batch * parallel.dp (%" PRId64 " * %d = %" PRId64 ")", s->train.micro_batch,
                               s->parallel.dp, unit);
+        if (s->recovery.min_dp > s->parallel.dp)
+                return REFUSE(p, "recovery.min_dp", "at most parallel.dp (%d)", s->parallel.dp);
         if (s->train.micro_batch * s->data.seq_len > INT32_MAX / 4)
                 return REFUSE(p, "train.micro_batch", "so much that train.micro_batch * data.seq_len (%" PRId64 ") is at most %d tokens", s->data.seq_len, INT32_MAX / 4);
         for (int i = 0; i < s->train.n_recompute_layers; i++) {

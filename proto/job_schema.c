@@ -152,6 +152,10 @@ const struct job_key job_keys[] = {
           .doc = "How long a rank waits in a collective before it reports a fault." },
         { "recovery.start_timeout_ms", INTS(1000, 86400000), .offset = AT(recovery.start_timeout_ms), .def = "60000", .doc = "How long ranks may take to start and load." },
         { "recovery.grace_ms", INTS(0, 86400000), .offset = AT(recovery.grace_ms), .def = "30000", .doc = "Time for the last save when the job is cancelled or its node leaves." },
+        { "recovery.min_dp", INTS(0, JOB_MAX_RANKS), .offset = AT(recovery.min_dp), .def = "0",
+          .doc = "When devices are lost and no others are free the job goes on with fewer replicas, at least so many, and the same global batch; 0: it waits for devices." },
+        { "recovery.grow_delay_ms", INTS(0, 86400000), .offset = AT(recovery.grow_delay_ms), .def = "10000",
+          .doc = "How long it runs with fewer replicas before it takes free devices again, at the end of a step." },
 
         { "metrics.digests", KEY_BOOL, AT(metrics.digests), .def = "false", .doc = "Whether each step's row holds a digest of master weights and moments." },
         { "metrics.max_bytes", INTS(65536, INT64_C(1) << 40), .offset = AT(metrics.max_bytes), .def = "16777216", .doc = "Bound of a rank's log and of the metrics file, each." },

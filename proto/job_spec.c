@@ -329,6 +329,21 @@ int job_spec_parse(const char *text, size_t len, const char *file_name, const ch
         return 0;
 }
 
+int job_spec_set_dp(struct job_spec *s, int dp) {
+        int64_t group = (int64_t)s->parallel.tp * s->parallel.pp;
+
+        if (dp < 1 || group * dp > JOB_MAX_RANKS || s->train.global_batch % (s->train.micro_batch * dp) != 0)
+                return -EINVAL;
+        s->parallel.dp = dp;
+        if (s->recovery.min_dp > dp)
+                s->recovery.min_dp = dp;
+        if (s->test.kill_rank >= group * dp)
+                s->test.kill_step = s->test.kill_rank = -1;
+        if (s->test.overflow_rank >= group * dp)
+                s->test.overflow_step = -1, s->test.overflow_rank = 0;
+        return 0;
+}
+
 bool job_spec_uses_test_hooks(const struct job_spec *s) {
         return s->test.overflow_step >= 0 || s->test.kill_step >= 0 || s->test.slow_ms > 0;
 }

@@ -103,6 +103,8 @@ struct job_spec {
                 int64_t collective_timeout_ms;
                 int64_t start_timeout_ms;
                 int64_t grace_ms;           /* for the last save on SIGTERM or cancel */
+                int64_t min_dp;             /* replicas it goes on with when devices are lost and none are free; 0: parallel.dp */
+                int64_t grow_delay_ms;      /* so long it must have run with fewer before it takes free devices again */
         } recovery;
         struct {
                 bool digests;      /* per-step digest of master weights and moments in the metrics */
@@ -126,6 +128,11 @@ struct job_spec *job_spec_free(struct job_spec *s);
 /* Canonical JSON with every key, paths absolute, config.json inlined; parses to an equal spec. free() it. */
 int job_spec_to_json(const struct job_spec *s, char **ret, struct error *e);
 bool job_spec_uses_test_hooks(const struct job_spec *s);
+/*
+ * Another number of replicas; the global batch stays, so each makes more or fewer micro-batches.  -EINVAL when it does not divide the batch, or is none; test hooks of ranks that are
+ * no more are off from then on.
+ */
+int job_spec_set_dp(struct job_spec *s, int dp);
 /* Parameters of the model in all (tied head counted once). */
 int64_t model_parameters(const struct model_config *m);
 /* Every parameter tensor under its Hugging Face name, in the order of the forward pass; a vector is [1, n]. A tied head is not among them. */

@@ -88,8 +88,10 @@ static void settle(struct controller *c) {
 
         if (!c->running || c->failed)
                 return;
-        if (c->schedule_wanted)
+        if (c->schedule_wanted) {
                 job_schedule(c);
+                layout_look(c);
+        }
         for (size_t i = 0; i < c->n_jobs; i++)
                 if (c->jobs[i]->dirty)
                         record_put_job(c, c->jobs[i]);
@@ -194,7 +196,7 @@ static void take_up(struct controller *c, struct job *j) {
                 snprintf(j->inc.cause, sizeof(j->inc.cause), "%.300s (the controller was restarted meanwhile)", j->last_cause[0] ? j->last_cause : "a failure");
                 snprintf(j->inc.source, sizeof(j->inc.source), "as decided before");
         }
-        if (j->state == FP8CTL__V1__JOB_STATE__STOPPING)
+        if (j->state == FP8CTL__V1__JOB_STATE__STOPPING || j->stop_kind == STOP_RESIZE)
                 j->stop_deadline = core_now(c) + (uint64_t)j->spec->recovery.grace_ms * NSEC_PER_MSEC + NSEC_PER_SEC;
 }
 

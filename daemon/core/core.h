@@ -152,7 +152,7 @@ struct incident {
         char source[160];
 };
 
-enum stop_kind { STOP_NONE, STOP_CANCEL, STOP_REQUEUE };
+enum stop_kind { STOP_NONE, STOP_CANCEL, STOP_REQUEUE, STOP_RESIZE /* it goes on elsewhere or with another number of replicas: layout.c */ };
 
 struct job {
         uint64_t id;
@@ -164,12 +164,15 @@ struct job {
         uint32_t next_attempt;
         struct job_spec *spec;
         char *job_file, *from_checkpoint, *data_digest;
+        char *live_file;            /* job_file with the number of replicas there are now; NULL: the same */
+        int dp_wanted;              /* spec->parallel.dp is how many there are now */
         uint64_t bytes_per_rank, parameters;
         bool test_hooks;
 
         /* placement; kept after the end so that logs are found */
         int world;
-        struct rank *ranks; /* [world]; node NULL: never placed */
+        struct rank *ranks; /* [world], room for rank_room; node NULL: never placed */
+        int rank_room;
 
         /* recovery */
         int rec;
@@ -202,6 +205,9 @@ struct job {
         char stop_reason[TEXT_MAX_LEN];
         uint64_t stop_deadline;
         bool stop_now;
+        int resize_dp;              /* STOP_RESIZE: to so many replicas */
+        bool scale_asked;           /* by a client: it need not wait for grow_delay_ms */
+        uint64_t look_at;           /* ... and then it may be time for it; 0: not known */
         uint64_t zombie_deadline;   /* the dead that are not reaped by then are killed */
         uint64_t release_deadline;  /* ended: ranks that are still there then are killed */
 
@@ -357,7 +363,8 @@ bool job_placed(const struct job *j); /* has a live epoch */
 bool job_on_node(const struct job *j, const struct node *n);
 const char *job_state_name(int state);
 void job_schedule(struct controller *c);
-int job_replan(struct controller *c, struct job *j); /* new places for ranks on lost or leaving nodes; -ENOSPC */
+/* Where its ranks would be with dp replicas: those on nodes that stay keep their places. ret[tp * pp * dp]; -ENOSPC, -EINVAL: no such layout. */
+int job_place_at(struct controller *c, const struct job *j, int dp, struct sched_slot *ret);
 int job_plan_idle(struct controller *c, const struct job *j, struct sched_slot *ret, size_t *ret_devices); /* on an idle cluster */
 int job_node_index(const struct controller *c, const struct node *n);
 /* Ends or requeues: one way out for all. FAIL, CANCEL, FINISH, REQUEUE. */
@@ -371,6 +378,17 @@ void job_tick(struct controller *c, struct job *j, uint64_t now);
 uint64_t job_next_deadline(const struct job *j);
 const char *rank_state_name(enum rank_state s);
 void rank_set(struct controller *c, struct rank *r, enum rank_state s);
+
+/* layout.c: how many replicas a job has, and where */
+int layout_set(struct controller *c, struct job *j, int dp); /* nothing is told or stored */
+int layout_replan(struct controller *c, struct job *j);      /* new places for ranks on lost or leaving nodes; -ENOSPC */
+int layout_shrink(struct controller *c, struct job *j);      /* ... with fewer replicas */
+void layout_resize(struct controller *c, struct job *j, int dp, const char *reason); /* at the end of a step: save, then begin anew with dp replicas where devices are */
+void layout_stopped(struct controller *c, struct job *j, uint64_t step, bool saved); /* every rank stands at the end of that step */
+void layout_look(struct controller *c);                      /* what was waited for may be there */
+void layout_stop_late(struct controller *c, struct job *j);
+const char *layout_job_file(const struct job *j);
+void layout_request_scale(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);
 
 /* retention.c */
 void retention_apply(struct controller *c); /* forgets jobs that ended long ago; no pointer to a job may be held across it */
@@ -414,6 +432,7 @@ struct replica_message {
 int replicas_message(const struct controller *c, const struct job *j, struct replica_message *m); /* -ENOMEM; free it in any case */
 void replicas_message_free(struct replica_message *m);
 bool replicas_on_node(const struct job *j, const struct node *n);
+bool replicas_give(const struct node *n); /* what it holds can be had */
 void replicas_released(const struct job *j, struct node *n);
 void replicas_resume(struct controller *c, struct job *j); /* an earlier life waited for what holders have */
 void replicas_free(struct job *j);

@@ -118,7 +118,8 @@ int job_set_spec(struct job *j, const char *canonical, struct error *e) {
                 return error_set(e, -ENOMEM, "no memory for a job");
         }
         j->spec = spec;
-        j->world = (int)world;
+        j->world = j->rank_room = (int)world;
+        j->dp_wanted = spec->parallel.dp;
         j->bytes_per_rank = job_spec_bytes_per_rank(spec);
         j->parameters = (uint64_t)model_parameters(&spec->model);
         return 0;
@@ -129,7 +130,7 @@ struct job *job_free(struct job *j) {
                 return NULL;
         recovery_free(j);
         replicas_free(j);
-        for (int i = 0; j->ranks && i < j->world; i++) {
+        for (int i = 0; j->ranks && i < j->rank_room; i++) {
                 free(j->ranks[i].endpoint);
                 free(j->ranks[i].fingerprint);
         }
@@ -144,6 +145,7 @@ struct job *job_free(struct job *j) {
         free(j->checkpoints);
         free(j->ranks);
         free(j->job_file);
+        free(j->live_file);
         free(j->from_checkpoint);
         free(j->data_digest);
         job_spec_free(j->spec);
@@ -338,31 +340,52 @@ void job_schedule(struct controller *c) {
         }
 }
 
-/* Where lost ranks go: those on usable nodes stay, the others look for free devices. -ENOSPC. */
-int job_replan(struct controller *c, struct job *j) {
-        _cleanup_(board_free) struct board b = { 0 };
-        _cleanup_free_ struct sched_slot *pinned = calloc((size_t)j->world, sizeof(*pinned)), *ret = calloc((size_t)j->world, sizeof(*ret));
-        struct sched_want want = { .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = j->spec->parallel.dp, .bytes_per_rank = j->bytes_per_rank };
-        int r;
+static bool stays(const struct rank *k) {
+        return k->node && k->node->state != NODE_LOST && k->node->state != NODE_LEAVING;
+}
 
-        if (!pinned || !ret || board_make(c, &b) < 0)
-                return -ENOMEM;
+/* The devices of ranks that it does not have any more, or that move, are its own to use again. */
+static void board_release(const struct controller *c, struct board *b, const struct job *j, int world) {
         for (int i = 0; i < j->world; i++) {
                 const struct rank *k = &j->ranks[i];
-                bool stays = k->node && k->node->state != NODE_LOST && k->node->state != NODE_LEAVING;
+                int n = job_node_index(c, k->node);
 
-                pinned[i] = (struct sched_slot){ .node = stays ? job_node_index(c, k->node) : -1, .device = k->device };
+                if (n < 0 || !node_usable(k->node) || (i < world && stays(k)))
+                        continue;
+                for (size_t d = 0; d < k->node->n_devices; d++)
+                        if (k->node->devices[d].index == k->device && k->node->devices[d].job == j->id)
+                                b->devices[(size_t)(b->nodes[n].devices - b->devices) + d].state = SCHED_FREE;
         }
-        want.pinned = pinned;
-        want.prefer = pinned;
-        r = scheduler_place(b.nodes, b.n, &want, ret);
-        if (r < 0)
-                return r;
-        for (int i = 0; i < j->world; i++) {
-                j->ranks[i].node = c->nodes[ret[i].node];
-                j->ranks[i].device = ret[i].device;
+}
+
+int job_place_at(struct controller *c, const struct job *j, int dp, struct sched_slot *ret) {
+        _cleanup_(board_free) struct board b = { 0 };
+        int group = j->spec->parallel.tp * j->spec->parallel.pp, world = group * dp, was = j->spec->parallel.dp;
+        _cleanup_free_ struct sched_slot *pinned = calloc((size_t)world, sizeof(*pinned));
+        struct sched_want want = { .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = dp };
+
+        if (dp < 1 || world > JOB_MAX_RANKS || j->spec->train.global_batch % (j->spec->train.micro_batch * dp) != 0)
+                return -EINVAL;
+        if (!pinned || board_make(c, &b) < 0)
+                return -ENOMEM;
+        j->spec->parallel.dp = dp;
+        want.bytes_per_rank = job_spec_bytes_per_rank(j->spec);
+        j->spec->parallel.dp = was;
+        for (int i = 0; i < world; i++) {
+                const struct rank *k = &j->ranks[i];
+                const struct device *d;
+
+                pinned[i] = (struct sched_slot){ .node = -1 };
+                if (i >= j->world || !stays(k))
+                        continue;
+                d = node_device(k->node, k->device);
+                if (dp != was && d && d->memory_bytes && d->memory_bytes < want.bytes_per_rank)
+                        return -ENOSPC; /* fewer replicas: larger parts of the optimizer's state */
+                pinned[i] = (struct sched_slot){ .node = job_node_index(c, k->node), .device = k->device };
         }
-        return 0;
+        board_release(c, &b, j, world);
+        want.pinned = want.prefer = pinned;
+        return scheduler_place(b.nodes, b.n, &want, ret);
 }
 
 /* Where it would run on an idle cluster; for Submit. */
@@ -442,6 +465,8 @@ void job_finish(struct controller *c, struct job *j, enum job_event how, const c
         j->stop_deadline = j->final_retry_at = 0;
         j->final_retries = 0;
         j->release_deadline = was_placed ? core_now(c) + RELEASE_MS * NSEC_PER_MSEC : 0;
+        if (how == JOB_E_REQUEUE && j->spec->parallel.dp != j->dp_wanted && layout_set(c, j, j->dp_wanted) < 0)
+                core_log(c, 4, "job %" PRIu64 ": stays at dp %d", j->id, j->spec->parallel.dp);
         if (how != JOB_E_REQUEUE)
                 j->ended_ms = c->io.wall_ms(c->io.arg);
         event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = said[how].severity }, said[how].kind, "%s: %s", j->name, j->reason);
@@ -473,7 +498,7 @@ void job_send_stop(struct controller *c, struct job *j, struct node *only) {
 void job_stop(struct controller *c, struct job *j, enum stop_kind kind, uint32_t grace_ms, bool now, const char *reason) {
         if (job_ended(j) || (kind == STOP_REQUEUE && !job_placed(j)))
                 return;
-        if (kind == STOP_CANCEL || j->stop_kind == STOP_NONE) {
+        if (kind == STOP_CANCEL || j->stop_kind == STOP_NONE || j->stop_kind == STOP_RESIZE) {
                 j->stop_kind = kind;
                 core_text(j->stop_reason, sizeof(j->stop_reason), reason);
         }
@@ -524,7 +549,9 @@ void job_check_done(struct controller *c, struct job *j) {
                 if (more || (j->final_retry_at && !failed))
                         return;
         }
-        if (stopped && step < (uint64_t)j->spec->train.steps) {
+        if (stopped && step < (uint64_t)j->spec->train.steps && j->stop_kind == STOP_RESIZE) {
+                layout_stopped(c, j, step, checkpoint_has(j, step));
+        } else if (stopped && step < (uint64_t)j->spec->train.steps) {
                 char why[sizeof(j->reason)];
 
                 snprintf(why, sizeof(why), "%s; %s step %" PRIu64, j->stop_reason[0] ? j->stop_reason : "stopped on its node",
@@ -586,7 +613,7 @@ static void release_late(struct controller *c, struct job *j) {
                 for (size_t k = 0; k < c->nodes[i]->n_devices; k++) {
                         const struct device *d = &c->nodes[i]->devices[k];
 
-                        if (d->job == j->id && (!job_placed(j) || j->ranks[d->rank].incarnation != d->incarnation)) {
+                        if (d->job == j->id && (!job_placed(j) || d->rank >= (uint32_t)j->world || j->ranks[d->rank].incarnation != d->incarnation)) {
                                 node_kill_one(c, c->nodes[i], j->id, j->epoch, d->rank, d->incarnation, "told to leave and still there");
                                 j->release_deadline = core_now(c) + RELEASE_MS * NSEC_PER_MSEC;
                         }
@@ -619,7 +646,9 @@ static void retry_last_save(struct controller *c, struct job *j, uint64_t now) {
 void job_tick(struct controller *c, struct job *j, uint64_t now) {
         if (j->stop_deadline && now >= j->stop_deadline) {
                 j->stop_deadline = 0;
-                if (j->state == S(STOPPING)) {
+                if (j->stop_kind == STOP_RESIZE) {
+                        layout_stop_late(c, j);
+                } else if (j->state == S(STOPPING)) {
                         char why[sizeof(j->reason)];
 
                         snprintf(why, sizeof(why), "%s; the grace ended before the last save was done", j->stop_reason);
@@ -632,6 +661,10 @@ void job_tick(struct controller *c, struct job *j, uint64_t now) {
                 recovery_kill_zombies(c, j);
         if (j->release_deadline && now >= j->release_deadline)
                 release_late(c, j);
+        if (j->look_at && now >= j->look_at) {
+                j->look_at = 0;
+                c->schedule_wanted = true;
+        }
         if (job_placed(j))
                 recovery_tick(c, j, now);
         save_tick(c, j, now);
@@ -644,7 +677,7 @@ static uint64_t sooner(uint64_t a, uint64_t b) {
 uint64_t job_next_deadline(const struct job *j) {
         uint64_t d = sooner(j->stop_deadline, j->final_retry_at);
 
-        d = sooner(sooner(d, j->release_deadline), j->zombie_deadline);
+        d = sooner(sooner(d, j->release_deadline), sooner(j->zombie_deadline, j->look_at));
         d = sooner(d, job_placed(j) ? j->rec_deadline : 0);
         return sooner(d, save_next_deadline(j));
 }

@@ -31,7 +31,7 @@ void order_starts(struct controller *c, struct job *j, struct node *n) {
                 return;
         start.job_id = j->id;
         start.epoch = j->epoch;
-        start.job_file = j->job_file;
+        start.job_file = (char *)layout_job_file(j);
         start.job_name = j->name;
         start.uid = j->uid;
         start.gid = j->gid;

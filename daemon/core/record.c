@@ -63,6 +63,7 @@ int job_message_fill(const struct controller *c, const struct job *j, bool full,
                 m->job.tp = (uint32_t)j->spec->parallel.tp;
                 m->job.pp = (uint32_t)j->spec->parallel.pp;
                 m->job.dp = (uint32_t)j->spec->parallel.dp;
+                m->job.dp_wanted = (uint32_t)j->dp_wanted;
                 m->job.recipe = STR(job_recipe_name(j->spec->precision.recipe));
         }
         if (j->world > 0 && j->ranks[0].node && j->ranks[0].node->dir[0])
@@ -167,6 +168,7 @@ void record_put_job(struct controller *c, struct job *j) {
         rec.skip_to_step = j->skip_to_step;
         rec.stop_kind = (uint32_t)j->stop_kind;
         rec.stop_reason = j->stop_reason;
+        rec.resize_dp = (uint32_t)j->resize_dp;
         rec.replan_step = j->replan_step;
         rec.first_run_unix_ms = j->first_run_ms;
         for (int i = 0; j->holders && i < j->world; i++)
@@ -268,6 +270,11 @@ static int load_job(struct controller *c, const void *value, size_t len, struct 
                 error_prefix(e, "job %" PRIu64, j->id);
                 goto out;
         }
+        if (rec->job->plan && rec->job->plan->dp && (int)rec->job->plan->dp != j->spec->parallel.dp && layout_set(c, j, (int)rec->job->plan->dp) < 0) {
+                r = error_set(e, -EBADMSG, "job %" PRIu64 ": found a plan of dp %u, expected one that divides its batch", j->id, rec->job->plan->dp);
+                goto out;
+        }
+        j->dp_wanted = rec->job->dp_wanted ? (int)rec->job->dp_wanted : j->spec->parallel.dp;
         j->uid = rec->uid;
         j->gid = rec->gid;
         j->next_incarnation = rec->next_incarnation;
@@ -280,8 +287,9 @@ static int load_job(struct controller *c, const void *value, size_t len, struct 
         j->skip_from_step = rec->skip_from_step;
         replicas_load(c, j, rec->holders, rec->n_holders);
         j->skip_to_step = rec->skip_to_step;
-        j->stop_kind = rec->stop_kind <= STOP_REQUEUE ? (int)rec->stop_kind : STOP_NONE;
+        j->stop_kind = rec->stop_kind <= STOP_RESIZE ? (int)rec->stop_kind : STOP_NONE;
         core_text(j->stop_reason, sizeof(j->stop_reason), rec->stop_reason);
+        j->resize_dp = (int)rec->resize_dp;
         j->replan_step = rec->replan_step;
         j->first_run_ms = rec->first_run_unix_ms;
         j->from_checkpoint = core_strdup(rec->from_checkpoint, 4096);

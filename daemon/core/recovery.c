@@ -211,7 +211,9 @@ void recovery_act(struct controller *c, struct job *j, const char *cause, const 
         if (!joined && (lost > 0 || count) && incident_restarts_used_up(c, j))
                 return;
         if (moved) {
-                r = job_replan(c, j);
+                r = layout_replan(c, j);
+                if (r < 0)
+                        r = layout_shrink(c, j);
                 if (r < 0) {
                         char text[sizeof(j->reason)];
 
@@ -226,8 +228,16 @@ void recovery_act(struct controller *c, struct job *j, const char *cause, const 
                 j->rec_deadline = core_now(c) + LOOK_AGAIN_MS * NSEC_PER_MSEC;
                 return;
         }
+        recovery_round(c, j, cause);
+}
+
+void recovery_round(struct controller *c, struct job *j, const char *cause) {
         if (job_move(c, j, JOB_E_FAULT) < 0)
                 return;
+        if (j->stop_kind == STOP_RESIZE) {
+                j->stop_kind = STOP_NONE; /* tried again when it runs */
+                j->stop_deadline = 0;
+        }
         core_text(j->reason, sizeof(j->reason), cause);
         j->start_is_new = false;
         recovery_step(c, j, REC_E_FAULT);
@@ -371,6 +381,7 @@ static void go_resume(struct controller *c, struct job *j) {
         } else {
                 event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "running", "all ranks (%d) run from step %" PRIu64, j->world, j->load.step);
                 recovery_step(c, j, REC_E_NEW_STEP); /* nothing to close */
+                c->schedule_wanted = c->schedule_wanted || j->dp_wanted != j->spec->parallel.dp;
         }
 }
 
@@ -403,6 +414,7 @@ void recovery_new_step(struct controller *c, struct job *j) {
         j->inc.open = false;
         j->bad_generation_step = 0;
         j->dirty = true;
+        c->schedule_wanted = c->schedule_wanted || j->dp_wanted != j->spec->parallel.dp;
 }
 
 /* ------------------------------------------------------------------ time */

@@ -12,6 +12,8 @@ int recovery_step(struct controller *c, struct job *j, enum recovery_event ev);
 void recovery_mark_lost(struct controller *c, struct job *j, uint32_t i, const char *why, enum lost_how how);
 /* Ranks were marked lost (or a round must begin with all alive): one round for all of them. */
 void recovery_act(struct controller *c, struct job *j, const char *cause, const char *why, bool final, bool count, uint64_t incarnation);
+/* The next epoch, for whatever reason: survivors park, ranks that are LOST or NONE start. */
+void recovery_round(struct controller *c, struct job *j, const char *cause);
 void recovery_stop_cut_short(struct controller *c, struct job *j, const char *cause);
 
 /* rank_fault.c */

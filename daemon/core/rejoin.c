@@ -118,7 +118,7 @@ void recovery_hello(struct controller *c, struct job *j, struct node *n, const F
                 recovery_again(c, j, "a rank was found parked after a broken stream or a restart of the controller", false);
         else if (res.resend_plan)
                 order_plan(c, j, n);
-        if (j->state == J(STOPPING))
+        if (j->state == J(STOPPING) || (j->stop_kind == STOP_RESIZE && j->rec != REC_FENCE && j->rec != REC_RESTORE))
                 job_send_stop(c, j, n);
         if (job_placed(j))
                 recovery_check(c, j);

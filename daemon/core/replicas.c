@@ -106,6 +106,11 @@ static bool choose_holders(struct controller *c, struct job *j) {
         return changed;
 }
 
+/* One that leaves takes nothing new, and gives what it has while it is there. */
+bool replicas_give(const struct node *n) {
+        return holds(n) || (n->state == NODE_LEAVING && n->session && n->replica_endpoint[0]);
+}
+
 static int32_t node_number(struct replica_message *m, const struct node *n) {
         for (size_t i = 0; i < m->plan.n_nodes; i++)
                 if (m->node_ptrs[i]->name == n->name)
@@ -145,7 +150,7 @@ int replicas_message(const struct controller *c, const struct job *j, struct rep
         for (size_t i = 0; i < j->n_generations && j->load.kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA; i++) {
                 const struct generation *g = &j->generations[i];
 
-                if (!g->held || g->step != j->load.step || g->epoch != j->load.generation_epoch || !holds(g->node))
+                if (!g->held || g->step != j->load.step || g->epoch != j->load.generation_epoch || !replicas_give(g->node))
                         continue;
                 fp8ctl__v1__replica_source__init(&m->sources[m->n_sources]);
                 m->sources[m->n_sources].rank = g->rank;

@@ -13,7 +13,7 @@
 
 /* Its own node's memory, or a copy that a peer keeps and gives to whoever proves to be that rank. */
 static bool within_reach(const struct job *j, const struct generation *g) {
-        return g->held ? g->node->state == NODE_READY && g->node->replica_endpoint[0] : j->ranks[g->rank].node == g->node;
+        return g->held ? replicas_give(g->node) : j->ranks[g->rank].node == g->node;
 }
 
 static bool covers(const struct job *j, const struct generation *want, bool *seen) {

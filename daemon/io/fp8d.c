@@ -267,6 +267,7 @@ static const struct {
         { "ReadFile", REQ_READ_FILE, &fp8ctl__v1__read_file_request__descriptor },
         { "ListCheckpoints", REQ_LIST_CHECKPOINTS, &fp8ctl__v1__list_checkpoints_request__descriptor },
         { "RemoveCheckpoint", REQ_REMOVE_CHECKPOINT, &fp8ctl__v1__remove_checkpoint_request__descriptor },
+        { "ScaleJob", REQ_SCALE_JOB, &fp8ctl__v1__scale_job_request__descriptor },
 };
 #define N_REQUESTS ARRAY_SIZE(requests)
 
@@ -313,6 +314,7 @@ REQUEST(8)
 REQUEST(9)
 REQUEST(10)
 REQUEST(11)
+REQUEST(12)
 
 static void on_request_gone(void *arg, struct rpc_call *call) {
         struct fp8d *d = arg;
@@ -387,6 +389,7 @@ static const struct rpc_method methods[] = {
         UNARY("ReadFile", 9),
         UNARY("ListCheckpoints", 10),
         UNARY("RemoveCheckpoint", 11),
+        UNARY("ScaleJob", 12),
         { .path = "/fp8ctl.v1.WorkerService/Attach", .stream = true, .on_opened = on_worker_opened, .on_message = on_worker_message, .on_closed = on_worker_closed },
 };
 _Static_assert(ARRAY_SIZE(methods) == N_REQUESTS + 1, "a method for each request, and the workers' stream");

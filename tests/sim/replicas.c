@@ -67,7 +67,7 @@ static void arrives(struct sim *s, struct ev *e) {
         if (p->epoch < h->told[p->job % 16])
                 sim_fail(s, "%s takes a snapshot of epoch %" PRIu64 " after it was told %" PRIu64, h->name, p->epoch, h->told[p->job % 16]);
         if (!replica_find(s, p->holder, p->job, p->rank, p->sending, p->sending_epoch, true))
-                replica_put(s, p->holder, &(struct replica){ .job = p->job, .rank = p->rank, .step = p->sending, .epoch = p->sending_epoch, .held = true },
+                replica_put(s, p->holder, &(struct replica){ .job = p->job, .rank = p->rank, .step = p->sending, .epoch = p->sending_epoch, .world = p->world, .held = true },
                             p->kept < p->sending ? p->kept : 0, 0);
         p->sent = true;
 }
@@ -179,7 +179,7 @@ bool replica_fetch(struct sim *s, int node, struct proc *p, const Fp8ctl__V1__Ra
                 if (from < 0 || !s->nodes[from].up)
                         continue;
                 if (replica_find(s, from, p->job, p->rank, l->step, l->generation_epoch, true)) {
-                        replica_put(s, node, &(struct replica){ .job = p->job, .rank = p->rank, .step = l->step, .epoch = l->generation_epoch }, 0, 0);
+                        replica_put(s, node, &(struct replica){ .job = p->job, .rank = p->rank, .step = l->step, .epoch = l->generation_epoch, .world = (uint32_t)m->n_peers }, 0, 0);
                         s->from_peers++;
                         return true;
                 }
@@ -192,9 +192,24 @@ bool replica_fetch(struct sim *s, int node, struct proc *p, const Fp8ctl__V1__Ra
         return false;
 }
 
+/* Its segment is sized anew, and what was in it is gone. */
+void replica_other_layout(struct sim *s, int node, const struct proc *p) {
+        for (int i = 0; i < SIM_REPLICAS_MAX; i++) {
+                struct replica *r = &s->nodes[node].replicas[i];
+
+                if (r->job == p->job && r->rank == p->rank && !r->held && r->world == p->world)
+                        *r = (struct replica){ 0 };
+        }
+}
+
 void replica_check_plan(struct sim *s, const Fp8ctl__V1__RankPlan *m) {
         uint64_t job = m->job_id % 16;
 
+        if (m->n_peers != s->plan_world[job]) {
+                s->relayouts += s->plan_world[job] != 0;
+                s->plan_world[job] = m->n_peers;
+                replica_uncover(s, m->job_id); /* copies are of one layout */
+        }
         if (s->covered[job] && s->covered_losses[job] <= 1 && m->load->step < s->covered[job])
                 sim_fail(s, "job %" PRIu64 " epoch %" PRIu64 ": goes back to step %" PRIu64 ", expected at least %" PRIu64 ": all ranks have second copies of it, and %" PRIu64 " node was lost since",
                          m->job_id, m->epoch, m->load->step, s->covered[job], s->covered_losses[job]);

@@ -59,7 +59,7 @@ struct stream {
 
 struct replica {
         uint64_t job, step, epoch;
-        uint32_t rank;
+        uint32_t rank, world;
         bool held; /* for a rank of another node */
 };
 
@@ -124,7 +124,8 @@ struct sim {
         char job_reason[16][256];
         uint64_t calm_epoch[16], calm_step[16]; /* no fault of a rank, a node or a disk since this step of this epoch */
         uint64_t calm_at, save_every;
-        int n_jobs, steps, world;
+        int n_jobs, steps;
+        uint64_t plan_world[16], relayouts;
         uint64_t kills, lease_kills, crashes, drops, losses, commits, recoveries;
         int failures;
         bool verbose;
@@ -169,6 +170,7 @@ bool replica_fetch(struct sim *s, int node, struct proc *p, const Fp8ctl__V1__Ra
 void replica_plan_told(struct sim *s, int node, const Fp8ctl__V1__ReplicaPlan *m, bool alone);
 void replica_fenced(struct sim *s, int node, uint64_t job, uint64_t epoch);
 void replica_forget_told(struct sim *s, int node);
+void replica_other_layout(struct sim *s, int node, const struct proc *p);
 void replica_check_plan(struct sim *s, const Fp8ctl__V1__RankPlan *m);
 void replica_uncover(struct sim *s, uint64_t job); /* 0: all: copies may be gone, or are not wanted */
 

@@ -16,9 +16,9 @@
 #include "tests/sim/sim.h"
 
 static const char job_text[] = "{\"version\": 1, \"name\": \"sim\", \"model\": {\"preset\": \"%s\"}, \"data\": {\"path\": \"/data/text\", \"seq_len\": 32},"
-                               " \"parallel\": {\"tp\": 2, \"pp\": 1, \"dp\": 2}, \"train\": {\"steps\": %d, \"micro_batch\": 1, \"global_batch\": 4},"
+                               " \"parallel\": {\"tp\": 2, \"pp\": 1, \"dp\": %d}, \"train\": {\"steps\": %d, \"micro_batch\": 1, \"global_batch\": 4},"
                                " \"checkpoint\": {\"dir\": \"/ckpt/%d\", \"every_steps\": %d, \"keep_last\": %d},"
-                               " \"recovery\": {\"max_restarts\": -1, \"same_cause_limit\": %d, \"start_timeout_ms\": 20000, \"grace_ms\": 3000}}";
+                               " \"recovery\": {\"max_restarts\": -1, \"same_cause_limit\": %d, \"start_timeout_ms\": 20000, \"grace_ms\": 3000, \"min_dp\": %d, \"grow_delay_ms\": 2000}}";
 
 static void submit(struct sim *s, int i, int limit) {
         Fp8ctl__V1__SubmitRequest q = FP8CTL__V1__SUBMIT_REQUEST__INIT;
@@ -27,7 +27,7 @@ static void submit(struct sim *s, int i, int limit) {
 
         if (!s->core)
                 return;
-        snprintf(text, sizeof(text), job_text, "tiny", s->steps, i, (int)s->save_every, SIM_KEEP_LAST, limit);
+        snprintf(text, sizeof(text), job_text, "tiny", s->faults && s->seed % 2 && i == 0 ? 4 : 2, s->steps, i, (int)s->save_every, SIM_KEEP_LAST, limit, (int)(s->seed % 2));
         snprintf(id, sizeof(id), "request-%d", i);
         q.job_file = text;
         q.request_id = id;
@@ -76,8 +76,22 @@ static void save_now(struct sim *s, int i) {
         sim_leave(s);
 }
 
+static void scale(struct sim *s, int i) {
+        Fp8ctl__V1__ScaleJobRequest q = FP8CTL__V1__SCALE_JOB_REQUEST__INIT;
+        struct caller who = { .admin = true, .user = "sim" };
+
+        if (!s->jobs[i] || !s->core)
+                return;
+        q.id = s->jobs[i];
+        q.dp = UINT32_C(1) << sim_random(s, 3);
+        sim_say(s, "scale job %" PRIu64 " to dp %u", q.id, q.dp);
+        sim_enter(s);
+        controller_request(s->core, ++s->next_request, REQ_SCALE_JOB, &q.base, &who);
+        sim_leave(s);
+}
+
 static void inject(struct sim *s, struct ev *e) {
-        uint64_t what = s->rank_faults ? sim_random(s, 104) : 0;
+        uint64_t what = s->rank_faults ? sim_random(s, 112) : 0;
         int node = (int)sim_random(s, SIM_NODES);
         struct proc *p;
 
@@ -118,6 +132,8 @@ static void inject(struct sim *s, struct ev *e) {
                         worker_fault(s, node, p, sim_chance(s, 30) ? FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_ROLLBACK : sim_chance(s, 50) ? FP8CTL__V1__RANK_FAULT__KIND__TIMEOUT : FP8CTL__V1__RANK_FAULT__KIND__FATAL);
         } else if (what < 97) {
                 save_now(s, (int)sim_random(s, (uint64_t)s->n_jobs));
+        } else if (what >= 104) {
+                scale(s, (int)sim_random(s, (uint64_t)s->n_jobs));
         } else if (what < 100) {
                 if (s->n_jobs > 2)
                         cancel(s, s->n_jobs - 1);
@@ -210,7 +226,6 @@ static int run(uint64_t seed, bool verbose, bool faults, struct sim *total) {
         s.seed = s.rng = seed;
         s.verbose = verbose;
         s.faults = faults;
-        s.world = 4;
         s.steps = faults ? 400 : 30;
         s.rank_faults = faults && seed % 4 != 3;
         s.calm_at = s.rank_faults ? UINT64_MAX : 0;
@@ -257,6 +272,7 @@ static int run(uint64_t seed, bool verbose, bool faults, struct sim *total) {
         total->commits += s.commits;
         total->recoveries += s.recoveries;
         total->from_peers += s.from_peers;
+        total->relayouts += s.relayouts;
         failures = s.failures;
         sim_free(&s);
         return failures;
@@ -284,7 +300,7 @@ int main(int argc, char **argv) {
                 if (run(seed + i, verbose, true, &total) != 0)
                         bad++;
         printf("%" PRIu64 " seeds, %" PRIu64 " failed; %" PRIu64 " kills, %" PRIu64 " node losses, %" PRIu64 " broken streams, %" PRIu64 " controller deaths, %" PRIu64 " recoveries, %" PRIu64
-               " commits, %" PRIu64 " slices from peers\n",
-               seeds, bad, total.kills, total.losses, total.drops, total.crashes, total.recoveries, total.commits, total.from_peers);
+               " commits, %" PRIu64 " slices from peers, %" PRIu64 " changes of dp\n",
+               seeds, bad, total.kills, total.losses, total.drops, total.crashes, total.recoveries, total.commits, total.from_peers, total.relayouts);
         return bad ? 1 : 0;
 }

@@ -44,7 +44,7 @@ struct ev *worker_proc_after(struct sim *s, int node, struct proc *p, uint64_t n
 
 /* ------------------------------------------------------------------ replica memory */
 static void snapshot(struct sim *s, int node, const struct proc *p) {
-        replica_put(s, node, &(struct replica){ .job = p->job, .rank = p->rank, .step = p->step, .epoch = p->epoch }, p->kept, p->sending);
+        replica_put(s, node, &(struct replica){ .job = p->job, .rank = p->rank, .step = p->step, .epoch = p->epoch, .world = p->world }, p->kept, p->sending);
 }
 
 /* ------------------------------------------------------------------ deaths */
@@ -154,7 +154,7 @@ static void on_start(struct sim *s, int node, const Fp8ctl__V1__StartRanks *m) {
                 if (!p)
                         abort();
                 *p = (struct proc){ .used = true, .job = m->job_id, .epoch = m->epoch, .start_epoch = m->epoch, .rank = m->ranks[i]->rank, .incarnation = m->ranks[i]->incarnation,
-                                    .device = m->ranks[i]->device, .world = (uint32_t)s->world, .phase = STARTING, 
+                                    .device = m->ranks[i]->device, .phase = STARTING,
                                     .gen = n->life, .hangs = s->rank_faults && sim_chance(s, 2) };
                 dir = strstr(m->job_file, "/ckpt/");
                 snprintf(p->ckpt, sizeof(p->ckpt), "%.7s", dir ? dir : "");
@@ -252,7 +252,7 @@ static void step(struct sim *s, struct ev *e) {
                 }
         if (g.n == 0)
                 return;
-        if (g.n < s->world) {
+        if (g.n < (int)g.p[0]->world) {
                 for (int i = 0; i < g.n; i++)
                         worker_proc_after(s, g.node[i], g.p[i], MS + sim_random(s, 20 * MS), peer_lost)->d = e->b;
                 return;
@@ -324,9 +324,8 @@ static void loaded(struct sim *s, struct ev *e) {
         }
         p->meshed = true;
         g = group_of(s, p->job, p->epoch);
-        if (g.n < s->world) {
+        if (g.n < (int)p->world)
                 return;
-        }
         for (int i = 0; i < g.n; i++) {
                 Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
                 Fp8ctl__V1__RankRunning x = FP8CTL__V1__RANK_RUNNING__INIT;
@@ -384,6 +383,9 @@ static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
                         continue;
                 p->planned = true;
                 p->phase = LOADING;
+                if (p->world != m->n_peers)
+                        replica_other_layout(s, node, p);
+                p->world = (uint32_t)m->n_peers;
                 if (m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA && !replica_fetch(s, node, p, m)) {
                         replica_uncover(s, p->job);
                         fault(s, node, p, FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED, "its source is gone");
@@ -425,9 +427,9 @@ static void on_inventory(struct sim *s, int node, const Fp8ctl__V1__InventoryReq
                 g->rank = r->rank;
                 g->step = r->step;
                 g->epoch = r->epoch;
-                g->shard_count = (uint32_t)s->world;
+                g->shard_count = r->world;
                 g->held = r->held;
-                g->layout = (char *)"tp2.pp1.dp2/sim";
+                g->layout = (char *)(r->world == 2 ? "tp2.pp1.dp1/sim" : r->world == 4 ? "tp2.pp1.dp2/sim" : "tp2.pp1.dp4/sim");
                 ptrs[x.n_generations++] = g;
         }
         x.generations = ptrs;

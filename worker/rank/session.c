@@ -90,18 +90,10 @@ static int read_job(struct session *s, struct error *e) {
 static int open_device(struct session *s, struct error *e) {
         struct dev_config c = { .kind = s->id->device_kind, .index = (int)s->id->device, .threads = 1,
                                 .act = s->spec->precision.recipe == RECIPE_FP32 ? DT_F32 : DT_BF16 };
-        struct trainer_config t = { .spec = s->spec, .rank = (int)s->id->rank, .flight = s->flight, .test_hooks_armed = s->id->epoch == 1 };
         int r;
 
         r = dev_ops_load(s->id->device_kind, &s->ops, e);
-        if (r < 0)
-                return r;
-        r = s->ops->open(&c, &s->dev, e);
-        if (r < 0)
-                return r;
-        t.ops = s->ops;
-        t.dev = s->dev;
-        return trainer_new(&t, &s->trainer, e);
+        return r < 0 ? r : s->ops->open(&c, &s->dev, e);
 }
 
 static int listen_for_peers(struct session *s, struct error *e) {
@@ -126,6 +118,41 @@ static int finish_snapshot(void *arg, struct error *e) {
         return r;
 }
 
+/* All that depends on the layout. */
+static int open_engine(struct session *s, struct error *e) {
+        struct trainer_config t = { .spec = s->spec, .rank = (int)s->id->rank, .flight = s->flight, .test_hooks_armed = s->id->epoch == 1, .ops = s->ops, .dev = s->dev };
+        int r = trainer_new(&t, &s->trainer, e);
+
+        if (r == 0)
+                r = snapshot_new(s->id, s->spec, s->trainer, s->ops, s->dev, RANK_FD_REPLICA, &s->snapshot, e);
+        if (r == 0)
+                r = save_new(s->id, s->spec, s->control, s->snapshot, &s->save, e);
+        if (r == 0)
+                r = replicate_new(s->id, s->control, RANK_FD_REPLICA, &s->replicate, e);
+        if (r == 0)
+                r = metrics_new(s->id, s->spec, s->trainer, s->flight, &s->metrics, e);
+        if (r == 0)
+                trainer_before_agree(s->trainer, finish_snapshot, s);
+        return r;
+}
+
+/* False: storage that has stalled holds a thread that reads our memory. */
+static bool close_engine(struct session *s) {
+        replicate_free(s->replicate);
+        s->replicate = NULL;
+        if (s->save && !save_finish(s->save))
+                return false;
+        save_free(s->save);
+        metrics_free(s->metrics);
+        snapshot_free(s->snapshot);
+        trainer_free(s->trainer);
+        s->save = NULL;
+        s->metrics = NULL;
+        s->snapshot = NULL;
+        s->trainer = NULL;
+        return true;
+}
+
 static int session_open(struct session *s, struct error *e) {
         int r;
 
@@ -145,17 +172,7 @@ static int session_open(struct session *s, struct error *e) {
                 r = listen_for_peers(s, e);
         if (r == 0)
                 r = open_device(s, e);
-        if (r == 0)
-                r = snapshot_new(s->id, s->spec, s->trainer, s->ops, s->dev, RANK_FD_REPLICA, &s->snapshot, e);
-        if (r == 0)
-                r = save_new(s->id, s->spec, s->control, s->snapshot, &s->save, e);
-        if (r == 0)
-                r = replicate_new(s->id, s->control, RANK_FD_REPLICA, &s->replicate, e);
-        if (r == 0)
-                r = metrics_new(s->id, s->spec, s->trainer, s->flight, &s->metrics, e);
-        if (r == 0)
-                trainer_before_agree(s->trainer, finish_snapshot, s);
-        return r;
+        return r == 0 ? open_engine(s, e) : r;
 }
 
 static void leave_epoch(struct session *s) {
@@ -174,14 +191,8 @@ static void leave_epoch(struct session *s) {
 
 static void session_close(struct session *s) {
         leave_epoch(s);
-        replicate_free(s->replicate);
-        s->replicate = NULL;
-        if (s->save && !save_finish(s->save))
-                return; /* storage that has stalled holds a thread that reads our memory; the process ends anyway */
-        save_free(s->save);
-        metrics_free(s->metrics);
-        snapshot_free(s->snapshot);
-        trainer_free(s->trainer);
+        if (!close_engine(s))
+                return; /* the process ends anyway */
         if (s->dev)
                 s->ops->close(s->dev);
         control_free(s->control);
@@ -264,6 +275,21 @@ static int load_from(struct session *s, const Fp8ctl__V1__RankPlan *p, struct er
         return source_load(p->load, s->trainer, s->snapshot, s->ops, s->dev, e);
 }
 
+/* Process, device and listener stay; how many replicas there are may change from epoch to epoch. */
+static int take_layout(struct session *s, const Fp8ctl__V1__RankPlan *p, struct error *e) {
+        int was = s->spec->parallel.dp;
+
+        if ((int)p->tp != s->spec->parallel.tp || (int)p->pp != s->spec->parallel.pp || (p->dp != (uint32_t)was && job_spec_set_dp(s->spec, (int)p->dp) < 0))
+                return error_set(e, -EINVAL, "plan: found tp%" PRIu32 ".pp%" PRIu32 ".dp%" PRIu32 ", expected tp%d.pp%d and a dp that divides the job's batch", p->tp, p->pp, p->dp,
+                                 s->spec->parallel.tp, s->spec->parallel.pp);
+        if (p->dp == (uint32_t)was)
+                return 0;
+        log_info("epoch %" PRIu64 ": dp %d becomes %" PRIu32, p->epoch, was, p->dp);
+        if (!close_engine(s))
+                return error_set(e, -EBUSY, "a write that makes no progress still holds the snapshots of dp %d", was);
+        return open_engine(s, e);
+}
+
 static int load(struct session *s, double *ret_ms, struct error *e) {
         const Fp8ctl__V1__RankPlan *p = s->plan->rank_plan;
         uint64_t began = clock_mono_ns();
@@ -274,11 +300,13 @@ static int load(struct session *s, double *ret_ms, struct error *e) {
         s->epoch = p->epoch;
         s->stopped = false;
         s->rolled_back = p->load && p->load->data_step != 0;
-        if ((int)p->tp != s->spec->parallel.tp || (int)p->pp != s->spec->parallel.pp || (int)p->dp != s->spec->parallel.dp)
-                r = error_set(&why, -EINVAL, "plan: found tp%" PRIu32 ".pp%" PRIu32 ".dp%" PRIu32 ", expected the job file's tp%d.pp%d.dp%d", p->tp, p->pp, p->dp,
-                              s->spec->parallel.tp, s->spec->parallel.pp, s->spec->parallel.dp);
-        else
-                r = load_from(s, p, &why);
+        r = take_layout(s, p, &why);
+        if (r < 0) {
+                report_fault(s->control, s->id, s->epoch, FP8CTL__V1__RANK_FAULT__KIND__FATAL, 0, -1, why.text);
+                *e = why;
+                return r;
+        }
+        r = load_from(s, p, &why);
         if (r != 0)
                 return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED, &why, e);
         metrics_loaded(s->metrics);
