@@ -17,6 +17,7 @@
 
 /* Thresholds. */
 #define PREPARE_TIMEOUT_MS 300000u /* from the first rank's word to the last one's */
+#define TWICE "another save of this step is committed already"
 #define SAVES_MAX 16u              /* of one job that wait for words; the oldest makes room */
 #define WRITING_MAX 64u            /* of one job whose manifest waits for the file helper; one more is given up */
 #define TOMBSTONES_MAX 16u          /* failed saves remembered, the newest */
@@ -33,6 +34,7 @@ static const struct table_row rows[] = {
         { SAVE_WRITING, SAVE_E_WRITTEN, SAVE_COMMITTED, NULL },
         { SAVE_WRITING, SAVE_E_FAILED, SAVE_DROPPED, NULL },
         { SAVE_WRITING, SAVE_E_FENCED, SAVE_DROPPED, NULL },
+        { SAVE_WRITING, SAVE_E_SUPERSEDED, SAVE_DROPPED, NULL },
 };
 const struct table save_table = { "checkpoint", state_names, ARRAY_SIZE(state_names), event_names, N_SAVE_EVENTS, rows, ARRAY_SIZE(rows) };
 
@@ -291,7 +293,7 @@ static struct save *begin(struct controller *c, struct job *j, const struct rank
         }
         if (checkpoint_has(j, m->step)) {
                 request_committed(c, j, m->step, m->attempt);
-                drop(c, s, SAVE_E_SUPERSEDED, "another save of this step is committed already");
+                drop(c, s, SAVE_E_SUPERSEDED, TWICE);
         } else if (manifests_waiting(j) >= WRITING_MAX) {
                 drop(c, s, SAVE_E_FAILED, "too many saves wait for their manifest to be written");
         } else {
@@ -447,6 +449,11 @@ static void commit(struct controller *c, struct save *s) {
         k = checkpoint_at(j, path);
         if (!k) {
                 drop(c, s, SAVE_E_FAILED, "no memory for the commit");
+                return;
+        }
+        if (checkpoint_has(j, s->step)) { /* both manifests were being written at once: a step has one commit */
+                request_committed(c, j, s->step, s->attempt);
+                drop(c, s, SAVE_E_SUPERSEDED, TWICE);
                 return;
         }
         step_to(c, s, SAVE_E_WRITTEN);

@@ -95,7 +95,7 @@ def main():
         c.wait_done(1, state="CANCELLED")
         owners = {(os.lstat(p).st_uid, os.lstat(p).st_gid) for p in glob.glob(f"{c.home}/{one.pw_name}/ckpt/**", recursive=True)}
         check("checkpoint files belong to the submitter", owners, {(one.pw_uid, one.pw_gid)})
-        check("retention", len(glob.glob(f"{c.home}/{one.pw_name}/ckpt/**/step_*/manifest.json", recursive=True)), 1)
+        wait_for("retention: one checkpoint of the job", lambda: len(glob.glob(f"{c.home}/{one.pw_name}/ckpt/**/step_*/manifest.json", recursive=True)) == 1, 10)
         c.as_(two, *args(two, "--set", "train.steps=6", "--wait"), groups=g, check=True)
         check("a second user's job", c.job(c.json("list", "--all")["jobs"][-1]["id"])["user"], two.pw_name)
         # Root is the administrator.

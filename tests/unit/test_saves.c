@@ -221,6 +221,28 @@ TEST(another_save_of_a_committed_step_is_answered_and_cleared) {
         world_stop(&w);
 }
 
+/* A save on demand and a job's last one, both of the step it stopped at: the first manifest to be written is the commit, the other folder goes. */
+TEST(two_saves_of_a_step_whose_manifests_are_written_at_once_make_one_commit) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        CU_ASSERT_FATAL(w.c->n_jobs == 1);
+        all_prepared(&w, 1, 1);
+        all_prepared(&w, 1, 2);
+        CU_ASSERT_EQUAL(world_told(&w, 0, COMMITTED, 1, 0), 0); /* both are with the file helper */
+        world_pump_files(&w, 0);
+        CU_ASSERT(is_committed(&w, id, 1));
+        CU_ASSERT_EQUAL(world_told(&w, 0, COMMITTED, 1, 0), 1);
+        CU_ASSERT(world_told(&w, 0, DROPPED, 1, 1) >= 1);
+        CU_ASSERT_EQUAL(w.c->jobs[0]->n_checkpoints, 1);
+        CU_ASSERT_STRING_EQUAL(w.c->jobs[0]->checkpoints[0].path, "/ckpt1/step_00000001.e1.1");
+        CU_ASSERT_EQUAL(w.files[w.n_files - 1].kind, FILE_REMOVE_TREE);
+        CU_ASSERT_STRING_EQUAL(w.files[w.n_files - 1].path, "/ckpt1/step_00000001.e1.2");
+        world_stop(&w);
+}
+
 /* The disk that takes manifests stands still: what is too much is told, and what waits is committed once it goes on. */
 TEST(too_many_manifests_that_wait_are_refused_in_the_open) {
         struct world w;
