@@ -54,31 +54,19 @@ static int find_of_job(const struct ctl *c, uint64_t job, uint64_t step, char **
         return *ret ? 0 : error_set(e, -ENOMEM, "no memory");
 }
 
-static bool has_manifest(const char *folder) {
-        _cleanup_free_ char *path = file_path("%s/%s", folder, CHECKPOINT_MANIFEST);
-        struct stat st;
-
-        return path && stat(path, &st) == 0;
+static int with_manifest(const char *folder, const struct checkpoint_folder *c, struct error *e) {
+        (void)c;
+        return checkpoint_has_manifest(folder) ? 0 : error_set(e, -ENOENT, "no manifest");
 }
 
 static int find_newest_in(const char *dir, char **ret, struct error *e) {
-        _cleanup_free_ struct checkpoint_folder *list = NULL;
-        size_t n = 0;
-        int r = checkpoint_folders(dir, &list, &n, e);
+        struct error why;
+        size_t n;
+        int r = checkpoint_folder_newest(dir, with_manifest, ret, &n, &why, e);
 
-        if (r < 0)
-                return r;
-        for (size_t i = 0; i < n; i++) {
-                _cleanup_free_ char *folder = file_path("%s/%s", dir, list[i].name);
-
-                if (!folder)
-                        return error_set(e, -ENOMEM, "no memory");
-                if (has_manifest(folder)) {
-                        *ret = STEAL_PTR(folder);
-                        return 0;
-                }
-        }
-        return error_set(e, -ENOENT, "%s: found neither %s nor step folders that have one, expected a checkpoint", dir, CHECKPOINT_MANIFEST);
+        if (r > 0)
+                return error_set(e, -ENOENT, "%s: found neither %s nor step folders that have one, expected a checkpoint", dir, CHECKPOINT_MANIFEST);
+        return r;
 }
 
 int checkpoint_find(const struct ctl *c, const char *arg, char **ret_folder, struct error *e) {
@@ -93,7 +81,7 @@ int checkpoint_find(const struct ctl *c, const char *arg, char **ret_folder, str
         }
         if (!S_ISDIR(st.st_mode))
                 return error_set(e, -ENOTDIR, "%s: found a file, expected a checkpoint's folder", arg);
-        if (!has_manifest(arg))
+        if (!checkpoint_has_manifest(arg))
                 return find_newest_in(arg, ret_folder, e);
         copy = strdup(arg);
         if (!copy)

@@ -78,6 +78,7 @@ struct shard_sums *shard_sums_free(struct shard_sums *s);
 int checkpoint_bad_tensor(const char *folder, const struct checkpoint_manifest *m, size_t i, char **ret, struct error *e);
 /* Newest folder in dir whose manifest verifies whole; -ENOENT. */
 int checkpoint_find_newest(const char *dir, char **ret_folder, struct error *e);
+bool checkpoint_has_manifest(const char *folder);
 struct checkpoint_folder {
         char name[80];
         uint64_t step, epoch;
@@ -85,3 +86,6 @@ struct checkpoint_folder {
 };
 /* Step folders in dir by name, newest first, whether they are whole or not; free() the list. */
 int checkpoint_folders(const char *dir, struct checkpoint_folder **ret, size_t *ret_n, struct error *e);
+/* The newest step folder in dir that fits says 0 for, its path in *ret (free() it). 1: there is none; *ret_n are there, and why is what fits said last. */
+typedef int (*checkpoint_fits_fn)(const char *folder, const struct checkpoint_folder *c, struct error *e);
+int checkpoint_folder_newest(const char *dir, checkpoint_fits_fn fits, char **ret, size_t *ret_n, struct error *why, struct error *e);

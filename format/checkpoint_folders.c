@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/cleanup.h"
 #include "base/file.h"
@@ -83,24 +84,38 @@ static int check_folder(const char *folder, const struct checkpoint_folder *c, s
         return r;
 }
 
-int checkpoint_find_newest(const char *dir, char **ret_folder, struct error *e) {
+int checkpoint_folder_newest(const char *dir, checkpoint_fits_fn fits, char **ret, size_t *ret_n, struct error *why, struct error *e) {
         _cleanup_free_ struct checkpoint_folder *list = NULL;
-        struct error why = { 0 };
-        size_t n = 0;
-        int r = checkpoint_folders(dir, &list, &n, e);
+        int r = checkpoint_folders(dir, &list, ret_n, e);
 
         if (r < 0)
                 return r;
-        for (size_t i = 0; i < n; i++) {
+        for (size_t i = 0; i < *ret_n; i++) {
                 _cleanup_free_ char *folder = file_path("%s/%s", dir, list[i].name);
 
                 if (!folder)
                         return error_set(e, -ENOMEM, "checkpoint: out of memory");
-                r = check_folder(folder, &list[i], &why);
-                if (r == 0) {
-                        *ret_folder = STEAL_PTR(folder);
+                if (fits(folder, &list[i], why) == 0) {
+                        *ret = STEAL_PTR(folder);
                         return 0;
                 }
         }
-        return error_set(e, -ENOENT, "%s: none of %zu checkpoints is whole%s%.800s", dir, n, why.text[0] ? "; " : "", why.text);
+        return 1;
+}
+
+bool checkpoint_has_manifest(const char *folder) {
+        _cleanup_free_ char *path = file_path("%s/%s", folder, CHECKPOINT_MANIFEST);
+        struct stat st;
+
+        return path && stat(path, &st) == 0;
+}
+
+int checkpoint_find_newest(const char *dir, char **ret_folder, struct error *e) {
+        struct error why = { 0 };
+        size_t n = 0;
+        int r = checkpoint_folder_newest(dir, check_folder, ret_folder, &n, &why, e);
+
+        if (r > 0)
+                return error_set(e, -ENOENT, "%s: none of %zu checkpoints is whole%s%.800s", dir, n, why.text[0] ? "; " : "", why.text);
+        return r;
 }

@@ -19,6 +19,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/wire.h"
 
 #define LINK_VERSION 1
 #define NONCE 32
@@ -97,33 +98,19 @@ static int recv_all(int fd, void *buf, uint64_t len, const struct replica_wait *
         return move_all(fd, buf, len, false, false, w, e);
 }
 
-static uint8_t *put(uint8_t *p, uint64_t v, int bytes) {
-        for (int i = 0; i < bytes; i++)
-                *p++ = (uint8_t)(v >> (8 * i));
-        return p;
-}
-
-static uint64_t get(const uint8_t **p, int bytes) {
-        uint64_t v = 0;
-
-        for (int i = 0; i < bytes; i++)
-                v |= (uint64_t)*(*p)++ << (8 * i);
-        return v;
-}
-
 static int send_header(int fd, enum op op, const struct replica_slot *s, uint64_t keep_step, const struct replica_wait *w, struct error *e) {
         uint8_t buf[HEADER] = { 0 }, *p = buf;
 
-        p = put(p, op, 4);
-        p = put(p, 0, 4);
-        p = put(p, s->step, 8);
-        p = put(p, s->epoch, 8);
-        p = put(p, s->rank, 8);
-        p = put(p, s->shard_count, 8);
-        p = put(p, s->bytes, 8);
-        p = put(p, s->digest_hi, 8);
-        p = put(p, s->digest_lo, 8);
-        p = put(p, keep_step, 8);
+        p = wire_put(p, op, 4);
+        p = wire_put(p, 0, 4);
+        p = wire_put(p, s->step, 8);
+        p = wire_put(p, s->epoch, 8);
+        p = wire_put(p, s->rank, 8);
+        p = wire_put(p, s->shard_count, 8);
+        p = wire_put(p, s->bytes, 8);
+        p = wire_put(p, s->digest_hi, 8);
+        p = wire_put(p, s->digest_lo, 8);
+        p = wire_put(p, keep_step, 8);
         memcpy(p, s->layout, strnlen(s->layout, REPLICA_LAYOUT_SIZE - 1));
         return send_all(fd, buf, sizeof(buf), w, e);
 }
@@ -136,16 +123,16 @@ static int recv_header(int fd, bool first, uint32_t *ret_op, struct replica_slot
         if (r < 0)
                 return r;
         *ret = (struct replica_slot){ 0 };
-        *ret_op = (uint32_t)get(&p, 4);
+        *ret_op = (uint32_t)wire_get(&p, 4);
         p += 4;
-        ret->step = get(&p, 8);
-        ret->epoch = get(&p, 8);
-        ret->rank = get(&p, 8);
-        ret->shard_count = get(&p, 8);
-        ret->bytes = get(&p, 8);
-        ret->digest_hi = get(&p, 8);
-        ret->digest_lo = get(&p, 8);
-        *ret_keep = get(&p, 8);
+        ret->step = wire_get(&p, 8);
+        ret->epoch = wire_get(&p, 8);
+        ret->rank = wire_get(&p, 8);
+        ret->shard_count = wire_get(&p, 8);
+        ret->bytes = wire_get(&p, 8);
+        ret->digest_hi = wire_get(&p, 8);
+        ret->digest_lo = wire_get(&p, 8);
+        *ret_keep = wire_get(&p, 8);
         memcpy(ret->layout, p, REPLICA_LAYOUT_SIZE - 1);
         return 0;
 }
@@ -159,11 +146,11 @@ static void pack_hello(const struct replica_peer *who, const uint8_t nonce[NONCE
         uint8_t *p = buf;
 
         memcpy(p, magic, 8);
-        p = put(p + 8, LINK_VERSION, 4);
-        p = put(p, who->rank, 4);
-        p = put(p, who->job, 8);
-        p = put(p, who->epoch, 8);
-        p = put(p, who->incarnation, 8);
+        p = wire_put(p + 8, LINK_VERSION, 4);
+        p = wire_put(p, who->rank, 4);
+        p = wire_put(p, who->job, 8);
+        p = wire_put(p, who->epoch, 8);
+        p = wire_put(p, who->incarnation, 8);
         memcpy(p, nonce, NONCE);
 }
 
@@ -173,13 +160,13 @@ static int unpack_hello(const uint8_t buf[HELLO], struct replica_peer *ret, stru
 
         if (memcmp(buf, magic, 8) != 0)
                 return error_set(e, -EPROTO, "replica link: not a rank of a job");
-        version = get(&p, 4);
+        version = wire_get(&p, 4);
         if (version != LINK_VERSION)
                 return error_set(e, -EPROTO, "replica link: found version %" PRIu64 ", expected %d", version, LINK_VERSION);
-        ret->rank = (uint32_t)get(&p, 4);
-        ret->job = get(&p, 8);
-        ret->epoch = get(&p, 8);
-        ret->incarnation = get(&p, 8);
+        ret->rank = (uint32_t)wire_get(&p, 4);
+        ret->job = wire_get(&p, 8);
+        ret->epoch = wire_get(&p, 8);
+        ret->incarnation = wire_get(&p, 8);
         return 0;
 }
 

@@ -15,37 +15,24 @@
 #include <openssl/rand.h>
 #include <string.h>
 
+#include "base/wire.h"
 #include "worker/comm/comm_private.h"
 
 #define HANDSHAKE_VERSION 1
 static const char handshake_magic[8] = "FP8MESH";
 
-static uint8_t *put(uint8_t *p, uint64_t v, int bytes) {
-        for (int i = 0; i < bytes; i++)
-                *p++ = (uint8_t)(v >> (8 * i));
-        return p;
-}
-
-static uint64_t get(const uint8_t **p, int bytes) {
-        uint64_t v = 0;
-
-        for (int i = 0; i < bytes; i++)
-                v |= (uint64_t)*(*p)++ << (8 * i);
-        return v;
-}
-
 void handshake_pack(const struct handshake_hello *h, uint8_t buf[HANDSHAKE_HELLO]) {
         uint8_t *p = buf;
 
         memcpy(p, handshake_magic, 8);
-        p = put(p + 8, HANDSHAKE_VERSION, 4);
-        p = put(p, h->from, 4);
-        p = put(p, h->to, 4);
-        p = put(p, h->n_ranks, 4);
-        p = put(p, h->job, 8);
-        p = put(p, h->epoch, 8);
-        p = put(p, h->from_incarnation, 8);
-        p = put(p, h->to_incarnation, 8);
+        p = wire_put(p + 8, HANDSHAKE_VERSION, 4);
+        p = wire_put(p, h->from, 4);
+        p = wire_put(p, h->to, 4);
+        p = wire_put(p, h->n_ranks, 4);
+        p = wire_put(p, h->job, 8);
+        p = wire_put(p, h->epoch, 8);
+        p = wire_put(p, h->from_incarnation, 8);
+        p = wire_put(p, h->to_incarnation, 8);
         memcpy(p, h->nonce, 32);
 }
 
@@ -55,16 +42,16 @@ int handshake_unpack(const uint8_t buf[HANDSHAKE_HELLO], struct handshake_hello 
 
         if (memcmp(buf, handshake_magic, 8) != 0)
                 return error_set(e, -EPROTO, "handshake: not a rank of a job");
-        h.version = (uint32_t)get(&p, 4);
+        h.version = (uint32_t)wire_get(&p, 4);
         if (h.version != HANDSHAKE_VERSION)
                 return error_set(e, -EPROTO, "handshake: found version %u, expected %d", h.version, HANDSHAKE_VERSION);
-        h.from = (uint32_t)get(&p, 4);
-        h.to = (uint32_t)get(&p, 4);
-        h.n_ranks = (uint32_t)get(&p, 4);
-        h.job = get(&p, 8);
-        h.epoch = get(&p, 8);
-        h.from_incarnation = get(&p, 8);
-        h.to_incarnation = get(&p, 8);
+        h.from = (uint32_t)wire_get(&p, 4);
+        h.to = (uint32_t)wire_get(&p, 4);
+        h.n_ranks = (uint32_t)wire_get(&p, 4);
+        h.job = wire_get(&p, 8);
+        h.epoch = wire_get(&p, 8);
+        h.from_incarnation = wire_get(&p, 8);
+        h.to_incarnation = wire_get(&p, 8);
         memcpy(h.nonce, p, 32);
         *ret = h;
         return 0;
