@@ -33,6 +33,11 @@ const struct command commands[] = {
         { "node list", "", 0, 0, FORMATS_USUAL, NULL, node_list_run, "list nodes and their devices", NULL, false },
         { "node get", "NODE", 1, 1, FORMATS_USUAL, NULL, node_get_run, "show one node", NULL, false },
         { "node describe", "NODE", 1, 1, FORMATS_PLAIN, NULL, node_describe_run, "show all about one node", NULL, false },
+        { "node cordon", "NODE", 1, 1, FORMATS_USUAL, node_cordon_opts, node_cordon_run, "give a node no new ranks", NULL, false },
+        { "node drain", "NODE", 1, 1, FORMATS_USUAL, node_drain_opts, node_drain_run, "give a node no new ranks, and move those it has to other nodes",
+          "Each of its jobs saves at the end of a step and goes on from there on free devices of other nodes, or with fewer replicas if recovery.min_dp\n"
+          "allows it; else it stays until devices are free. --in and --for make a maintenance window.", false },
+        { "node uncordon", "NODE", 1, 1, FORMATS_USUAL, NULL, node_uncordon_run, "give a node ranks again", NULL, false },
         { "ckpt ls", "JOB|DIR", 1, 1, FORMATS_USUAL, NULL, checkpoint_list_run, "list a job's committed checkpoints, or those in a folder", NULL, false },
         { "ckpt show", "CKPT", 1, 1, FORMATS_USUAL, NULL, checkpoint_show_run, "show a checkpoint's manifest and tensors", CKPT_HELP, false },
         { "ckpt verify", "CKPT", 1, 1, FORMATS_PLAIN, NULL, checkpoint_verify_run, "read all of a checkpoint and name what is bad in it",

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* node list, get, describe. */
+/* node list, get, describe, cordon, drain, uncordon. */
 #include <inttypes.h>
 #include <string.h>
 
@@ -8,6 +8,23 @@
 #include "ctl/client.h"
 #include "ctl/handlers.h"
 #include "ctl/print.h"
+
+static struct {
+        const char *reason;
+        int64_t after_ms, for_ms;
+} given;
+
+const struct opt node_cordon_opts[] = {
+        { "reason", 0, OPT_STRING, "TEXT", "kept with the node", &given.reason, 0, 0, NULL },
+        { 0 },
+};
+
+const struct opt node_drain_opts[] = {
+        { "reason", 0, OPT_STRING, "TEXT", "kept with the node", &given.reason, 0, 0, NULL },
+        { "in", 0, OPT_DURATION_MS, "TIME", "begin so much later (90s, 2h)", &given.after_ms, 0, INT64_C(366) * 86400000, NULL },
+        { "for", 0, OPT_DURATION_MS, "TIME", "and take ranks again after so long", &given.for_ms, 0, INT64_C(366) * 86400000, NULL },
+        { 0 },
+};
 
 static void print_sheet(const struct ctl *c, Fp8ctl__V1__Node *const *nodes, size_t n) {
         static const struct sheet_column columns[] = {
@@ -33,7 +50,7 @@ static void print_sheet(const struct ctl *c, Fp8ctl__V1__Node *const *nodes, siz
                         last = job;
                 }
                 sheet_add(s, "%s", nd->name);
-                sheet_add(s, "%s", nd->state);
+                sheet_add(s, nd->duty && *nd->duty && strcmp(nd->duty, "open") != 0 ? "%s,%s" : "%s", nd->state, nd->duty);
                 sheet_add(s, "%zu %s", nd->n_devices, nd->n_devices ? nd->devices[0]->kind : "");
                 sheet_add(s, "%zu", free_devices);
                 sheet_add(s, "%s", jobs);
@@ -43,7 +60,7 @@ static void print_sheet(const struct ctl *c, Fp8ctl__V1__Node *const *nodes, siz
                 sheet_add(s, "%s", nd->version);
                 sheet_add(s, "%s", nd->kernel);
                 sheet_add(s, "%s", nd->address);
-                sheet_add(s, "%s", nd->reason);
+                sheet_add(s, "%s", nd->reason && *nd->reason ? nd->reason : nd->duty_reason);
         }
         sheet_print(s, c->format == FORMAT_WIDE, stdout);
 }
@@ -85,13 +102,9 @@ static int get_node(struct ctl *c, const char *name, Fp8ctl__V1__Node **ret, str
         return client_call(cl, "GetNode", &rq.base, &fp8ctl__v1__node__descriptor, CALL_TIMEOUT_MS, (ProtobufCMessage **)ret, e);
 }
 
-int node_get_run(struct ctl *c, int n, char **args) {
-        _cleanup_message_ Fp8ctl__V1__Node *nd = NULL;
+static void print_node(struct ctl *c, Fp8ctl__V1__Node *nd) {
         _cleanup_json_ json_t *o = NULL;
-        struct error e;
 
-        if (get_node(c, args[0], &nd, &e) < 0)
-                return ctl_fail(&e);
         if (c->format == FORMAT_NAME) {
                 print_text(stdout, nd->name);
                 putchar('\n');
@@ -100,6 +113,15 @@ int node_get_run(struct ctl *c, int n, char **args) {
                 print_object(c, o);
         } else
                 print_sheet(c, &nd, 1);
+}
+
+int node_get_run(struct ctl *c, int n, char **args) {
+        _cleanup_message_ Fp8ctl__V1__Node *nd = NULL;
+        struct error e;
+
+        if (get_node(c, args[0], &nd, &e) < 0)
+                return ctl_fail(&e);
+        print_node(c, nd);
         return EXIT_DONE;
 }
 
@@ -137,4 +159,33 @@ int node_describe_run(struct ctl *c, int n, char **args) {
         }
         sheet_print(s, false, stdout);
         return EXIT_DONE;
+}
+
+static int set_duty(struct ctl *c, const char *name, Fp8ctl__V1__SetNodeRequest__Duty duty) {
+        Fp8ctl__V1__SetNodeRequest rq = FP8CTL__V1__SET_NODE_REQUEST__INIT;
+        _cleanup_(client_freep) struct client *cl = NULL;
+        _cleanup_message_ Fp8ctl__V1__Node *nd = NULL;
+        struct error e;
+
+        rq.name = (char *)name;
+        rq.duty = duty;
+        rq.reason = given.reason ? (char *)given.reason : (char *)"";
+        rq.after_ms = (uint64_t)given.after_ms;
+        rq.for_ms = (uint64_t)given.for_ms;
+        if (client_new(c, &cl, &e) < 0 || client_call(cl, "SetNode", &rq.base, &fp8ctl__v1__node__descriptor, CALL_TIMEOUT_MS, (ProtobufCMessage **)&nd, &e) < 0)
+                return ctl_fail(&e);
+        print_node(c, nd);
+        return EXIT_DONE;
+}
+
+int node_cordon_run(struct ctl *c, int n, char **args) {
+        return set_duty(c, args[0], FP8CTL__V1__SET_NODE_REQUEST__DUTY__CORDON);
+}
+
+int node_drain_run(struct ctl *c, int n, char **args) {
+        return set_duty(c, args[0], FP8CTL__V1__SET_NODE_REQUEST__DUTY__DRAIN);
+}
+
+int node_uncordon_run(struct ctl *c, int n, char **args) {
+        return set_duty(c, args[0], FP8CTL__V1__SET_NODE_REQUEST__DUTY__OPEN);
 }

@@ -34,6 +34,8 @@ const struct job_key job_keys[] = {
         { "version", KEY_INT, AT(version), .def = "1", .min = 1, .max = 1, .doc = "Version of this format." },
         { "name", KEY_STRING, AT(name), .required = true,
           .doc = "Name of the job, for people: 1 to 63 letters, digits, `.`, `_` or `-`, a letter or digit first." },
+        { "priority", INTS(-1000, 1000), .offset = AT(priority), .def = "0",
+          .doc = "Waiting jobs of higher priority are placed first, and when devices are short running jobs of lower priority save and wait for them." },
 
         { "model.preset", KEY_STRING, AT(preset),
           .doc = "A named model (listed below). Other `model` keys change single values of it. One of `model.preset`, `model.config` or the sizes themselves must be given." },

@@ -45,6 +45,7 @@ struct job_param_group {
 struct job_spec {
         int version;          /* 1 */
         char *name;
+        int64_t priority;     /* higher ones are placed first, and take devices from lower ones */
         char *preset;         /* model.preset, or NULL when model.config was given or fields are inline */
         char *config_path;    /* model.config: a config.json, or NULL. Read by whoever parses the file *first* (fp8ctl) and inlined */
         struct model_config model;

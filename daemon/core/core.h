@@ -32,6 +32,7 @@ enum {
 };
 
 /* ------------------------------------------------------------------ nodes */
+enum node_duty { NODE_OPEN, NODE_CORDONED /* gets no new ranks */, NODE_DRAINING /* and loses those it has */ };
 enum node_state { NODE_UNHEARD, NODE_READY, NODE_LEAVING, NODE_LOST };
 
 /* Who holds a device's memory. It stays until the process is known to be reaped: a plan alone does not free it. */
@@ -47,6 +48,10 @@ struct node {
         char name[NAME_MAX_LEN];
         enum node_state state;
         char reason[TEXT_MAX_LEN];
+        enum node_duty duty;
+        bool drained;              /* ... and that was said */
+        char duty_reason[TEXT_MAX_LEN];
+        uint64_t window_from_ms, window_until_ms; /* wall clock: then it is drained; then it is open again; 0: not */
         uint64_t session;          /* 0: no stream */
         uint64_t lease_number, lease_until; /* mono ns; lost after it */
         uint64_t last_seen_ms, dropped; /* dropped: messages, by its worker */
@@ -206,6 +211,7 @@ struct job {
         uint64_t stop_deadline;
         bool stop_now;
         int resize_dp;              /* STOP_RESIZE: to so many replicas */
+        bool evacuate_said;         /* that it cannot leave a draining node yet */
         bool scale_asked;           /* by a client: it need not wait for grow_delay_ms */
         uint64_t look_at;           /* ... and then it may be time for it; 0: not known */
         uint64_t zombie_deadline;   /* the dead that are not reaped by then are killed */
@@ -341,6 +347,7 @@ void node_tick(struct controller *c, uint64_t now);
 uint64_t node_next_deadline(const struct controller *c);
 bool node_usable(const struct node *n);
 const char *node_state_name(enum node_state s);
+bool node_takes(const struct node *n); /* new ranks */
 void node_send(struct controller *c, const struct node *n, const Fp8ctl__V1__ControllerMessage *m);
 void node_free_device(struct controller *c, struct node *n, uint64_t job, uint64_t incarnation);
 void node_kill_one(struct controller *c, struct node *n, uint64_t job, uint64_t epoch, uint32_t rank, uint64_t incarnation, const char *why);
@@ -348,6 +355,14 @@ struct node *node_free(struct node *n);
 extern const struct table node_table;
 int node_move(struct controller *c, struct node *n, int event);
 enum node_event { NODE_E_HELLO, NODE_E_LEAVE, NODE_E_EXPIRED, N_NODE_EVENTS };
+
+/* drain.c */
+const char *node_duty_name(enum node_duty d);
+enum node_duty node_duty_parse(const char *name);
+void node_check_drained(struct controller *c, struct node *n);
+void node_window_tick(struct controller *c, struct node *n);
+uint64_t node_window_deadline(const struct controller *c, const struct node *n); /* 0: none */
+void node_request_set(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);
 
 /* job.c */
 enum job_event { JOB_E_PLACE, JOB_E_RUN, JOB_E_FAULT, JOB_E_STOP, JOB_E_REQUEUE, JOB_E_FINISH, JOB_E_FAIL, JOB_E_CANCEL, JOB_E_SUBMIT, N_JOB_EVENTS };
@@ -363,8 +378,13 @@ bool job_placed(const struct job *j); /* has a live epoch */
 bool job_on_node(const struct job *j, const struct node *n);
 const char *job_state_name(int state);
 void job_schedule(struct controller *c);
-/* Where its ranks would be with dp replicas: those on nodes that stay keep their places. ret[tp * pp * dp]; -ENOSPC, -EINVAL: no such layout. */
-int job_place_at(struct controller *c, const struct job *j, int dp, struct sched_slot *ret);
+/* Would this waiting job find devices if those of these jobs were free? */
+bool job_fits_without(struct controller *c, const struct job *j, struct job *const *others, size_t n);
+/*
+ * Where its ranks would be with dp replicas: those on nodes that stay keep their places; with evacuate, those on draining nodes do not. ret[tp * pp * dp]; -ENOSPC, -EINVAL: no such
+ * layout.
+ */
+int job_place_at(struct controller *c, const struct job *j, int dp, bool evacuate, struct sched_slot *ret);
 int job_plan_idle(struct controller *c, const struct job *j, struct sched_slot *ret, size_t *ret_devices); /* on an idle cluster */
 int job_node_index(const struct controller *c, const struct node *n);
 /* Ends or requeues: one way out for all. FAIL, CANCEL, FINISH, REQUEUE. */
@@ -379,12 +399,16 @@ uint64_t job_next_deadline(const struct job *j);
 const char *rank_state_name(enum rank_state s);
 void rank_set(struct controller *c, struct rank *r, enum rank_state s);
 
+/* preempt.c */
+void preempt_for(struct controller *c, struct job *j); /* the first that waits: running jobs of lower priority make room, if that is enough */
+
 /* layout.c: how many replicas a job has, and where */
 int layout_set(struct controller *c, struct job *j, int dp); /* nothing is told or stored */
 int layout_replan(struct controller *c, struct job *j);      /* new places for ranks on lost or leaving nodes; -ENOSPC */
 int layout_shrink(struct controller *c, struct job *j);      /* ... with fewer replicas */
 void layout_resize(struct controller *c, struct job *j, int dp, const char *reason); /* at the end of a step: save, then begin anew with dp replicas where devices are */
 void layout_stopped(struct controller *c, struct job *j, uint64_t step, bool saved); /* every rank stands at the end of that step */
+bool layout_waits(const struct job *j);                      /* for something that layout_look would do */
 void layout_look(struct controller *c);                      /* what was waited for may be there */
 void layout_stop_late(struct controller *c, struct job *j);
 const char *layout_job_file(const struct job *j);
@@ -440,6 +464,7 @@ void replicas_load(struct controller *c, struct job *j, char *const *names, size
 void replicas_begin(struct controller *c, struct job *j); /* of an epoch: key, holders; told to the nodes that get no RankPlan */
 void replicas_hello(struct controller *c, struct node *n, const Fp8ctl__V1__WorkerHello *m, bool moved /* its endpoint */);
 void replicas_node_lost(struct controller *c, struct node *n);
+void replicas_replan(struct controller *c); /* who may hold has changed */
 void replicas_loaded(struct rank *r, const Fp8ctl__V1__RankRunning *m);
 void replicas_say_loaded(const struct job *j, char *buf, size_t size);
 

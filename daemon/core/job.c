@@ -225,12 +225,12 @@ static int board_make(const struct controller *c, struct board *b) {
                 const struct node *n = c->nodes[i];
 
                 b->nodes[i] = (struct sched_node){ .name = n->name, .devices = b->devices + at, .n_devices = n->n_devices };
-                b->usable += node_usable(n);
+                b->usable += node_takes(n);
                 for (size_t k = 0; k < n->n_devices; k++, at++) {
                         const struct device *d = &n->devices[k];
 
                         b->devices[at] = (struct sched_device){ .index = d->index, .memory_bytes = d->memory_bytes, .kind = device_kind(d->kind),
-                                                                .state = !node_usable(n) ? SCHED_GONE : d->job ? SCHED_BUSY : SCHED_FREE };
+                                                                .state = !node_takes(n) ? SCHED_GONE : d->job ? SCHED_BUSY : SCHED_FREE };
                         b->idle += b->devices[at].state == SCHED_FREE;
                 }
         }
@@ -256,7 +256,7 @@ static void say_why_waiting(struct controller *c, struct job *j, const struct bo
         int n;
 
         for (size_t i = 0; i < c->n_nodes; i++)
-                lost += !node_usable(c->nodes[i]);
+                lost += !node_takes(c->nodes[i]);
         if (b->idle < (size_t)j->world)
                 n = snprintf(text, sizeof(text), "needs %d devices, %zu free", j->world, b->idle);
         else if (head && head != j)
@@ -312,6 +312,15 @@ static int queue_run(struct controller *c, struct job **queue, size_t n, const s
         return 0;
 }
 
+/* Higher priority first, then who came first. */
+static int by_claim(const void *a, const void *b) {
+        const struct job *x = *(struct job *const *)a, *y = *(struct job *const *)b;
+
+        if (x->spec->priority != y->spec->priority)
+                return x->spec->priority > y->spec->priority ? -1 : 1;
+        return x->id < y->id ? -1 : x->id > y->id;
+}
+
 void job_schedule(struct controller *c) {
         _cleanup_(board_free) struct board b = { 0 };
         _cleanup_free_ struct job **queue = calloc(c->n_jobs + 1, sizeof(*queue));
@@ -326,12 +335,18 @@ void job_schedule(struct controller *c) {
                         queue[n++] = c->jobs[i];
         if (n == 0)
                 return;
+        qsort(queue, n, sizeof(struct job *), by_claim);
         wants = calloc(n, sizeof(*wants));
         slots = calloc(n, sizeof(*slots));
         prefer = calloc(n, sizeof(*prefer));
         placed = calloc(n, sizeof(*placed));
         if (!wants || !slots || !prefer || !placed || board_make(c, &b) < 0 || queue_run(c, queue, n, &b, wants, slots, prefer, placed) < 0)
                 c->schedule_wanted = true; /* no memory now; the next event tries again */
+        for (size_t i = 0; placed && i < n; i++)
+                if (!placed[i] && queue[i]->state == S(PENDING)) {
+                        preempt_for(c, queue[i]);
+                        break;
+                }
         for (size_t i = 0; i < n; i++) {
                 if (slots)
                         free(slots[i]);
@@ -340,17 +355,17 @@ void job_schedule(struct controller *c) {
         }
 }
 
-static bool stays(const struct rank *k) {
-        return k->node && k->node->state != NODE_LOST && k->node->state != NODE_LEAVING;
+static bool stays(const struct rank *k, bool evacuate) {
+        return k->node && k->node->state != NODE_LOST && k->node->state != NODE_LEAVING && !(evacuate && k->node->duty == NODE_DRAINING);
 }
 
 /* The devices of ranks that it does not have any more, or that move, are its own to use again. */
-static void board_release(const struct controller *c, struct board *b, const struct job *j, int world) {
+static void board_release(const struct controller *c, struct board *b, const struct job *j, int world, bool evacuate) {
         for (int i = 0; i < j->world; i++) {
                 const struct rank *k = &j->ranks[i];
                 int n = job_node_index(c, k->node);
 
-                if (n < 0 || !node_usable(k->node) || (i < world && stays(k)))
+                if (n < 0 || !node_takes(k->node) || (i < world && stays(k, evacuate)))
                         continue;
                 for (size_t d = 0; d < k->node->n_devices; d++)
                         if (k->node->devices[d].index == k->device && k->node->devices[d].job == j->id)
@@ -358,7 +373,7 @@ static void board_release(const struct controller *c, struct board *b, const str
         }
 }
 
-int job_place_at(struct controller *c, const struct job *j, int dp, struct sched_slot *ret) {
+int job_place_at(struct controller *c, const struct job *j, int dp, bool evacuate, struct sched_slot *ret) {
         _cleanup_(board_free) struct board b = { 0 };
         int group = j->spec->parallel.tp * j->spec->parallel.pp, world = group * dp, was = j->spec->parallel.dp;
         _cleanup_free_ struct sched_slot *pinned = calloc((size_t)world, sizeof(*pinned));
@@ -376,16 +391,32 @@ int job_place_at(struct controller *c, const struct job *j, int dp, struct sched
                 const struct device *d;
 
                 pinned[i] = (struct sched_slot){ .node = -1 };
-                if (i >= j->world || !stays(k))
+                if (i >= j->world || !stays(k, evacuate))
                         continue;
                 d = node_device(k->node, k->device);
                 if (dp != was && d && d->memory_bytes && d->memory_bytes < want.bytes_per_rank)
                         return -ENOSPC; /* fewer replicas: larger parts of the optimizer's state */
                 pinned[i] = (struct sched_slot){ .node = job_node_index(c, k->node), .device = k->device };
         }
-        board_release(c, &b, j, world);
+        board_release(c, &b, j, world, evacuate);
         want.pinned = want.prefer = pinned;
         return scheduler_place(b.nodes, b.n, &want, ret);
+}
+
+bool job_fits_without(struct controller *c, const struct job *j, struct job *const *others, size_t n) {
+        _cleanup_(board_free) struct board b = { 0 };
+        _cleanup_free_ struct sched_slot *ret = calloc((size_t)j->world, sizeof(*ret));
+        struct sched_want want = { .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = j->spec->parallel.dp, .bytes_per_rank = j->bytes_per_rank };
+        size_t at = 0;
+
+        if (!ret || board_make(c, &b) < 0)
+                return false;
+        for (size_t i = 0; i < c->n_nodes; i++)
+                for (size_t k = 0; k < c->nodes[i]->n_devices; k++, at++)
+                        for (size_t v = 0; v < n && b.devices[at].state == SCHED_BUSY; v++)
+                                if (c->nodes[i]->devices[k].job == others[v]->id)
+                                        b.devices[at].state = SCHED_FREE;
+        return scheduler_place(b.nodes, b.n, &want, ret) == 0;
 }
 
 /* Where it would run on an idle cluster; for Submit. */

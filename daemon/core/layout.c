@@ -147,15 +147,17 @@ static int apply(struct controller *c, struct job *j, int dp, const struct sched
         return 0;
 }
 
-static int place_and_apply(struct controller *c, struct job *j, int dp) {
+static int place_and_apply(struct controller *c, struct job *j, int dp, bool evacuate) {
         _cleanup_free_ struct sched_slot *slots = calloc((size_t)(j->world / j->spec->parallel.dp) * (size_t)dp, sizeof(*slots));
-        int r = slots ? job_place_at(c, j, dp, slots) : -ENOMEM;
+        int r = slots ? job_place_at(c, j, dp, evacuate, slots) : -ENOMEM;
 
         return r < 0 ? r : apply(c, j, dp, slots);
 }
 
 int layout_replan(struct controller *c, struct job *j) {
-        return place_and_apply(c, j, j->spec->parallel.dp);
+        int r = place_and_apply(c, j, j->spec->parallel.dp, true);
+
+        return r < 0 ? place_and_apply(c, j, j->spec->parallel.dp, false) : r;
 }
 
 int layout_shrink(struct controller *c, struct job *j) {
@@ -165,7 +167,7 @@ int layout_shrink(struct controller *c, struct job *j) {
         if (j->spec->recovery.min_dp < 1)
                 return r;
         for (int dp = was - 1; dp >= j->spec->recovery.min_dp; dp--) {
-                r = place_and_apply(c, j, dp);
+                r = place_and_apply(c, j, dp, false);
                 if (r < 0)
                         continue;
                 event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = "warning" }, "shrunk",
@@ -210,13 +212,16 @@ void layout_stopped(struct controller *c, struct job *j, uint64_t step, bool sav
         }
         /* Free devices may be fewer by now. */
         for (; r < 0 && (was < j->resize_dp ? dp >= was : dp == j->resize_dp); dp -= r < 0)
-                r = place_and_apply(c, j, dp);
+                r = place_and_apply(c, j, dp, true);
         if (r < 0) {
                 snprintf(why, sizeof(why), "%s: the devices are not free any more, nothing is changed", j->stop_reason);
                 recovery_again(c, j, why, false);
                 return;
         }
-        snprintf(why, sizeof(why), "%s: dp %d becomes %d at the end of step %" PRIu64, j->stop_reason, was, dp, step);
+        if (dp == was)
+                snprintf(why, sizeof(why), "%s: ranks move at the end of step %" PRIu64, j->stop_reason, step);
+        else
+                snprintf(why, sizeof(why), "%s: dp %d becomes %d at the end of step %" PRIu64, j->stop_reason, was, dp, step);
         incident_open(c, j, why, true, 0);
         event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "resized", "%s", why);
         recovery_round(c, j, why);
@@ -226,7 +231,7 @@ static int largest(struct controller *c, const struct job *j, int from, int to) 
         _cleanup_free_ struct sched_slot *slots = calloc((size_t)(j->world / j->spec->parallel.dp) * (size_t)from, sizeof(*slots));
 
         for (int dp = from; slots && dp >= to; dp--)
-                if (job_place_at(c, j, dp, slots) == 0)
+                if (job_place_at(c, j, dp, true, slots) == 0)
                         return dp;
         return 0;
 }
@@ -235,6 +240,31 @@ static bool anybody_waits(const struct controller *c) {
         for (size_t i = 0; i < c->n_jobs; i++)
                 if (c->jobs[i]->state == J(PENDING))
                         return true;
+        return false;
+}
+
+static const struct node *on_draining(const struct job *j) {
+        for (int i = 0; i < j->world; i++)
+                if (j->ranks[i].node && j->ranks[i].node->duty == NODE_DRAINING)
+                        return j->ranks[i].node;
+        return NULL;
+}
+
+/* Off the draining nodes: elsewhere, or with fewer replicas. False: neither can be now. */
+static bool evacuate(struct controller *c, struct job *j, const struct node *n) {
+        int dp = j->spec->parallel.dp, least = j->spec->recovery.min_dp > 0 ? (int)j->spec->recovery.min_dp : dp, to = largest(c, j, dp, least);
+        char why[TEXT_MAX_LEN];
+
+        if (to) {
+                j->evacuate_said = false;
+                snprintf(why, sizeof(why), "%.100s is drained", n->name);
+                layout_resize(c, j, to, why);
+                return true;
+        }
+        if (!j->evacuate_said)
+                event_add(c, &(struct event_of){ .job = j, .node = n, .rank = -1, .severity = "warning" }, "drain_waits", "%.100s is drained, and there are no free devices for the job's ranks on it: they stay until there are",
+                          n->name);
+        j->evacuate_said = true;
         return false;
 }
 
@@ -256,11 +286,21 @@ static void look_at(struct controller *c, struct job *j) {
                 layout_resize(c, j, to, "devices are free");
 }
 
+bool layout_waits(const struct job *j) {
+        return j->dp_wanted != j->spec->parallel.dp || on_draining(j);
+}
+
 void layout_look(struct controller *c) {
         for (size_t i = 0; i < c->n_jobs; i++) {
                 struct job *j = c->jobs[i];
+                const struct node *from;
 
-                if (j->state == J(RUNNING) && j->rec == REC_WATCH && j->stop_kind == STOP_NONE && j->dp_wanted != j->spec->parallel.dp && j->step < (uint64_t)j->spec->train.steps)
+                if (j->state != J(RUNNING) || j->rec != REC_WATCH || j->stop_kind != STOP_NONE || j->step >= (uint64_t)j->spec->train.steps)
+                        continue;
+                from = on_draining(j);
+                if (from && evacuate(c, j, from))
+                        continue;
+                if (j->dp_wanted != j->spec->parallel.dp)
                         look_at(c, j);
         }
 }

@@ -51,6 +51,10 @@ bool node_usable(const struct node *n) {
         return n->state == NODE_READY && n->session != 0;
 }
 
+bool node_takes(const struct node *n) {
+        return node_usable(n) && n->duty == NODE_OPEN;
+}
+
 static size_t node_position(const struct controller *c, const char *name) {
         size_t lo = 0, hi = c->n_nodes;
 
@@ -160,6 +164,7 @@ void node_free_device(struct controller *c, struct node *n, uint64_t job, uint64
                         d->job = d->incarnation = 0;
                         d->rank = 0;
                         c->schedule_wanted = true;
+                        node_check_drained(c, n);
                 }
         }
 }
@@ -444,14 +449,21 @@ void node_tick(struct controller *c, uint64_t now) {
 
                 if (n->state != NODE_LOST && n->lease_until && now >= n->lease_until)
                         node_lost(c, n);
+                if (n->window_from_ms || n->window_until_ms)
+                        node_window_tick(c, n);
         }
 }
 
 uint64_t node_next_deadline(const struct controller *c) {
         uint64_t best = 0;
 
-        for (size_t i = 0; i < c->n_nodes; i++)
+        for (size_t i = 0; i < c->n_nodes; i++) {
+                uint64_t window = node_window_deadline(c, c->nodes[i]);
+
                 if (c->nodes[i]->state != NODE_LOST && c->nodes[i]->lease_until && (!best || c->nodes[i]->lease_until < best))
                         best = c->nodes[i]->lease_until;
+                if (window && (!best || window < best))
+                        best = window;
+        }
         return best;
 }

@@ -345,6 +345,10 @@ void record_put_node(struct controller *c, const struct node *n) {
         m.n_devices = n->n_devices;
         rec.version = RECORD_VERSION;
         rec.node = &m;
+        m.duty = (char *)node_duty_name(n->duty);
+        m.duty_reason = STR(n->duty_reason);
+        m.window_from_unix_ms = n->window_from_ms;
+        m.window_until_unix_ms = n->window_until_ms;
         rec.lease_number = n->lease_number;
         rec.lease_until_unix_ms = n->last_seen_ms + c->config.lease_ttl_ms;
         snprintf(key, sizeof(key), "node/%s", n->name);
@@ -374,6 +378,10 @@ static int load_node(struct controller *c, const void *value, size_t len, struct
                         n->memory_bytes = rec->node->memory_bytes;
                         n->cpus = rec->node->cpus;
                         n->last_seen_ms = rec->node->last_seen_unix_ms;
+                        n->duty = node_duty_parse(rec->node->duty);
+                        core_text(n->duty_reason, sizeof(n->duty_reason), rec->node->duty_reason);
+                        n->window_from_ms = rec->node->window_from_unix_ms;
+                        n->window_until_ms = rec->node->window_until_unix_ms;
                         n->lease_number = rec->lease_number;
                         if (rec->node->state && strcmp(rec->node->state, node_state_name(NODE_LOST)) == 0) {
                                 n->state = NODE_LOST;

@@ -381,7 +381,7 @@ static void go_resume(struct controller *c, struct job *j) {
         } else {
                 event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "running", "all ranks (%d) run from step %" PRIu64, j->world, j->load.step);
                 recovery_step(c, j, REC_E_NEW_STEP); /* nothing to close */
-                c->schedule_wanted = c->schedule_wanted || j->dp_wanted != j->spec->parallel.dp;
+                c->schedule_wanted = c->schedule_wanted || layout_waits(j);
         }
 }
 
@@ -414,7 +414,7 @@ void recovery_new_step(struct controller *c, struct job *j) {
         j->inc.open = false;
         j->bad_generation_step = 0;
         j->dirty = true;
-        c->schedule_wanted = c->schedule_wanted || j->dp_wanted != j->spec->parallel.dp;
+        c->schedule_wanted = c->schedule_wanted || layout_waits(j);
 }
 
 /* ------------------------------------------------------------------ time */

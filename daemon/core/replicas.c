@@ -64,7 +64,7 @@ void replicas_free(struct job *j) {
 
 /* ------------------------------------------------------------------ the plan */
 static bool holds(const struct node *n) {
-        return n->state == NODE_READY && n->replica_endpoint[0];
+        return n->state == NODE_READY && n->replica_endpoint[0] && n->duty != NODE_DRAINING;
 }
 
 /* New holders for every rank; true when one of them is another than before. */
@@ -108,7 +108,7 @@ static bool choose_holders(struct controller *c, struct job *j) {
 
 /* One that leaves takes nothing new, and gives what it has while it is there. */
 bool replicas_give(const struct node *n) {
-        return holds(n) || (n->state == NODE_LEAVING && n->session && n->replica_endpoint[0]);
+        return n->replica_endpoint[0] && (n->state == NODE_READY || (n->state == NODE_LEAVING && n->session));
 }
 
 static int32_t node_number(struct replica_message *m, const struct node *n) {
@@ -280,6 +280,15 @@ void replicas_node_lost(struct controller *c, struct node *n) {
                 if (j->rec == REC_FENCE)
                         recovery_check(c, j);
                 else if (j->have_replicas && choose_holders(c, j))
+                        send_plan(c, j, NULL, true);
+        }
+}
+
+void replicas_replan(struct controller *c) {
+        for (size_t i = 0; i < c->n_jobs; i++) {
+                struct job *j = c->jobs[i];
+
+                if (job_placed(j) && j->rec != REC_FENCE && j->have_replicas && choose_holders(c, j))
                         send_plan(c, j, NULL, true);
         }
 }

@@ -346,6 +346,7 @@ void request_handle(struct controller *c, uint64_t request, enum request_kind ki
                 [REQ_READ_FILE] = { &fp8ctl__v1__read_file_request__descriptor, on_read_file },
                 [REQ_LIST_CHECKPOINTS] = { &fp8ctl__v1__list_checkpoints_request__descriptor, read_list_checkpoints },
                 [REQ_SCALE_JOB] = { &fp8ctl__v1__scale_job_request__descriptor, layout_request_scale },
+                [REQ_SET_NODE] = { &fp8ctl__v1__set_node_request__descriptor, node_request_set },
                 [REQ_REMOVE_CHECKPOINT] = { &fp8ctl__v1__remove_checkpoint_request__descriptor, checkpoint_request_remove },
         };
 

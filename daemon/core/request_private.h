@@ -6,6 +6,7 @@
 /* request.c */
 void request_refuse(struct controller *c, uint64_t request, int status, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 void request_answer(struct controller *c, uint64_t request, const ProtobufCMessage *m);
+void request_answer_node(struct controller *c, uint64_t request, const struct node *n);
 void request_answer_job(struct controller *c, uint64_t request, const struct job *j);
 bool request_may_touch(const struct caller *who, const struct job *j);
 struct job *request_job(struct controller *c, uint64_t request, uint64_t id, const struct caller *who, bool touch); /* NULL: refused */

@@ -103,6 +103,10 @@ static int node_message_fill(const struct node *n, struct node_message *m) {
         m->node.memory_bytes = n->memory_bytes;
         m->node.cpus = n->cpus;
         m->node.dropped_messages = n->dropped;
+        m->node.duty = (char *)node_duty_name(n->duty);
+        m->node.duty_reason = (char *)n->duty_reason;
+        m->node.window_from_unix_ms = n->window_from_ms;
+        m->node.window_until_unix_ms = n->window_until_ms;
         m->node.devices = m->ptrs;
         m->node.n_devices = n->n_devices;
         return 0;
@@ -133,18 +137,24 @@ void read_list_nodes(struct controller *c, uint64_t request, const ProtobufCMess
                 node_message_free(&list[i]);
 }
 
-void read_get_node(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who) {
-        const char *name = ((const Fp8ctl__V1__GetNodeRequest *)m)->name;
-        const struct node *n = node_find(c, name);
+void request_answer_node(struct controller *c, uint64_t request, const struct node *n) {
         struct node_message nm = { 0 };
 
-        if (!n)
-                request_refuse(c, request, ST_NOT_FOUND, "node '%.128s' is not known", name ? name : "");
-        else if (node_message_fill(n, &nm) < 0)
+        if (node_message_fill(n, &nm) < 0)
                 request_refuse(c, request, ST_EXHAUSTED, "no memory");
         else
                 request_answer(c, request, &nm.node.base);
         node_message_free(&nm);
+}
+
+void read_get_node(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who) {
+        const char *name = ((const Fp8ctl__V1__GetNodeRequest *)m)->name;
+        const struct node *n = node_find(c, name);
+
+        if (n)
+                request_answer_node(c, request, n);
+        else
+                request_refuse(c, request, ST_NOT_FOUND, "node '%.128s' is not known", name ? name : "");
 }
 
 void read_list_checkpoints(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who) {

@@ -58,6 +58,13 @@ def main():
             raise Failure("scale: expected dp_wanted 1")
         wait_dp(c, job, 1)
         print(f"ok  {told(c, job, 'resized', 2)}", flush=True)
+        where = c.describe(job)["plan"]["ranks"][0]["node"]
+        if c.json("node", "drain", where, "--reason", "new fans")["duty"] != "draining":
+            raise Failure(f"drain: expected {where} to be draining")
+        wait_for("the drained node's ranks to move", lambda: any(e["kind"] == "node_drained" for e in c.json("events")["events"]), 30)
+        print(f"ok  {told(c, job, 'resized', 3)}", flush=True)
+        if where in [r["node"] for r in c.describe(job)["plan"]["ranks"]]:
+            raise Failure(f"ranks are left on {where}")
         p = c.ctl("scale", str(job), "--dp", "3", check=False)
         if p.returncode != 2 or "what divides" not in p.stderr:
             raise Failure(f"scale to 3: found exit {p.returncode} and '{p.stderr}', expected 2 and why")

@@ -15,7 +15,7 @@
 
 #include "tests/sim/sim.h"
 
-static const char job_text[] = "{\"version\": 1, \"name\": \"sim\", \"model\": {\"preset\": \"%s\"}, \"data\": {\"path\": \"/data/text\", \"seq_len\": 32},"
+static const char job_text[] = "{\"version\": 1, \"name\": \"sim\", \"priority\": %d, \"model\": {\"preset\": \"%s\"}, \"data\": {\"path\": \"/data/text\", \"seq_len\": 32},"
                                " \"parallel\": {\"tp\": 2, \"pp\": 1, \"dp\": %d}, \"train\": {\"steps\": %d, \"micro_batch\": 1, \"global_batch\": 4},"
                                " \"checkpoint\": {\"dir\": \"/ckpt/%d\", \"every_steps\": %d, \"keep_last\": %d},"
                                " \"recovery\": {\"max_restarts\": -1, \"same_cause_limit\": %d, \"start_timeout_ms\": 20000, \"grace_ms\": 3000, \"min_dp\": %d, \"grow_delay_ms\": 2000}}";
@@ -27,7 +27,7 @@ static void submit(struct sim *s, int i, int limit) {
 
         if (!s->core)
                 return;
-        snprintf(text, sizeof(text), job_text, "tiny", s->faults && s->seed % 2 && i == 0 ? 4 : 2, s->steps, i, (int)s->save_every, SIM_KEEP_LAST, limit, (int)(s->seed % 2));
+        snprintf(text, sizeof(text), job_text, s->faults && s->seed % 3 == 0 ? i : 0, "tiny", s->faults && s->seed % 2 && i == 0 ? 4 : 2, s->steps, i, (int)s->save_every, SIM_KEEP_LAST, limit, (int)(s->seed % 2));
         snprintf(id, sizeof(id), "request-%d", i);
         q.job_file = text;
         q.request_id = id;
@@ -76,6 +76,20 @@ static void save_now(struct sim *s, int i) {
         sim_leave(s);
 }
 
+static void duty(struct sim *s, int node, int which) {
+        Fp8ctl__V1__SetNodeRequest q = FP8CTL__V1__SET_NODE_REQUEST__INIT;
+        struct caller who = { .admin = true, .user = "sim" };
+
+        if (!s->core)
+                return;
+        q.name = s->nodes[node].name;
+        q.duty = (Fp8ctl__V1__SetNodeRequest__Duty)which;
+        sim_say(s, "%s: duty %d", q.name, which);
+        sim_enter(s);
+        controller_request(s->core, ++s->next_request, REQ_SET_NODE, &q.base, &who);
+        sim_leave(s);
+}
+
 static void scale(struct sim *s, int i) {
         Fp8ctl__V1__ScaleJobRequest q = FP8CTL__V1__SCALE_JOB_REQUEST__INIT;
         struct caller who = { .admin = true, .user = "sim" };
@@ -91,7 +105,7 @@ static void scale(struct sim *s, int i) {
 }
 
 static void inject(struct sim *s, struct ev *e) {
-        uint64_t what = s->rank_faults ? sim_random(s, 112) : 0;
+        uint64_t what = s->rank_faults ? sim_random(s, 116) : 0;
         int node = (int)sim_random(s, SIM_NODES);
         struct proc *p;
 
@@ -132,6 +146,8 @@ static void inject(struct sim *s, struct ev *e) {
                         worker_fault(s, node, p, sim_chance(s, 30) ? FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_ROLLBACK : sim_chance(s, 50) ? FP8CTL__V1__RANK_FAULT__KIND__TIMEOUT : FP8CTL__V1__RANK_FAULT__KIND__FATAL);
         } else if (what < 97) {
                 save_now(s, (int)sim_random(s, (uint64_t)s->n_jobs));
+        } else if (what >= 112) {
+                duty(s, node, (int)sim_random(s, 3));
         } else if (what >= 104) {
                 scale(s, (int)sim_random(s, (uint64_t)s->n_jobs));
         } else if (what < 100) {
@@ -147,9 +163,15 @@ static void inject(struct sim *s, struct ev *e) {
         sim_after(s, sim_random(s, 3 * SEC), inject);
 }
 
+static void open_all(struct sim *s, struct ev *e) {
+        for (int i = 0; i < SIM_NODES; i++)
+                duty(s, i, FP8CTL__V1__SET_NODE_REQUEST__DUTY__OPEN);
+}
+
 static void mend(struct sim *s, struct ev *e) {
         if (s->mended)
                 return;
+        sim_after(s, 5 * SEC, open_all); /* by then there is a controller, and it stays */
         s->mended = true;
         sim_say(s, "no more faults");
         s->faults = s->rank_faults = s->fail_next_commit = false;

@@ -100,7 +100,7 @@ static const struct {
         { GOOD "paralel: {tp: 2}\n", "job.yaml:10: key 'paralel': found an unknown key, allowed: did you mean 'parallel'?" },
         { GOOD "parallel:\n  tpp: 2\n", "job.yaml:11: key 'parallel.tpp': found an unknown key, allowed: did you mean 'parallel.tp'? One of tp, pp, dp, sequence_parallel" },
         { GOOD "tp: 2\n", "job.yaml:10: key 'tp': found an unknown key, allowed: did you mean 'parallel.tp'?" },
-        { GOOD "zzzzzzzz: 2\n", "job.yaml:10: key 'zzzzzzzz': found an unknown key, allowed: one of version, name, model" },
+        { GOOD "zzzzzzzz: 2\n", "job.yaml:10: key 'zzzzzzzz': found an unknown key, allowed: one of version, name, priority, model" },
         { GOOD "<<: {a: 1}\n", "key '<<': found an unknown key" },
         { GOOD "name: again\n", "job.yaml:10: key 'name': found it a second time, allowed: once (it is in line 1)" },
         { GOOD "data: {seed: 1}\n", "job.yaml:10: key 'data': found it a second time, allowed: once (it is in line 4)" },

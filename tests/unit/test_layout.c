@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A job gets fewer replicas when devices are lost, more when they are back, and as many as a client asks for. */
+/* Which devices jobs have: fewer when some are lost, more when they are back, as many as a client asks for; others when a node is drained or somebody with more claim comes. */
 #include "tests/test.h"
 #include "tests/unit/core_world.h"
 
@@ -171,6 +171,133 @@ TEST(only_a_number_that_divides_the_batch_can_be_asked_for) {
         scale(&w, id, 4, 0); /* there are no devices for it yet */
         EXPECT(&w, id, S(RUNNING), 2, 4);
         scale(&w, id + 1, 1, 5);
+        world_stop(&w);
+}
+
+static void set_node(struct world *w, const char *name, Fp8ctl__V1__SetNodeRequest__Duty duty, uint64_t after_ms, uint64_t for_ms, int status) {
+        Fp8ctl__V1__SetNodeRequest q = FP8CTL__V1__SET_NODE_REQUEST__INIT;
+
+        q.name = (char *)name;
+        q.duty = duty;
+        q.after_ms = after_ms;
+        q.for_ms = for_ms;
+        q.reason = (char *)"new fans";
+        controller_request(w->c, 8, REQ_SET_NODE, &q.base, &world_admin);
+        CU_ASSERT_EQUAL(w->status, status);
+        world_pump(w);
+}
+#define DUTY(x) FP8CTL__V1__SET_NODE_REQUEST__DUTY__##x
+
+static bool has_ranks_on(struct world *w, uint64_t id, const char *node) {
+        Fp8ctl__V1__Job *j = world_job(w, id);
+        bool found = false;
+
+        for (size_t i = 0; j && i < j->plan->n_ranks; i++)
+                found = found || strcmp(j->plan->ranks[i]->node, node) == 0;
+        if (j)
+                fp8ctl__v1__job__free_unpacked(j, NULL);
+        return found;
+}
+
+TEST(a_drained_node_s_ranks_move_at_the_end_of_a_step) {
+        struct world w;
+        uint64_t id;
+        size_t since;
+        char buf[300];
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        save(&w, 4, 3);
+        set_node(&w, "x", DUTY(DRAIN), 0, 0, 5);
+        set_node(&w, "b", DUTY(DRAIN), 0, 0, 0);
+        CU_ASSERT_PTR_NOT_NULL(strstr(world_event(&w, "drain_waits", buf, sizeof(buf)), "no free devices"));
+        since = w.n_sent;
+        world_restart(&w); /* it is still draining */
+        world_return(&w);
+        world_attach(&w, 2, "c");
+        world_pump(&w);
+        CU_ASSERT_EQUAL(world_told(&w, since, TOLD(STOP_RANKS), 0, 0), 2);
+        stop_at(&w, 4, 6);
+        EXPECT(&w, id, S(RUNNING), 2, 2);
+        CU_ASSERT_FALSE(has_ranks_on(&w, id, "b"));
+        CU_ASSERT_TRUE(has_ranks_on(&w, id, "c"));
+        CU_ASSERT_EQUAL(w.load_step, 6);
+        CU_ASSERT_STRING_NOT_EQUAL(world_event(&w, "node_drained", buf, sizeof(buf)), "");
+        world_stop(&w);
+}
+
+TEST(a_cordoned_node_keeps_its_ranks_and_gets_no_others) {
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        set_node(&w, "b", DUTY(CORDON), 0, 0, 0);
+        world_exited(&w, 2, "killed by SIGKILL"); /* in place is no new rank */
+        world_pump(&w);
+        EXPECT(&w, id, S(RUNNING), 2, 2);
+        CU_ASSERT_TRUE(has_ranks_on(&w, id, "b"));
+        scale(&w, id, 1, 0);
+        stop_at(&w, 4, 4);
+        EXPECT(&w, id, S(RUNNING), 1, 1);
+        world_progress(&w, 5);
+        scale(&w, id, 2, 0);
+        EXPECT(&w, id, S(RUNNING), 1, 2);
+        CU_ASSERT_EQUAL(world_told(&w, 0, TOLD(STOP_RANKS), 0, 0), 2);
+        set_node(&w, "b", DUTY(OPEN), 0, 0, 0);
+        world_pass(&w, 11000); /* grow_delay_ms */
+        stop_at(&w, 2, 7);
+        EXPECT(&w, id, S(RUNNING), 2, 2);
+        world_stop(&w);
+}
+
+TEST(a_window_drains_and_opens_by_itself) {
+        struct world w;
+        uint64_t id;
+        char buf[300];
+
+        world_start(&w, false);
+        id = world_run_job(&w, ELASTIC);
+        save(&w, 4, 3);
+        set_node(&w, "b", DUTY(CORDON), 1, 1, 3);
+        set_node(&w, "b", DUTY(DRAIN), 3000, 20000, 0);
+        world_pass(&w, 2500);
+        CU_ASSERT_EQUAL(world_told(&w, 0, TOLD(STOP_RANKS), 0, 0), 0);
+        world_pass(&w, 1000);
+        CU_ASSERT_EQUAL(world_told(&w, 0, TOLD(STOP_RANKS), 0, 0), 2);
+        stop_at(&w, 4, 6);
+        EXPECT(&w, id, S(RUNNING), 1, 2);
+        world_progress(&w, 7);
+        world_pass(&w, 15000);
+        CU_ASSERT_STRING_EQUAL(world_event(&w, "node_uncordoned", buf, sizeof(buf)), "");
+        world_pass(&w, 6000);
+        CU_ASSERT_PTR_NOT_NULL(strstr(world_event(&w, "node_uncordoned", buf, sizeof(buf)), "its window is over"));
+        stop_at(&w, 2, 8);
+        EXPECT(&w, id, S(RUNNING), 2, 2);
+        world_stop(&w);
+}
+
+TEST(who_has_more_claim_takes_devices_from_who_has_less) {
+        struct world w;
+        uint64_t id, other, third;
+
+        world_start(&w, false);
+        id = world_run_job(&w, "");
+        save(&w, 4, 3);
+        world_submit(&w, "2", 2, 2, "", false, &world_admin);
+        other = world_submitted(&w);
+        world_pump(&w);
+        EXPECT(&w, other, S(PENDING), 2, 2); /* no more claim, and it came later */
+        CU_ASSERT_EQUAL(world_told(&w, 0, TOLD(STOP_RANKS), 0, 0), 0);
+        world_submit(&w, "3", 1, 3, ", \"priority\": 5", false, &world_admin);
+        third = world_submitted(&w);
+        world_pump(&w);
+        CU_ASSERT_EQUAL(world_told(&w, 0, TOLD(STOP_RANKS), 0, 0), 2);
+        EXPECT(&w, third, S(PENDING), 1, 1);
+        stop_at(&w, 4, 6);
+        EXPECT(&w, third, S(RUNNING), 1, 1);
+        EXPECT(&w, id, S(PENDING), 2, 2);
+        EXPECT(&w, other, S(PENDING), 2, 2);
         world_stop(&w);
 }
 
