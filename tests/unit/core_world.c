@@ -258,6 +258,11 @@ uint64_t world_run_job(struct world *w, const char *spec) {
         return id;
 }
 
+uint64_t world_start_job(struct world *w, const char *more) {
+        world_start(w, false);
+        return world_run_job(w, more);
+}
+
 Fp8ctl__V1__Job *world_job(struct world *w, uint64_t id) {
         Fp8ctl__V1__GetJobRequest q = FP8CTL__V1__GET_JOB_REQUEST__INIT;
 

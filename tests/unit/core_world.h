@@ -80,6 +80,7 @@ void world_pump(struct world *w);
 void world_pump_files(struct world *w, int rc);
 /* A job of 4 ranks on nodes a and b (sessions 1, 2), until all of them run. */
 uint64_t world_run_job(struct world *w, const char *more);
+uint64_t world_start_job(struct world *w, const char *more); /* world_start without hooks, then that */
 void world_pass(struct world *w, uint64_t ms); /* time passes, in ticks of 100 ms, and workers keep up */
 
 /* What rank r of the newest job says. */

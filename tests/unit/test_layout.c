@@ -59,12 +59,10 @@ static void scale(struct world *w, uint64_t id, uint32_t dp, int status) {
 
 TEST(with_min_dp_a_lost_node_costs_a_replica_and_gives_it_back) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, ELASTIC);
         size_t since;
         char buf[300];
 
-        world_start(&w, false);
-        id = world_run_job(&w, ELASTIC);
         save(&w, 4, 3);
         w.replicas = 1 << 4; /* of four ranks: of no use to two */
         lose_b(&w);
@@ -90,10 +88,8 @@ TEST(with_min_dp_a_lost_node_costs_a_replica_and_gives_it_back) {
 
 TEST(without_min_dp_it_waits_for_devices) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         save(&w, 4, 3);
         lose_b(&w);
         EXPECT(&w, id, S(PENDING), 2, 2);
@@ -102,10 +98,8 @@ TEST(without_min_dp_it_waits_for_devices) {
 
 TEST(a_controller_that_dies_knows_how_many_replicas_there_are_and_what_was_asked_for) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, ELASTIC);
 
-        world_start(&w, false);
-        id = world_run_job(&w, ELASTIC);
         save(&w, 4, 3);
         scale(&w, id, 1, 0);
         EXPECT(&w, id, S(RUNNING), 2, 1);
@@ -124,11 +118,9 @@ TEST(a_controller_that_dies_knows_how_many_replicas_there_are_and_what_was_asked
 
 TEST(a_failure_while_they_stop_is_a_recovery_and_then_it_is_tried_again) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, ELASTIC);
         size_t since;
 
-        world_start(&w, false);
-        id = world_run_job(&w, ELASTIC);
         save(&w, 4, 3);
         scale(&w, id, 1, 0);
         since = w.n_sent;
@@ -146,10 +138,8 @@ TEST(a_failure_while_they_stop_is_a_recovery_and_then_it_is_tried_again) {
 
 TEST(what_cannot_be_saved_in_time_changes_nothing) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, ", \"recovery\": {\"grace_ms\": 1000}");
 
-        world_start(&w, false);
-        id = world_run_job(&w, ", \"recovery\": {\"grace_ms\": 1000}");
         save(&w, 4, 3);
         scale(&w, id, 1, 0);
         world_pass(&w, 12000);
@@ -160,10 +150,8 @@ TEST(what_cannot_be_saved_in_time_changes_nothing) {
 
 TEST(only_a_number_that_divides_the_batch_can_be_asked_for) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         save(&w, 4, 3);
         scale(&w, id, 3, 3);
         CU_ASSERT_PTR_NOT_NULL(strstr(w.error, "what divides train.global_batch / train.micro_batch (4)"));

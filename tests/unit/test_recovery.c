@@ -32,10 +32,8 @@ static void save(struct world *w, uint64_t step) {
 
 TEST(the_same_cause_without_a_step_gained_stops_the_job) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         EXPECT(&w, id, S(RUNNING), 0, "");
         dies(&w, 1, "exit 3: no such file");
         dies(&w, 2, "exit 3: no such file");
@@ -47,10 +45,8 @@ TEST(the_same_cause_without_a_step_gained_stops_the_job) {
 
 TEST(a_step_gained_or_another_cause_begins_the_count_anew) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, ", \"recovery\": {\"same_cause_limit\": 2}");
 
-        world_start(&w, false);
-        id = world_run_job(&w, ", \"recovery\": {\"same_cause_limit\": 2}");
         for (uint64_t step = 1; step <= 5; step++) {
                 dies(&w, 1, "exit 3: boom");
                 world_progress(&w, step);
@@ -67,10 +63,8 @@ TEST(a_step_gained_or_another_cause_begins_the_count_anew) {
 /* A death that was only seen has no cause yet; it is judged when the rank was reaped. */
 TEST(a_cause_that_is_told_later_counts) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, ", \"recovery\": {\"same_cause_limit\": 2}");
 
-        world_start(&w, false);
-        id = world_run_job(&w, ", \"recovery\": {\"same_cause_limit\": 2}");
         dies(&w, 1, "exit 3: boom");
         for (int i = 0; i < 2; i++) {
                 struct world_rank old = w.ranks[1], new;
@@ -92,10 +86,8 @@ TEST(a_cause_that_is_told_later_counts) {
 
 TEST(max_restarts_is_a_limit_over_the_whole_job) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, ", \"recovery\": {\"max_restarts\": 2}");
 
-        world_start(&w, false);
-        id = world_run_job(&w, ", \"recovery\": {\"max_restarts\": 2}");
         for (uint64_t step = 1; step <= 2; step++) {
                 world_progress(&w, step);
                 dies(&w, (uint32_t)step, "exit 3: boom");
@@ -128,10 +120,8 @@ TEST(a_controller_that_dies_does_not_use_up_max_restarts) {
 
 TEST(an_overflow_without_end_fails_the_job_and_names_it) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         world_progress(&w, 7);
         world_fault(&w, 2, FAULT(OVERFLOW_STOP), 7, "32 steps skipped in a row: layers.3.mlp.up");
         world_pump(&w);
@@ -142,10 +132,8 @@ TEST(an_overflow_without_end_fails_the_job_and_names_it) {
 
 TEST(a_roll_back_loads_the_commit_and_not_replica_memory) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         save(&w, 3);
         world_progress(&w, 7);
         w.replicas = 1 << 6 | 1 << 7;
@@ -161,10 +149,8 @@ TEST(a_roll_back_loads_the_commit_and_not_replica_memory) {
 
 TEST(replicas_that_cannot_be_loaded_give_way_to_older_ones_and_to_the_commit) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         save(&w, 3);
         world_progress(&w, 7);
         w.replicas = 1 << 6 | 1 << 7;
@@ -189,10 +175,8 @@ TEST(replicas_that_cannot_be_loaded_give_way_to_older_ones_and_to_the_commit) {
 
 TEST(checkpoints_that_cannot_be_loaded_are_tried_one_after_the_other) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         for (uint64_t step = 1; step <= 3; step++)
                 save(&w, step);
         world_progress(&w, 3);
@@ -207,10 +191,8 @@ TEST(checkpoints_that_cannot_be_loaded_are_tried_one_after_the_other) {
 /* The checkpoints' file system is away: the job is not begun anew, and what it saved is not removed. */
 TEST(a_job_none_of_whose_checkpoints_can_be_loaded_fails_and_keeps_them) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         for (uint64_t step = 1; step <= 3; step++)
                 save(&w, step);
         world_progress(&w, 3);
@@ -224,10 +206,8 @@ TEST(a_job_none_of_whose_checkpoints_can_be_loaded_fails_and_keeps_them) {
 /* The only commit was bad, replica memory helped out, and is lost with its node: the job waits, and tries the commit again before it would begin anew. */
 TEST(a_job_that_saved_is_never_begun_anew) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         save(&w, 3);
         world_progress(&w, 3);
         w.bad_checkpoints = 1 << 3;

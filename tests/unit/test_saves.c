@@ -28,8 +28,7 @@ TEST(a_save_is_committed_when_all_have_spoken) {
         size_t before;
         uint64_t id;
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
+        id = world_start_job(&w, "");
         CU_ASSERT_FATAL(id != 0);
         for (uint32_t r = 0; r < 3; r++)
                 world_prepared(&w, r, 1, 1);
@@ -48,10 +47,8 @@ TEST(a_save_is_committed_when_all_have_spoken) {
 /* The words of ranks 1 to 3 about saves 1 to 20 were said to a controller that died; they do not come again. */
 TEST(saves_that_wait_for_lost_words_do_not_hold_up_later_ones) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         for (uint64_t step = 1; step <= 20; step++)
                 world_prepared(&w, 0, step, 1);
         all_prepared(&w, 21, 1);
@@ -68,10 +65,8 @@ TEST(saves_that_wait_for_lost_words_do_not_hold_up_later_ones) {
 /* Older saves are given up only when every rank has gone past them: a slow rank's save is not. */
 TEST(a_save_that_is_still_being_written_is_not_given_up) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         for (uint64_t step = 1; step <= 5; step++)
                 for (uint32_t r = 0; r < 3; r++)
                         world_prepared(&w, r, step, 1);
@@ -89,10 +84,8 @@ TEST(a_save_that_is_still_being_written_is_not_given_up) {
 /* keep_last 3, keep_every 4. */
 TEST(every_nth_checkpoint_is_kept_for_good) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         CU_ASSERT_FATAL(w.c->n_jobs == 1);
         w.c->jobs[0]->spec->checkpoint.keep_every = 4;
         for (uint64_t step = 1; step <= 11; step++) {
@@ -116,8 +109,7 @@ TEST(a_word_about_a_committed_save_is_answered_again_to_who_said_it) {
         struct world w;
         size_t before;
 
-        world_start(&w, false);
-        world_run_job(&w, "");
+        world_start_job(&w, "");
         all_prepared(&w, 1, 1);
         world_pump_files(&w, 0);
         before = w.n_sent;
@@ -132,8 +124,7 @@ TEST(a_word_about_a_dropped_save_is_answered_again_to_who_said_it) {
         struct world w;
         size_t before;
 
-        world_start(&w, false);
-        world_run_job(&w, "");
+        world_start_job(&w, "");
         world_prepared(&w, 0, 1, 1);
         all_prepared(&w, 2, 1);
         world_pump(&w);
@@ -147,10 +138,8 @@ TEST(a_word_about_a_dropped_save_is_answered_again_to_who_said_it) {
 /* As after a controller's death: half of the words reached the old one, and each worker says its own again after its welcome. */
 TEST(words_said_again_complete_a_save_under_a_new_controller) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         world_prepared(&w, 0, 1, 1);
         world_prepared(&w, 1, 1, 1);
         world_restart(&w);
@@ -167,8 +156,7 @@ TEST(shards_written_after_a_save_was_given_up_are_cleared) {
         struct world w;
         size_t before;
 
-        world_start(&w, false);
-        world_run_job(&w, "");
+        world_start_job(&w, "");
         world_prepared_error(&w, 0, 1, 1, "No space left on device");
         world_pump(&w);
         before = w.n_files;
@@ -189,8 +177,7 @@ TEST(a_save_whose_manifest_could_not_be_written_is_not_begun_again) {
         size_t before;
         uint64_t id;
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
+        id = world_start_job(&w, "");
         all_prepared(&w, 1, 1);
         world_pump_files(&w, -ENOSPC);
         world_pump(&w);
@@ -206,10 +193,8 @@ TEST(a_save_whose_manifest_could_not_be_written_is_not_begun_again) {
 
 TEST(another_save_of_a_committed_step_is_answered_and_cleared) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         all_prepared(&w, 1, 1);
         world_pump(&w);
         all_prepared(&w, 1, 2);
@@ -224,10 +209,8 @@ TEST(another_save_of_a_committed_step_is_answered_and_cleared) {
 /* A save on demand and a job's last one, both of the step it stopped at: the first manifest to be written is the commit, the other folder goes. */
 TEST(two_saves_of_a_step_whose_manifests_are_written_at_once_make_one_commit) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         CU_ASSERT_FATAL(w.c->n_jobs == 1);
         all_prepared(&w, 1, 1);
         all_prepared(&w, 1, 2);
@@ -246,10 +229,8 @@ TEST(two_saves_of_a_step_whose_manifests_are_written_at_once_make_one_commit) {
 /* The disk that takes manifests stands still: what is too much is told, and what waits is committed once it goes on. */
 TEST(too_many_manifests_that_wait_are_refused_in_the_open) {
         struct world w;
-        uint64_t id;
+        uint64_t id = world_start_job(&w, "");
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
         for (uint64_t step = 1; step <= 65; step++)
                 all_prepared(&w, step, 1);
         CU_ASSERT_EQUAL(world_told(&w, 0, DROPPED, 1, 64), 0);
@@ -270,8 +251,7 @@ TEST(the_last_save_is_asked_for_again_when_a_word_was_lost) {
         uint64_t id;
         size_t before;
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
+        id = world_start_job(&w, "");
         world_progress(&w, 100);
         for (uint32_t r = 0; r < 3; r++)
                 world_prepared(&w, r, 100, 1);
@@ -300,8 +280,7 @@ TEST(a_last_save_that_cannot_be_made_fails_the_job_and_says_so_once) {
         char text[400];
         uint64_t id;
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
+        id = world_start_job(&w, "");
         world_progress(&w, 100);
         for (uint32_t attempt = 1; attempt <= 4; attempt++) {
                 CU_ASSERT_EQUAL(world_told(&w, 0, SAVE_NOW, 1, 100), attempt - 1);
@@ -327,8 +306,7 @@ TEST(a_job_that_was_stopped_is_not_completed_by_a_new_controller) {
         Fp8ctl__V1__Job *j;
         uint64_t id;
 
-        world_start(&w, false);
-        id = world_run_job(&w, "");
+        id = world_start_job(&w, "");
         world_progress(&w, 50);
         world_leaving(&w, 1);
         CU_ASSERT_EQUAL(world_told(&w, 0, FP8CTL__V1__CONTROLLER_MESSAGE__BODY_STOP_RANKS, 2, 0), 1);
