@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/wire.h"
 #include "format/shard.h"
 #include "format/shard_private.h"
 
@@ -182,15 +183,14 @@ DEFINE_CLEANUP(struct shard_view *, shard_view_free);
 int shard_view_open(const void *image, size_t len, struct shard_view **ret, struct error *e) {
         _cleanup_(shard_view_freep) struct shard_view *v = NULL;
         _cleanup_(json_decrefp) json_t *root = NULL;
-        const uint8_t *p = image;
-        uint64_t header = 0;
+        const uint8_t *p = image, *at = image;
+        uint64_t header;
         json_error_t why;
         int r;
 
         if (len < 8)
                 return error_set(e, -EBADMSG, "shard: found %zu bytes, expected at least 8", len);
-        for (int i = 0; i < 8; i++)
-                header |= (uint64_t)p[i] << (8 * i);
+        header = wire_get(&at, 8);
         if (header < 2 || header > SHARD_HEADER_MAX || header > len - 8)
                 return error_set(e, -EBADMSG, "shard: found a header of %" PRIu64 " bytes in %zu, expected at most %" PRIu64 " and no more than there is", header, len,
                                  (uint64_t)SHARD_HEADER_MAX);

@@ -11,6 +11,7 @@
 
 #include "base/cleanup.h"
 #include "base/file.h"
+#include "base/wire.h"
 
 #define ALIGN 64 /* where the data begins, as in worker/ckpt's images */
 
@@ -73,8 +74,7 @@ static int write_header(struct shard_writer *w, const struct shard_tensor *list,
         if (r < 0)
                 return r;
         padded = len;
-        for (int i = 0; i < 8; i++)
-                head[i] = (uint8_t)((uint64_t)padded >> (8 * i));
+        (void)wire_put(head, padded, 8);
         w->expected = 8 + padded + data;
         r = write_bytes(w, head, sizeof(head), e);
         return r < 0 ? r : write_bytes(w, text, padded, e);

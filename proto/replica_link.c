@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <openssl/crypto.h>
@@ -19,6 +18,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/net.h"
 #include "base/wire.h"
 
 #define LINK_VERSION 1
@@ -233,24 +233,13 @@ static int ask_who(int fd, const struct replica_host *h, const struct replica_wa
 
 /* ------------------------------------------------------------------ the rank's side: sockets */
 static int tcp_connect(const char *where, const struct replica_wait *w, int *ret, struct error *e) {
-        const struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV };
-        _cleanup_free_ char *host = strdup(where);
         _cleanup_close_ int fd = -1;
         struct addrinfo *found = NULL;
-        char *colon = host ? strrchr(host, ':') : NULL, *name = host;
-        int r, err = 0, one = 1;
+        int r = net_resolve(where, &found, e), err = 0, one = 1;
         socklen_t len = sizeof(err);
 
-        if (!colon)
-                return error_set(e, host ? -EINVAL : -ENOMEM, "replica endpoint %s: expected HOST:PORT", where);
-        *colon = '\0';
-        if (name[0] == '[' && colon > name + 1 && colon[-1] == ']') {
-                colon[-1] = '\0';
-                name++;
-        }
-        r = getaddrinfo(name, colon + 1, &hints, &found);
-        if (r != 0)
-                return error_set(e, -EHOSTUNREACH, "replica endpoint %s: %s", where, gai_strerror(r));
+        if (r < 0)
+                return r;
         fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         r = fd < 0 ? -errno : connect(fd, found->ai_addr, found->ai_addrlen) < 0 ? -errno : 0;
         freeaddrinfo(found);

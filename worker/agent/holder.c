@@ -4,8 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <netdb.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -18,6 +16,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/net.h"
 #include "proto/replica_link.h"
 
 #define CONNECTIONS_MAX 1024
@@ -563,44 +562,22 @@ void holder_kept(struct holder *h, Fp8ctl__V1__KeptFd__Kind kind, uint64_t job, 
         pthread_mutex_unlock(&h->lock);
 }
 
-static int listen_on(const char *host, int *ret, struct error *e) {
-        const struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE };
-        struct addrinfo *found = NULL;
-        _cleanup_close_ int fd = -1;
-        int r = getaddrinfo(host, "0", &hints, &found);
-
-        if (r != 0)
-                return error_set(e, -EADDRNOTAVAIL, "cannot resolve %s: %s", host, gai_strerror(r));
-        fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-        r = fd < 0 || bind(fd, found->ai_addr, found->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0 ? errno : 0;
-        freeaddrinfo(found);
-        if (r)
-                return error_errno(e, r, "cannot listen on %s", host);
-        *ret = STEAL_FD(fd);
-        return 0;
-}
-
 int holder_start(struct holder *h, struct error *e) {
-        union {
-                struct sockaddr any;
-                struct sockaddr_in v4;
-                struct sockaddr_in6 v6;
-        } bound = { .v6 = { 0 } };
-        socklen_t len = sizeof(bound);
+        _cleanup_free_ char *where = NULL;
         int r = 0;
 
         if (h->config.memory == 0 || h->started)
                 return 0;
         if (h->listen_fd < 0) {
-                r = listen_on(h->config.host, &h->listen_fd, e);
+                r = net_listen(h->config.host, BACKLOG, &h->listen_fd, e);
                 if (r < 0)
                         return r;
                 h->config.keep(h->config.arg, FP8CTL__V1__KEPT_FD__KIND__LISTENER, 0, 0, h->listen_fd);
         }
-        if (getsockname(h->listen_fd, &bound.any, &len) < 0)
-                return error_errno(e, errno, "replica memory");
-        snprintf(h->endpoint, sizeof(h->endpoint), strchr(h->config.host, ':') ? "tcp:[%.250s]:%d" : "tcp:%.250s:%d", h->config.host,
-                 ntohs(bound.any.sa_family == AF_INET6 ? bound.v6.sin6_port : bound.v4.sin_port));
+        r = net_endpoint(h->config.host, h->listen_fd, &where, e);
+        if (r < 0)
+                return r;
+        snprintf(h->endpoint, sizeof(h->endpoint), "tcp:%s", where);
         r = spawn_thread(&h->thread, accept_all, h, false);
         if (r < 0) {
                 h->endpoint[0] = '\0';

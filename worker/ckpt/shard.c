@@ -11,6 +11,7 @@
 
 #include "base/cleanup.h"
 #include "base/hash.h"
+#include "base/wire.h"
 #include "format/shard_private.h"
 #include "worker/ckpt/shard.h"
 
@@ -159,8 +160,7 @@ static int write_header(const struct shard_layout *l, const char *state, uint8_t
         for (size_t i = 0; i < len; i++)
                 if ((unsigned char)state[i] < 0x20)
                         return error_set(e, -EINVAL, "shard: control character 0x%02x in the state", (unsigned char)state[i]);
-        for (int i = 0; i < 8; i++)
-                *p++ = (uint8_t)((uint64_t)l->header_len >> (8 * i));
+        p = wire_put(p, l->header_len, 8);
         memcpy(p, l->prefix, l->prefix_len);
         p += l->prefix_len;
         for (size_t i = 0; i < len; i++) {

@@ -5,7 +5,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
@@ -16,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/net.h"
 #include "worker/comm/comm_private.h"
 
 /* What is in flight should still be in the cache when it is read: larger buffers cost more time in the kernel (bench/collectives), smaller ones more wake-ups. */
@@ -76,38 +76,12 @@ static int listen_unix(const char *path, int *ret, struct error *e) {
         return 0;
 }
 
-static int listen_tcp(const char *host, int *ret, int *ret_port, struct error *e) {
-        const struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE };
-        struct addrinfo *found = NULL;
-        _cleanup_close_ int fd = -1;
-        union {
-                struct sockaddr any;
-                struct sockaddr_in v4;
-                struct sockaddr_in6 v6;
-        } bound = { .v6 = { 0 } };
-        socklen_t len = sizeof(bound);
-        int r = getaddrinfo(host, "0", &hints, &found);
-
-        if (r != 0)
-                return error_set(e, -EADDRNOTAVAIL, "cannot resolve %s: %s", host, gai_strerror(r));
-        fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-        r = fd < 0 || bind(fd, found->ai_addr, found->ai_addrlen) < 0 || listen(fd, SOMAXCONN) < 0 ||
-                            getsockname(fd, &bound.any, &len) < 0
-                    ? errno
-                    : 0;
-        freeaddrinfo(found);
-        if (r)
-                return error_errno(e, r, "cannot listen on %s", host);
-        *ret_port = ntohs(bound.any.sa_family == AF_INET6 ? bound.v6.sin6_port : bound.v4.sin_port);
-        *ret = STEAL_FD(fd);
-        return 0;
-}
-
 DEFINE_CLEANUP(struct comm_listener *, comm_listener_free);
 
 int comm_listener_new(const char *dir, const char *host, const char *name, struct comm_listener **ret, struct error *e) {
         _cleanup_(comm_listener_freep) struct comm_listener *l = NULL;
-        int r, port = 0;
+        _cleanup_free_ char *tcp = NULL;
+        int r;
 
         if (!dir && !host)
                 return error_set(e, -EINVAL, "listener: neither a folder nor a host to listen on");
@@ -127,15 +101,13 @@ int comm_listener_new(const char *dir, const char *host, const char *name, struc
                         return r;
         }
         if (host) {
-                r = listen_tcp(host, &l->tcp_fd, &port, e);
+                r = net_listen(host, SOMAXCONN, &l->tcp_fd, e);
+                if (r == 0)
+                        r = net_endpoint(host, l->tcp_fd, &tcp, e);
                 if (r < 0)
                         return r;
         }
-        if (!host)
-                r = asprintf(&l->endpoint, "unix:%s", l->path);
-        else
-                r = asprintf(&l->endpoint, "%s%s%stcp:%s%s%s:%d", dir ? "unix:" : "", dir ? l->path : "", dir ? "," : "", strchr(host, ':') ? "[" : "", host,
-                             strchr(host, ':') ? "]" : "", port);
+        r = asprintf(&l->endpoint, "%s%s%s%s%s", dir ? "unix:" : "", dir ? l->path : "", dir && host ? "," : "", host ? "tcp:" : "", host ? tcp : "");
         if (r < 0) {
                 l->endpoint = NULL;
                 return error_set(e, -ENOMEM, "listener: out of memory");
@@ -205,28 +177,12 @@ static int connect_result(int r, int *fd, int *ret_fd, const char *where, struct
 }
 
 static int connect_tcp(const char *where, int *ret_fd, struct error *e) {
-        const struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV };
-        _cleanup_free_ char *host = strdup(where);
         struct addrinfo *found = NULL;
         _cleanup_close_ int fd = -1;
-        char *name = host, *colon;
-        int r;
+        int r = net_resolve(where, &found, e);
 
-        if (!host)
-                return error_set(e, -ENOMEM, "endpoint: out of memory");
-        colon = strrchr(host, ':');
-        if (!colon)
-                return error_set(e, -EINVAL, "endpoint %s: found no port, expected HOST:PORT", where);
-        *colon = '\0';
-        if (name[0] == '[' && colon > name + 1 && colon[-1] == ']') {
-                colon[-1] = '\0';
-                name++;
-        }
-        r = getaddrinfo(name, colon + 1, &hints, &found);
-        if (r != 0) {
-                error_set(e, -EAGAIN, "cannot resolve %s: %s", where, gai_strerror(r));
-                return r == EAI_AGAIN ? -EAGAIN : -EADDRNOTAVAIL;
-        }
+        if (r < 0)
+                return r;
         fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         if (fd < 0) {
                 freeaddrinfo(found);
