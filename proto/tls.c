@@ -19,6 +19,7 @@
 struct pems {
         char *ca, *cert, *key;
         size_t key_len;
+        grpc_ssl_pem_key_cert_pair pair; /* of these */
 };
 
 static void pems_done(struct pems *p) {
@@ -40,6 +41,7 @@ static int pems_read(const struct tls_files *f, struct pems *p, struct error *e)
                 r = file_read(f->cert, PEM_MAX, &p->cert, &len, e);
         if (r == 0)
                 r = file_read(f->key, PEM_MAX, &p->key, &p->key_len, e);
+        p->pair = (grpc_ssl_pem_key_cert_pair){ .private_key = p->key, .cert_chain = p->cert };
         return r;
 }
 
@@ -57,15 +59,12 @@ static int verify_controller(const char *target, const char *pem, void *arg) {
 
 int rpc_tls_server_credentials(const struct tls_files *f, grpc_server_credentials **ret, struct error *e) {
         _cleanup_(pems_done) struct pems p = { 0 };
-        grpc_ssl_pem_key_cert_pair pair;
         grpc_server_credentials *creds;
-        int r;
+        int r = pems_read(f, &p, e);
 
-        r = pems_read(f, &p, e);
         if (r < 0)
                 return r;
-        pair = (grpc_ssl_pem_key_cert_pair){ .private_key = p.key, .cert_chain = p.cert };
-        creds = grpc_ssl_server_credentials_create_ex(p.ca, &pair, 1, GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY, NULL);
+        creds = grpc_ssl_server_credentials_create_ex(p.ca, &p.pair, 1, GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY, NULL);
         if (!creds)
                 return error_set(e, -EINVAL, "TLS: %s and %s are no certificate and key", f->cert, f->key);
         *ret = creds;
@@ -75,15 +74,12 @@ int rpc_tls_server_credentials(const struct tls_files *f, grpc_server_credential
 int rpc_tls_channel_credentials(const struct tls_files *f, grpc_channel_credentials **ret, struct error *e) {
         _cleanup_(pems_done) struct pems p = { 0 };
         grpc_ssl_verify_peer_options verify = { .verify_peer_callback = verify_controller };
-        grpc_ssl_pem_key_cert_pair pair;
         grpc_channel_credentials *creds;
-        int r;
+        int r = pems_read(f, &p, e);
 
-        r = pems_read(f, &p, e);
         if (r < 0)
                 return r;
-        pair = (grpc_ssl_pem_key_cert_pair){ .private_key = p.key, .cert_chain = p.cert };
-        creds = grpc_ssl_credentials_create_ex(p.ca, &pair, &verify, NULL);
+        creds = grpc_ssl_credentials_create_ex(p.ca, &p.pair, &verify, NULL);
         if (!creds)
                 return error_set(e, -EINVAL, "TLS: %s and %s are no certificate and key", f->cert, f->key);
         *ret = creds;

@@ -49,7 +49,7 @@ static void forget(struct controller *c, struct job *j, struct checkpoint *k) {
 void checkpoint_request_remove(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who) {
         const Fp8ctl__V1__RemoveCheckpointRequest *q = (const Fp8ctl__V1__RemoveCheckpointRequest *)m;
         Fp8ctl__V1__RemoveCheckpointReply r = FP8CTL__V1__REMOVE_CHECKPOINT_REPLY__INIT;
-        Fp8ctl__V1__Checkpoint o = FP8CTL__V1__CHECKPOINT__INIT;
+        Fp8ctl__V1__Checkpoint o;
         const char *path = q->path ? q->path : "";
         struct job *j = NULL;
         struct checkpoint *k = find_listed(c, path, &j);
@@ -62,13 +62,7 @@ void checkpoint_request_remove(struct controller *c, uint64_t request, const Pro
         } else if (!q->force && needed(c, j, k, why, sizeof(why))) {
                 request_refuse(c, request, ST_PRECONDITION, "%.300s is kept: %s", path, why);
         } else {
-                o.job_id = j->id;
-                o.step = k->step;
-                o.epoch = k->epoch;
-                o.attempt = k->attempt;
-                o.path = k->path;
-                o.bytes = k->bytes;
-                o.committed_unix_ms = k->committed_ms;
+                checkpoint_message_fill(j, k, &o);
                 r.checkpoint = &o;
                 request_answer(c, request, &r.base);
                 forget(c, j, k);

@@ -333,6 +333,7 @@ struct job_message {
 };
 int job_message_fill(const struct controller *c, const struct job *j, bool full, struct job_message *m);
 void job_message_free(struct job_message *m);
+void checkpoint_message_fill(const struct job *j, const struct checkpoint *k, Fp8ctl__V1__Checkpoint *m);
 
 /* node.c */
 struct node *node_find(const struct controller *c, const char *name);
@@ -388,6 +389,7 @@ int job_place_at(struct controller *c, const struct job *j, int dp, bool evacuat
 int job_plan_idle(struct controller *c, const struct job *j, struct sched_slot *ret, size_t *ret_devices); /* on an idle cluster */
 int job_node_index(const struct controller *c, const struct node *n);
 /* Ends or requeues: one way out for all. FAIL, CANCEL, FINISH, REQUEUE. */
+void job_release_node(struct controller *c, struct job *j, struct node *n); /* nothing of the job stays there */
 void job_finish(struct controller *c, struct job *j, enum job_event how, const char *reason);
 void job_stop(struct controller *c, struct job *j, enum stop_kind kind, uint32_t grace_ms, bool now, const char *reason);
 void job_send_stop(struct controller *c, struct job *j, struct node *only);

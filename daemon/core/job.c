@@ -441,7 +441,7 @@ int job_plan_idle(struct controller *c, const struct job *j, struct sched_slot *
 }
 
 /* ------------------------------------------------------------------ the way out */
-static void send_release(struct controller *c, struct job *j, bool kill, const char *why) {
+void job_release_node(struct controller *c, struct job *j, struct node *n) {
         Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
         Fp8ctl__V1__ReleaseJob rel = FP8CTL__V1__RELEASE_JOB__INIT;
 
@@ -449,6 +449,11 @@ static void send_release(struct controller *c, struct job *j, bool kill, const c
         rel.epoch = j->epoch;
         m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB;
         m.release_job = &rel;
+        node_send(c, n, &m);
+        replicas_released(j, n);
+}
+
+static void send_release(struct controller *c, struct job *j, bool kill, const char *why) {
         for (size_t i = 0; i < c->n_nodes; i++) {
                 struct node *n = c->nodes[i];
 
@@ -457,8 +462,7 @@ static void send_release(struct controller *c, struct job *j, bool kill, const c
                 for (int k = 0; kill && k < j->world; k++)
                         if (j->ranks[k].node == n && j->ranks[k].incarnation)
                                 node_kill_one(c, n, j->id, j->epoch, (uint32_t)k, j->ranks[k].incarnation, why);
-                node_send(c, n, &m);
-                replicas_released(j, n);
+                job_release_node(c, j, n);
         }
 }
 

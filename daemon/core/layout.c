@@ -94,18 +94,6 @@ static void dismiss(struct controller *c, struct job *j, uint32_t i, const char 
         rank_set(c, r, RANK_LOST);
 }
 
-static void release_node(struct controller *c, struct job *j, struct node *n) {
-        Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
-        Fp8ctl__V1__ReleaseJob rel = FP8CTL__V1__RELEASE_JOB__INIT;
-
-        rel.job_id = j->id;
-        rel.epoch = j->epoch;
-        m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB;
-        m.release_job = &rel;
-        node_send(c, n, &m);
-        replicas_released(j, n);
-}
-
 static int apply(struct controller *c, struct job *j, int dp, const struct sched_slot *slots) {
         int was = j->world, was_dp = j->spec->parallel.dp, world = was / was_dp * dp, r;
         _cleanup_free_ bool *on = calloc(c->n_nodes + 1, sizeof(*on));
@@ -141,7 +129,7 @@ static int apply(struct controller *c, struct job *j, int dp, const struct sched
         for (size_t i = 0; dp != was_dp && i < c->n_nodes; i++)
                 if (on[i] && !job_on_node(j, c->nodes[i])) {
                         inventory_forget(j, c->nodes[i]);
-                        release_node(c, j, c->nodes[i]);
+                        job_release_node(c, j, c->nodes[i]);
                 }
         j->dirty = true;
         return 0;

@@ -113,9 +113,8 @@ void job_message_free(struct job_message *m) {
         m->rank_ptrs = NULL;
 }
 
-static void checkpoint_fill(const struct job *j, const struct checkpoint *k, Fp8ctl__V1__Checkpoint *m, Fp8ctl__V1__CheckpointRecord *r) {
+void checkpoint_message_fill(const struct job *j, const struct checkpoint *k, Fp8ctl__V1__Checkpoint *m) {
         fp8ctl__v1__checkpoint__init(m);
-        fp8ctl__v1__checkpoint_record__init(r);
         m->job_id = j->id;
         m->step = k->step;
         m->epoch = k->epoch;
@@ -123,6 +122,11 @@ static void checkpoint_fill(const struct job *j, const struct checkpoint *k, Fp8
         m->path = k->path;
         m->bytes = k->bytes;
         m->committed_unix_ms = k->committed_ms;
+}
+
+static void checkpoint_record_fill(const struct job *j, const struct checkpoint *k, Fp8ctl__V1__Checkpoint *m, Fp8ctl__V1__CheckpointRecord *r) {
+        checkpoint_message_fill(j, k, m);
+        fp8ctl__v1__checkpoint_record__init(r);
         r->checkpoint = m;
         r->verified = true;
         r->bad = k->bad;
@@ -144,7 +148,7 @@ void record_put_job(struct controller *c, struct job *j) {
                 return;
         }
         for (size_t i = 0; i < j->n_checkpoints; i++) {
-                checkpoint_fill(j, &j->checkpoints[i], &ks[i], &rs[i]);
+                checkpoint_record_fill(j, &j->checkpoints[i], &ks[i], &rs[i]);
                 ps[i] = &rs[i];
         }
         rec.version = RECORD_VERSION;
@@ -493,7 +497,7 @@ void record_put_commit(struct controller *c, const struct job *j, const struct c
         Fp8ctl__V1__CheckpointRecord r;
         char key[STORE_KEY_MAX];
 
-        checkpoint_fill(j, k, &m, &r);
+        checkpoint_record_fill(j, k, &m, &r);
         commit_key(j, k, key, sizeof(key));
         put_message(c, key, &r.base);
 }

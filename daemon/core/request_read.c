@@ -172,19 +172,11 @@ void read_list_checkpoints(struct controller *c, uint64_t request, const Protobu
                 return;
         }
         for (size_t i = 0; i < j->n_checkpoints; i++) {
-                const struct checkpoint *k = &j->checkpoints[i];
                 Fp8ctl__V1__Checkpoint *o = &list[r.n_checkpoints];
 
-                if (k->removing)
+                if (j->checkpoints[i].removing)
                         continue;
-                fp8ctl__v1__checkpoint__init(o);
-                o->job_id = j->id;
-                o->step = k->step;
-                o->epoch = k->epoch;
-                o->attempt = k->attempt;
-                o->path = k->path;
-                o->bytes = k->bytes;
-                o->committed_unix_ms = k->committed_ms;
+                checkpoint_message_fill(j, &j->checkpoints[i], o);
                 ptrs[r.n_checkpoints++] = o;
         }
         r.checkpoints = ptrs;
