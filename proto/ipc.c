@@ -320,3 +320,9 @@ int ipc_recv(int fd, const ProtobufCMessageDescriptor *type, ProtobufCMessage **
         }
         return 1;
 }
+
+void ipc_close_fds(const int fds[IPC_MAX_FDS]) {
+        for (int i = 0; i < IPC_MAX_FDS; i++)
+                if (fds[i] >= 0)
+                        close(fds[i]);
+}

@@ -23,3 +23,4 @@ int ipc_send(int fd, const ProtobufCMessage *m, const int *fds, size_t n_fds, st
 /* 1 and *ret_msg (free with protobuf_c_message_free_unpacked), 0 at end of stream, -EAGAIN, or a negative errno; 
  * ret_fds: IPC_MAX_FDS, unused -1; NULL: none are expected, what comes is closed. -EBADMSG, -EPROTO and -EMSGSIZE leave the socket usable. */
 int ipc_recv(int fd, const ProtobufCMessageDescriptor *type, ProtobufCMessage **ret_msg, int *ret_fds, struct error *e);
+void ipc_close_fds(const int fds[IPC_MAX_FDS]); /* those of ret_fds that nobody took */

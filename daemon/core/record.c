@@ -28,6 +28,42 @@ static void put_message(struct controller *c, const char *key, const ProtobufCMe
 }
 
 /* ------------------------------------------------------------------ jobs */
+/* Sizes are those of m->job already. */
+static int plan_fill(const struct job *j, struct job_message *m) {
+        fp8ctl__v1__plan__init(&m->plan);
+        m->plan.tp = m->job.tp;
+        m->plan.pp = m->job.pp;
+        m->plan.dp = m->job.dp;
+        m->plan.bytes_per_rank = j->bytes_per_rank;
+        m->ranks = calloc((size_t)j->world + 1, sizeof(*m->ranks));
+        m->rank_ptrs = calloc((size_t)j->world + 1, sizeof(*m->rank_ptrs));
+        if (!m->ranks || !m->rank_ptrs) {
+                job_message_free(m);
+                return -ENOMEM;
+        }
+        for (int i = 0; i < j->world; i++) {
+                const struct rank *r = &j->ranks[i];
+                struct rank_place p = rank_plan_place((int)m->job.tp, (int)m->job.pp, (int)m->job.dp, (uint32_t)i);
+                Fp8ctl__V1__PlanRank *q = &m->ranks[i];
+
+                fp8ctl__v1__plan_rank__init(q);
+                q->rank = (uint32_t)i;
+                q->pp_index = p.pp;
+                q->dp_index = p.dp;
+                q->tp_index = p.tp;
+                q->node = r->node ? r->node->name : STR(NULL);
+                q->device = r->device;
+                q->incarnation = r->incarnation;
+                q->state = (char *)rank_state_name(r->state);
+                q->pid = r->pid;
+                m->rank_ptrs[i] = q;
+        }
+        m->plan.ranks = m->rank_ptrs;
+        m->plan.n_ranks = (size_t)j->world;
+        m->job.plan = &m->plan;
+        return 0;
+}
+
 int job_message_fill(const struct controller *c, const struct job *j, bool full, struct job_message *m) {
         const struct checkpoint *k = checkpoint_newest(j);
         uint64_t end = j->ended_ms ? j->ended_ms : c->io.wall_ms(c->io.arg);
@@ -72,38 +108,7 @@ int job_message_fill(const struct controller *c, const struct job *j, bool full,
         if (!full || !j->spec)
                 return 0;
         m->job.job_file = STR(j->job_file);
-        fp8ctl__v1__plan__init(&m->plan);
-        m->plan.tp = m->job.tp;
-        m->plan.pp = m->job.pp;
-        m->plan.dp = m->job.dp;
-        m->plan.bytes_per_rank = j->bytes_per_rank;
-        m->ranks = calloc((size_t)j->world + 1, sizeof(*m->ranks));
-        m->rank_ptrs = calloc((size_t)j->world + 1, sizeof(*m->rank_ptrs));
-        if (!m->ranks || !m->rank_ptrs) {
-                job_message_free(m);
-                return -ENOMEM;
-        }
-        for (int i = 0; i < j->world; i++) {
-                const struct rank *r = &j->ranks[i];
-                struct rank_place p = rank_plan_place((int)m->job.tp, (int)m->job.pp, (int)m->job.dp, (uint32_t)i);
-                Fp8ctl__V1__PlanRank *q = &m->ranks[i];
-
-                fp8ctl__v1__plan_rank__init(q);
-                q->rank = (uint32_t)i;
-                q->pp_index = p.pp;
-                q->dp_index = p.dp;
-                q->tp_index = p.tp;
-                q->node = r->node ? r->node->name : STR(NULL);
-                q->device = r->device;
-                q->incarnation = r->incarnation;
-                q->state = (char *)rank_state_name(r->state);
-                q->pid = r->pid;
-                m->rank_ptrs[i] = q;
-        }
-        m->plan.ranks = m->rank_ptrs;
-        m->plan.n_ranks = (size_t)j->world;
-        m->job.plan = &m->plan;
-        return 0;
+        return plan_fill(j, m);
 }
 
 void job_message_free(struct job_message *m) {

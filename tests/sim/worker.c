@@ -587,6 +587,65 @@ static void kill_some(struct sim *s, int node, const Fp8ctl__V1__KillRanks *m) {
         }
 }
 
+static void on_abort(struct sim *s, int node, const Fp8ctl__V1__AbortEpoch *m) {
+        replica_fenced(s, node, m->job_id, m->epoch);
+        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+                struct proc *p = &s->nodes[node].procs[i];
+
+                if (!p->used || p->dead || p->job != m->job_id || p->epoch >= m->epoch || p->hangs)
+                        continue;
+                if (p->phase == STARTING)
+                        p->pending_abort = m->epoch;
+                else
+                        worker_proc_after(s, node, p, MS / 2 + sim_random(s, 5 * MS), parked)->d = m->epoch;
+        }
+}
+
+static void on_save_now(struct sim *s, int node, const Fp8ctl__V1__SaveNow *m) {
+        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+                struct proc *p = &s->nodes[node].procs[i];
+
+                if (!p->used || p->dead || p->job != m->job_id || p->epoch != m->epoch)
+                        continue;
+                if (p->done && m->step == p->step)
+                        save_begin(s, node, p, m->attempt);
+                else
+                        p->save_attempt = m->attempt;
+        }
+}
+
+static void on_stop(struct sim *s, int node, const Fp8ctl__V1__StopRanks *m) {
+        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+                struct proc *p = &s->nodes[node].procs[i];
+
+                if (p->used && !p->dead && p->job == m->job_id && p->epoch == m->epoch)
+                        p->stop = p->stop || !p->done;
+        }
+}
+
+static void on_release(struct sim *s, int node, const Fp8ctl__V1__ReleaseJob *m) {
+        struct snode *n = &s->nodes[node];
+
+        for (int i = 0; i < SIM_RANKS_MAX; i++)
+                if (n->procs[i].used && n->procs[i].job == m->job_id)
+                        worker_kill(s, node, &n->procs[i], 0);
+        for (int i = 0; i < SIM_REPLICAS_MAX; i++)
+                if (n->replicas[i].job == m->job_id)
+                        n->replicas[i] = (struct replica){ 0 };
+        replica_uncover(s, m->job_id);
+}
+
+static void on_preflight(struct sim *s, int node, const Fp8ctl__V1__PreflightRequest *m) {
+        Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__PreflightReply x = FP8CTL__V1__PREFLIGHT_REPLY__INIT;
+
+        x.request = m->request;
+        x.data_digest = (char *)"aa";
+        out.body_case = BODY(PREFLIGHT_REPLY);
+        out.preflight_reply = &x;
+        worker_send(s, node, &out);
+}
+
 void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage *m) {
         struct snode *n = &s->nodes[node];
 
@@ -610,61 +669,17 @@ void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_START_RANKS: on_start(s, node, m->start_ranks); break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_KILL_RANKS: kill_some(s, node, m->kill_ranks); break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_ABORT_EPOCH:
-                replica_fenced(s, node, m->abort_epoch->job_id, m->abort_epoch->epoch);
-                for (int i = 0; i < SIM_RANKS_MAX; i++) {
-                        struct proc *p = &n->procs[i];
-
-                        if (!p->used || p->dead || p->job != m->abort_epoch->job_id || p->epoch >= m->abort_epoch->epoch || p->hangs)
-                                continue;
-                        if (p->phase == STARTING)
-                                p->pending_abort = m->abort_epoch->epoch;
-                        else
-                                worker_proc_after(s, node, p, MS / 2 + sim_random(s, 5 * MS), parked)->d = m->abort_epoch->epoch;
-                }
-                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_ABORT_EPOCH: on_abort(s, node, m->abort_epoch); break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RANK_PLAN:
                 on_plan(s, node, m->rank_plan);
                 replica_plan_told(s, node, m->rank_plan->replicas, false);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_REPLICA_PLAN: replica_plan_told(s, node, m->replica_plan, true); break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_INVENTORY_REQUEST: on_inventory(s, node, m->inventory_request); break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_NOW:
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_STOP_RANKS:
-                for (int i = 0; i < SIM_RANKS_MAX; i++) {
-                        struct proc *p = &n->procs[i];
-                        bool is_save = m->body_case == FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_NOW;
-
-                        if (!p->used || p->dead || p->job != (is_save ? m->save_now->job_id : m->stop_ranks->job_id) || p->epoch != (is_save ? m->save_now->epoch : m->stop_ranks->epoch))
-                                continue;
-                        if (!is_save)
-                                p->stop = p->stop || !p->done;
-                        else if (p->done && m->save_now->step == p->step)
-                                save_begin(s, node, p, m->save_now->attempt);
-                        else
-                                p->save_attempt = m->save_now->attempt;
-                }
-                break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB:
-                for (int i = 0; i < SIM_RANKS_MAX; i++)
-                        if (n->procs[i].used && n->procs[i].job == m->release_job->job_id)
-                                worker_kill(s, node, &n->procs[i], 0);
-                for (int i = 0; i < SIM_REPLICAS_MAX; i++)
-                        if (n->replicas[i].job == m->release_job->job_id)
-                                n->replicas[i] = (struct replica){ 0 };
-                replica_uncover(s, m->release_job->job_id);
-                break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_PREFLIGHT_REQUEST: {
-                Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
-                Fp8ctl__V1__PreflightReply x = FP8CTL__V1__PREFLIGHT_REPLY__INIT;
-
-                x.request = m->preflight_request->request;
-                x.data_digest = (char *)"aa";
-                out.body_case = BODY(PREFLIGHT_REPLY);
-                out.preflight_reply = &x;
-                worker_send(s, node, &out);
-                break;
-        }
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_NOW: on_save_now(s, node, m->save_now); break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_STOP_RANKS: on_stop(s, node, m->stop_ranks); break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB: on_release(s, node, m->release_job); break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_PREFLIGHT_REQUEST: on_preflight(s, node, m->preflight_request); break;
         default:
                 break;
         }

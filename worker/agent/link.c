@@ -200,8 +200,7 @@ static void on_message(void *arg, uint32_t revents) {
                         return;
                 }
                 dispatch(a, (Fp8ctl__V1__SpawnerToAgent *)base, fds);
-                for (int i = 0; i < IPC_MAX_FDS; i++)
-                        closep(&fds[i]);
+                ipc_close_fds(fds);
                 protobuf_c_message_free_unpacked(base, NULL);
         }
 }
