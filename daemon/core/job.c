@@ -27,7 +27,6 @@ static const char *const event_names[] = { "place", "run", "fault", "stop", "req
 static const struct table_row rows[] = {
         { S(JOB_STATE_UNSPECIFIED), JOB_E_SUBMIT, S(PENDING), NULL },
         { S(PENDING), JOB_E_PLACE, S(STARTING), NULL },
-        { S(PENDING), JOB_E_FAIL, S(FAILED), NULL },
         { S(PENDING), JOB_E_CANCEL, S(CANCELLED), NULL },
         { S(STARTING), JOB_E_RUN, S(RUNNING), NULL },
         { S(STARTING), JOB_E_FAULT, S(RECOVERING), NULL },

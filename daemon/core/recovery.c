@@ -46,11 +46,8 @@ static const struct table_row rows[] = {
         { REC_RESUME, REC_E_ENDED, REC_IDLE, NULL },
         { REC_WATCH, REC_E_SUSPECT, REC_SUSPECT, NULL },
         { REC_WATCH, REC_E_FAULT, REC_FENCE, NULL },
-        { REC_WATCH, REC_E_NEW_STEP, REC_WATCH, NULL },
         { REC_WATCH, REC_E_ENDED, REC_IDLE, NULL },
-        { REC_SUSPECT, REC_E_SUSPECT, REC_SUSPECT, NULL },
         { REC_SUSPECT, REC_E_FAULT, REC_FENCE, NULL },
-        { REC_SUSPECT, REC_E_NEW_STEP, REC_SUSPECT, NULL },
         { REC_SUSPECT, REC_E_ENDED, REC_IDLE, NULL },
 };
 const struct table recovery_table = { "recovery", state_names, ARRAY_SIZE(state_names), event_names, N_REC_EVENTS, rows, ARRAY_SIZE(rows) };

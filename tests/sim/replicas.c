@@ -84,7 +84,7 @@ void replica_agreed(struct sim *s, struct proc *const *p, const int *node, int n
         for (int i = 0; i < n; i++) {
                 busy = busy || (p[i]->sending && !p[i]->sent && !p[i]->missed);
                 missing = missing || p[i]->missed;
-                if (p[i]->sending != p[0]->sending || p[i]->kept != p[0]->kept)
+                if (p[i]->sending != p[0]->sending)
                         sim_fail(s, "job %" PRIu64 ": ranks %u and %u keep steps %" PRIu64 " and %" PRIu64 ", send %" PRIu64 " and %" PRIu64, p[0]->job, p[0]->rank, p[i]->rank, p[0]->kept,
                                  p[i]->kept, p[0]->sending, p[i]->sending);
         }
@@ -92,7 +92,7 @@ void replica_agreed(struct sim *s, struct proc *const *p, const int *node, int n
                 return;
         for (int i = 0; i < n; i++) {
                 if (p[i]->sending && !missing) {
-                        p[i]->kept = p[i]->sending;
+                        p[i]->kept = s->nodes[node[i]].keep[p[i]->job % 16][p[i]->rank % SIM_WORLD_MAX] = p[i]->sending;
                         s->covered[p[i]->job % 16] = p[i]->sending;
                         s->covered_losses[p[i]->job % 16] = 0;
                 }
@@ -124,10 +124,13 @@ static void take_holder(struct sim *s, struct proc *p, const Fp8ctl__V1__Replica
         p->replica_key = key_of(m);
 }
 
-void replica_begin_epoch(struct proc *p, const Fp8ctl__V1__RankPlan *m) {
+void replica_begin_epoch(struct sim *s, int node, struct proc *p, const Fp8ctl__V1__RankPlan *m) {
+        uint64_t *keep = &s->nodes[node].keep[p->job % 16][p->rank % SIM_WORLD_MAX];
         bool base = m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA;
 
-        p->kept = p->sending = base ? m->load->step : 0;
+        p->sending = base ? m->load->step : 0;
+        p->kept = *keep && *keep < p->sending ? *keep : p->sending;
+        *keep = p->kept;
         p->sending_epoch = base ? m->load->generation_epoch : 0;
 }
 

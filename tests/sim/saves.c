@@ -49,6 +49,8 @@ static void prepared(struct sim *s, struct ev *e) {
 
         if (!p || p->dead)
                 return;
+        if (s->rank_faults && sim_random(s, 300) == 0)
+                return; /* its storage hangs */
         w.failed = s->rank_faults && sim_chance(s, 1);
         if (p->n_words == SIM_WORDS_MAX)
                 forget_at(p, 0);

@@ -90,10 +90,12 @@ struct proc {
 
 struct snode {
         char name[16];
+        uint64_t held_up, held_down; /* partitioned: what is sent arrives after that */
         bool up, leaving;
         uint64_t life, stream, lease_until, lease_number, lease_ttl;
         struct proc procs[SIM_RANKS_MAX];
         struct replica replicas[SIM_REPLICAS_MAX];
+        uint64_t keep[16][SIM_WORLD_MAX]; /* by job and rank: what its segment says is kept */
         uint64_t told[16], told_key[16] /* 0: no plan of that epoch is known */, listed[16]; /* by job: epochs */
 };
 
@@ -118,12 +120,19 @@ struct sim {
         uint64_t covered[16], covered_losses[16]; /* by job: the newest step that all ranks delivered, and nodes lost since */
         uint64_t from_peers;
         uint64_t stepped_epoch[16], jobs[16], best[16];
-        bool cancelled[16];
+        bool cancelled[16], may_fail[16];
         int job_state[16];
         uint32_t job_restarts[16];
         char job_reason[16][256];
         uint64_t calm_epoch[16], calm_step[16]; /* no fault of a rank, a node or a disk since this step of this epoch */
         uint64_t calm_at, save_every;
+        int64_t wall_off; /* the wall clock's, in ms */
+        struct old_message {
+                uint8_t *data;
+                size_t len;
+                int node;
+        } old[64]; /* what workers said, to be said again */
+        uint64_t n_old, injected, doubled, replayed, overtaken, partitions, slow_commits;
         int n_jobs, steps;
         uint64_t plan_world[16], relayouts;
         uint64_t kills, lease_kills, crashes, drops, losses, commits, recoveries;
@@ -149,6 +158,8 @@ uint64_t sim_open_stream(struct sim *s, int node);
 void sim_break_stream(struct sim *s, uint64_t id);
 void sim_to_core(struct sim *s, uint64_t stream, const Fp8ctl__V1__WorkerMessage *m);
 const struct kv *sim_stored(const struct sim *s, const char *key);
+void sim_replay(struct sim *s);
+void sim_partition(struct sim *s, int node, uint64_t ns, int which); /* 1: what it says, 2: what it is told, 3: both */
 void sim_free(struct sim *s);
 
 /* saves.c */
@@ -164,7 +175,7 @@ void save_check_kept(struct sim *s, uint64_t job);
 struct replica *replica_find(struct sim *s, int node, uint64_t job, uint32_t rank, uint64_t step, uint64_t epoch, bool held);
 void replica_put(struct sim *s, int node, const struct replica *what, uint64_t keep_a, uint64_t keep_b);
 void replica_agreed(struct sim *s, struct proc *const *p, const int *node, int n); /* all ranks of an epoch, before their snapshot of the next step */
-void replica_begin_epoch(struct proc *p, const Fp8ctl__V1__RankPlan *m);
+void replica_begin_epoch(struct sim *s, int node, struct proc *p, const Fp8ctl__V1__RankPlan *m);
 void replica_send(struct sim *s, int node, struct proc *p);
 bool replica_fetch(struct sim *s, int node, struct proc *p, const Fp8ctl__V1__RankPlan *m); /* false: no source has it any more */
 void replica_plan_told(struct sim *s, int node, const Fp8ctl__V1__ReplicaPlan *m, bool alone);

@@ -391,7 +391,7 @@ static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
                         fault(s, node, p, FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED, "its source is gone");
                         continue;
                 }
-                replica_begin_epoch(p, m);
+                replica_begin_epoch(s, node, p, m);
                 replica_send(s, node, p);
                 if (m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__CHECKPOINT) {
                         char name[80];
@@ -715,6 +715,7 @@ void worker_power_off(struct sim *s, int node) {
         memset(n->procs, 0, sizeof(n->procs));
         memset(n->replicas, 0, sizeof(n->replicas));
         memset(n->listed, 0, sizeof(n->listed));
+        memset(n->keep, 0, sizeof(n->keep));
         replica_forget_told(s, node);
         for (int i = 0; i < 16; i++)
                 s->covered_losses[i]++;

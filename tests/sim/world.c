@@ -244,6 +244,8 @@ static void deliver_items(struct sim *s, struct batch *b) {
                         if (!t || !t->up)
                                 break;
                         at = s->now + MS / 10 + sim_random(s, s->faults ? 20 * MS : 2 * MS);
+                        if (at < s->nodes[t->node].held_down)
+                                at = s->nodes[t->node].held_down;
                         if (at <= t->last_down)
                                 at = t->last_down + 1;
                         t->last_down = at;
@@ -315,7 +317,9 @@ static uint64_t io_mono(void *arg) {
         return ((struct sim *)arg)->now + SEC;
 }
 static uint64_t io_wall(void *arg) {
-        return UINT64_C(1700000000000) + ((struct sim *)arg)->now / MS;
+        const struct sim *s = arg;
+
+        return (uint64_t)(INT64_C(1700000000000) + s->wall_off) + s->now / MS;
 }
 static void io_random(void *arg, void *buf, size_t len) {
         for (size_t i = 0; i < len; i++)
@@ -388,6 +392,8 @@ static void io_log(void *arg, int level, const char *text) {
 
         if (strstr(text, "inventory_late"))
                 replica_uncover(s, 0);
+        if (strstr(text, " requeued: "))
+                replica_uncover(s, strncmp(text, "job ", 4) == 0 ? strtoull(text + 4, NULL, 10) : 0); /* what ranks hold in memory is given up with their devices */
         if (strstr(text, "recovery_started"))
                 s->recoveries++;
         if (level < 7)
@@ -415,6 +421,10 @@ void sim_leave(struct sim *s) {
         *b = s->cur;
         memset(&s->cur, 0, sizeof(s->cur));
         at = s->now + (b->n_ops ? MS / 10 + sim_random(s, 5 * MS) : 0);
+        if (b->n_ops && s->rank_faults && sim_random(s, 400) == 0) {
+                at += sim_random(s, 3 * SEC);
+                s->slow_commits++;
+        }
         if (at < s->last_commit)
                 at = s->last_commit;
         s->last_commit = at;
@@ -541,23 +551,90 @@ static void deliver_up(struct sim *s, struct ev *e) {
         fp8ctl__v1__worker_message__free_unpacked(m, NULL);
 }
 
+static void up_after(struct sim *s, uint64_t stream, const uint8_t *data, size_t len, uint64_t ns) {
+        struct ev *e = sim_after(s, ns, deliver_up);
+
+        e->a = stream;
+        e->len = len;
+        e->data = malloc(len + 1);
+        if (!e->data)
+                abort();
+        memcpy(e->data, data, len);
+}
+
+static void remember(struct sim *s, int node, const uint8_t *data, size_t len) {
+        struct old_message *o = &s->old[s->n_old++ % 64];
+
+        free(o->data);
+        *o = (struct old_message){ .data = malloc(len + 1), .len = len, .node = node };
+        if (!o->data)
+                abort();
+        memcpy(o->data, data, len);
+}
+
+/* An old message once more, on whatever stream its node has now. */
+void sim_replay(struct sim *s) {
+        struct old_message *o = &s->old[sim_random(s, s->n_old < 64 ? s->n_old + 1 : 64)];
+
+        if (!o->data || !s->nodes[o->node].stream)
+                return;
+        s->replayed++;
+        up_after(s, s->nodes[o->node].stream, o->data, o->len, sim_random(s, 100 * MS));
+}
+
+static void partition_over(struct sim *s, struct ev *e) {
+        if (s->nodes[e->a].stream == e->b && e->b)
+                sim_break_stream(s, e->b);
+}
+
+void sim_partition(struct sim *s, int node, uint64_t ns, int which) {
+        struct ev *e;
+
+        sim_say(s, "%s is cut off for %.1f s (%s)", s->nodes[node].name, (double)ns / 1e9, which == 1 ? "what it says" : which == 2 ? "what it is told" : "both ways");
+        s->partitions++;
+        if (which & 1)
+                s->nodes[node].held_up = s->now + ns;
+        if (which & 2)
+                s->nodes[node].held_down = s->now + ns;
+        for (int i = 0; ns > 9 * SEC && i < 16; i++)
+                s->covered_losses[i]++; /* its lease runs out: it is lost to the controller */
+        if (sim_chance(s, 50))
+                return; /* all of it arrives late */
+        e = sim_after(s, ns > MS ? ns - MS : 0, partition_over);
+        e->a = (uint64_t)node;
+        e->b = s->nodes[node].stream;
+}
+
 void sim_to_core(struct sim *s, uint64_t stream, const Fp8ctl__V1__WorkerMessage *m) {
         struct stream *t = sim_stream(s, stream);
         uint64_t at = s->now + MS / 10 + sim_random(s, s->faults ? 20 * MS : 2 * MS);
-        struct ev *e;
+        size_t len = fp8ctl__v1__worker_message__get_packed_size(m);
+        uint8_t *data;
 
         if (!t || !t->up)
                 return;
+        data = malloc(len + 1);
+        if (!data)
+                abort();
+        fp8ctl__v1__worker_message__pack(m, data);
+        if (at < s->nodes[t->node].held_up)
+                at = s->nodes[t->node].held_up;
         if (at <= t->last_up)
                 at = t->last_up + 1;
-        t->last_up = at;
-        e = sim_after(s, at - s->now, deliver_up);
-        e->a = stream;
-        e->len = fp8ctl__v1__worker_message__get_packed_size(m);
-        e->data = malloc(e->len + 1);
-        if (!e->data)
-                abort();
-        fp8ctl__v1__worker_message__pack(m, e->data);
+        if (s->rank_faults && sim_random(s, 300) == 0 && m->body_case != FP8CTL__V1__WORKER_MESSAGE__BODY_HELLO) {
+                s->overtaken++;
+                up_after(s, stream, data, len, at - s->now + sim_random(s, 100 * MS)); /* others overtake it */
+        } else {
+                t->last_up = at;
+                up_after(s, stream, data, len, at - s->now);
+        }
+        if (s->rank_faults && sim_random(s, 200) == 0) {
+                s->doubled++;
+                up_after(s, stream, data, len, at - s->now + sim_random(s, 300 * MS));
+        }
+        if (s->rank_faults && m->body_case != FP8CTL__V1__WORKER_MESSAGE__BODY_HELLO)
+                remember(s, t->node, data, len);
+        free(data);
 }
 
 void sim_free(struct sim *s) {
@@ -577,6 +654,8 @@ void sim_free(struct sim *s) {
                 free(s->store[i].key);
                 free(s->store[i].value);
         }
+        for (size_t i = 0; i < 64; i++)
+                free(s->old[i].data);
         free(s->heap);
         free(s->store);
         free(s->streams);

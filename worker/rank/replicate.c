@@ -220,16 +220,18 @@ static void on_replicas(void *arg, const Fp8ctl__V1__ReplicaPlan *m) {
 
 void replicate_begin(struct replicate *r, const Fp8ctl__V1__RankPlan *p) {
         bool base = p->load && p->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA;
+        uint64_t was = atomic_load(&replica_header(r->keep)->keep[0]); /* by this process, or by the one before it */
 
         pthread_mutex_lock(&r->lock);
         r->epoch = p->epoch;
         take_plan(r, p->replicas);
-        r->kept = r->sending = base ? p->load->step : 0;
+        r->sending = base ? p->load->step : 0;
+        r->kept = was && was < r->sending ? was : r->sending; /* until all have delivered the one that the epoch begins from, theirs is the newest that survives a node */
         r->sending_epoch = base ? p->load->generation_epoch : 0;
         r->done = r->failed = false;
         pthread_cond_broadcast(&r->changed);
         pthread_mutex_unlock(&r->lock);
-        replica_keep(r->keep, r->kept, r->kept);
+        replica_keep(r->keep, r->kept, r->sending);
 }
 
 void replicate_end(struct replicate *r) {
