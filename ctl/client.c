@@ -190,6 +190,15 @@ int client_list_events(struct client *c, uint64_t job, uint64_t after, unsigned 
                            (ProtobufCMessage **)ret, e);
 }
 
+int client_newest_events(struct client *c, uint64_t job, unsigned limit, Fp8ctl__V1__ListEventsReply **ret, struct error *e) {
+        Fp8ctl__V1__ListEventsRequest rq = FP8CTL__V1__LIST_EVENTS_REQUEST__INIT;
+
+        rq.job_id = job;
+        rq.limit = limit;
+        rq.newest = true;
+        return client_call(c, "ListEvents", &rq.base, &fp8ctl__v1__list_events_reply__descriptor, CALL_TIMEOUT_MS, (ProtobufCMessage **)ret, e);
+}
+
 int client_read_or_wait(struct client *c, const Fp8ctl__V1__ReadFileRequest *rq, bool *over, Fp8ctl__V1__ReadFileReply **ret, struct error *e) {
         _cleanup_message_ Fp8ctl__V1__Job *j = NULL;
         struct error said = { 0 };

@@ -45,6 +45,7 @@ int client_get_job(struct client *c, uint64_t id, Fp8ctl__V1__Job **ret, struct 
 int client_status(struct client *c, int timeout_ms, Fp8ctl__V1__StatusReply **ret, struct error *e);
 int client_list_events(struct client *c, uint64_t job, uint64_t after, unsigned limit, unsigned wait_ms, Fp8ctl__V1__ListEventsReply **ret,
                        struct error *e);
+int client_newest_events(struct client *c, uint64_t job, unsigned limit, Fp8ctl__V1__ListEventsReply **ret, struct error *e); /* in order */
 /* Of a job that has not written the file yet: 0 and *ret left alone. *over (false at first) is the caller's to keep: the job has ended, what is missing now never comes. */
 int client_read_or_wait(struct client *c, const Fp8ctl__V1__ReadFileRequest *rq, bool *over, Fp8ctl__V1__ReadFileReply **ret, struct error *e);
 int client_read_file(struct client *c, const Fp8ctl__V1__ReadFileRequest *rq, Fp8ctl__V1__ReadFileReply **ret, struct error *e);

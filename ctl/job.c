@@ -169,7 +169,7 @@ int job_describe_run(struct ctl *c, int n, char **args) {
         crq.job_id = id;
         if (client_new(c, &cl, &e) < 0 || client_get_job(cl, id, &j, &e) < 0 ||
             client_call(cl, "ListCheckpoints", &crq.base, &fp8ctl__v1__list_checkpoints_reply__descriptor, CALL_TIMEOUT_MS, (ProtobufCMessage **)&ckpts, &e) < 0 ||
-            client_list_events(cl, id, 0, DESCRIBE_EVENTS, 0, &events, &e) < 0)
+            client_newest_events(cl, id, DESCRIBE_EVENTS, &events, &e) < 0)
                 return ctl_fail(&e);
         if (c->format == FORMAT_TABLE) {
                 print_describe(j, ckpts, events);

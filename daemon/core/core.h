@@ -257,7 +257,7 @@ struct pending {
         uint64_t request, deadline;
         struct caller who;
         uint64_t job;
-        uint64_t after_id; uint32_t limit; uint64_t event_job;   /* events */
+        uint64_t after_id; uint32_t limit; uint64_t event_job; bool newest;   /* events */
         uint64_t save_step; uint32_t attempt;                     /* save */
         uint64_t relay; struct node *node; uint64_t offset;       /* read */
         struct preflight *preflights; size_t n_preflights;        /* submit */
@@ -309,8 +309,8 @@ struct event_of {
 void event_add(struct controller *c, const struct event_of *of, const char *kind, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 int event_load(struct controller *c, const Fp8ctl__V1__EventRecord *r, struct error *e);
 void event_fill(const struct event *ev, Fp8ctl__V1__Event *m);
-/* Fills at most max pointers to events after `after` (of job, 0: all), in order. */
-size_t event_select(const struct controller *c, uint64_t after, uint64_t job, const struct event **ret, size_t max);
+/* Fills at most max pointers to events after `after` (of job, 0: all), in order: the first of them, or the newest. */
+size_t event_select(const struct controller *c, uint64_t after, uint64_t job, bool newest, const struct event **ret, size_t max);
 void event_log_free(struct controller *c);
 
 /* record.c */

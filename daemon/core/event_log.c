@@ -135,14 +135,20 @@ int event_load(struct controller *c, const Fp8ctl__V1__EventRecord *r, struct er
         return 0;
 }
 
-size_t event_select(const struct controller *c, uint64_t after, uint64_t job, const struct event **ret, size_t max) {
+size_t event_select(const struct controller *c, uint64_t after, uint64_t job, bool newest, const struct event **ret, size_t max) {
         size_t n = 0;
 
         for (size_t i = 0; i < c->n_events && n < max; i++) {
-                const struct event *ev = &c->events[(c->first_event + i) % EVENTS_KEPT];
+                const struct event *ev = &c->events[(c->first_event + (newest ? c->n_events - 1 - i : i)) % EVENTS_KEPT];
 
                 if (ev->id > after && (!job || ev->job == job))
                         ret[n++] = ev;
+        }
+        for (size_t i = 0; newest && i < n / 2; i++) {
+                const struct event *ev = ret[i];
+
+                ret[i] = ret[n - 1 - i];
+                ret[n - 1 - i] = ev;
         }
         return n;
 }

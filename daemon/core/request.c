@@ -304,7 +304,7 @@ void request_tick(struct controller *c, uint64_t now) {
                         continue;
                 switch (p->kind) {
                 case PENDING_EVENTS:
-                        read_events(c, p->request, p->after_id, p->event_job, p->limit, true);
+                        read_events(c, p->request, p->after_id, p->event_job, p->limit, p->newest, true);
                         break;
                 case PENDING_SAVE:
                         request_refuse(c, p->request, ST_DEADLINE, "the save was not committed within %u s", SAVE_MS / 1000);

@@ -21,7 +21,7 @@ void read_list_nodes(struct controller *c, uint64_t request, const ProtobufCMess
 void read_get_node(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);
 void read_list_checkpoints(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);
 void read_list_events(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);
-bool read_events(struct controller *c, uint64_t request, uint64_t after, uint64_t job, uint32_t limit, bool empty_too); /* false: none, not answered */
+bool read_events(struct controller *c, uint64_t request, uint64_t after, uint64_t job, uint32_t limit, bool newest, bool empty_too); /* false: none, not answered */
 
 /* submit.c */
 void submit_request(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);

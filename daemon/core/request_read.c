@@ -184,7 +184,7 @@ void read_list_checkpoints(struct controller *c, uint64_t request, const Protobu
 }
 
 /* ------------------------------------------------------------------ events */
-bool read_events(struct controller *c, uint64_t request, uint64_t after, uint64_t job, uint32_t limit, bool empty_too) {
+bool read_events(struct controller *c, uint64_t request, uint64_t after, uint64_t job, uint32_t limit, bool newest, bool empty_too) {
         Fp8ctl__V1__ListEventsReply r = FP8CTL__V1__LIST_EVENTS_REPLY__INIT;
         _cleanup_free_ const struct event **found = calloc(limit, sizeof(*found));
         _cleanup_free_ Fp8ctl__V1__Event *list = calloc(limit, sizeof(*list));
@@ -194,7 +194,7 @@ bool read_events(struct controller *c, uint64_t request, uint64_t after, uint64_
                 request_refuse(c, request, ST_EXHAUSTED, "no memory");
                 return true;
         }
-        r.n_events = event_select(c, after, job, found, limit);
+        r.n_events = event_select(c, after, job, newest, found, limit);
         if (r.n_events == 0 && !empty_too)
                 return false;
         for (size_t i = 0; i < r.n_events; i++) {
@@ -215,7 +215,7 @@ void read_list_events(struct controller *c, uint64_t request, const ProtobufCMes
                 limit = EVENTS_MAX;
         if (q->job_id && !request_job(c, request, q->job_id, who, false))
                 return;
-        if (read_events(c, request, q->after_id, q->job_id, limit, wait == 0))
+        if (read_events(c, request, q->after_id, q->job_id, limit, q->newest, wait == 0))
                 return;
         p = pending_add(c, PENDING_EVENTS, request, wait, who);
         if (!p)
@@ -223,6 +223,7 @@ void read_list_events(struct controller *c, uint64_t request, const ProtobufCMes
         p->after_id = q->after_id;
         p->event_job = q->job_id;
         p->limit = limit;
+        p->newest = q->newest;
 }
 
 void request_events_new(struct controller *c) {
@@ -230,7 +231,7 @@ void request_events_new(struct controller *c) {
 
         for (struct pending *p = c->pending; p; p = next) {
                 next = p->next;
-                if (p->kind == PENDING_EVENTS && read_events(c, p->request, p->after_id, p->event_job, p->limit, false))
+                if (p->kind == PENDING_EVENTS && read_events(c, p->request, p->after_id, p->event_job, p->limit, p->newest, false))
                         pending_remove(c, p);
         }
 }

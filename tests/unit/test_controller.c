@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the core answers to clients, and that nothing a worker sends can harm it: absent parts, strangers' names, random bytes. */
-#include "daemon/core/controller.h"
-
+#include "daemon/core/core.h"
 #include "tests/test.h"
 #include "tests/unit/core_world.h"
 
@@ -84,6 +83,36 @@ TEST(events_are_waited_for) {
         w.now += UINT64_C(1100000000);
         controller_tick(c);
         CU_ASSERT_EQUAL(w.replies, before + 2);
+        world_stop(&w);
+}
+
+/* The text of the first and of the last event of the reply. */
+static void expect_events(struct controller *c, struct world *w, bool newest, uint32_t limit, const char *first, const char *last) {
+        Fp8ctl__V1__ListEventsRequest q = FP8CTL__V1__LIST_EVENTS_REQUEST__INIT;
+        Fp8ctl__V1__ListEventsReply *r;
+
+        q.limit = limit;
+        q.newest = newest;
+        controller_request(c, 9, REQ_LIST_EVENTS, &q.base, &world_admin);
+        r = fp8ctl__v1__list_events_reply__unpack(NULL, w->reply_len, w->reply);
+        CU_ASSERT_FATAL(r && r->n_events == limit);
+        CU_ASSERT_STRING_EQUAL(r->events[0]->text, first);
+        CU_ASSERT_STRING_EQUAL(r->events[limit - 1]->text, last);
+        fp8ctl__v1__list_events_reply__free_unpacked(r, NULL);
+}
+
+TEST(the_newest_events_are_listed_in_order) {
+        struct world w;
+        struct controller *c = world_start(&w, false);
+
+        for (int i = 0; i < 300; i++)
+                event_add(c, &(struct event_of){ .rank = -1 }, "test", "%d", i);
+        expect_events(c, &w, true, 200, "100", "299");
+        expect_events(c, &w, true, 1, "299", "299");
+        for (int i = 300; i < 3000; i++)
+                event_add(c, &(struct event_of){ .rank = -1 }, "test", "%d", i);
+        expect_events(c, &w, true, 3, "2997", "2999");
+        expect_events(c, &w, false, 3, "1000", "1002"); /* the 2000 newest are kept */
         world_stop(&w);
 }
 

@@ -29,7 +29,7 @@ int main(int argc, char **argv) {
                 { "dir", 0, OPT_STRING, "DIR", "folder of the node", &dir, 0, 0, NULL },
                 { "node", 0, OPT_STRING, "NAME", "name of the node", &node, 0, 0, NULL },
                 { "host", 0, OPT_STRING, "ADDRESS", "where ranks of other nodes reach this one", &host, 0, 0, NULL },
-                { "device-kind", 0, OPT_STRING, "KIND", "cpu", &kind, 0, 0, NULL },
+                { "device-kind", 0, OPT_STRING, "KIND", "cpu (default) or cuda", &kind, 0, 0, NULL },
                 { "log-level", 0, OPT_CHOICE, "LEVEL", "error, warning, info (default) or debug", &level, 0, 0, log_levels },
                 { "version", 0, OPT_FLAG, NULL, "print the version", &version, 0, 0, NULL },
                 { "help", 'h', OPT_FLAG, NULL, "print this help", &help, 0, 0, NULL },
