@@ -139,8 +139,11 @@ int64_t model_parameters(const struct model_config *m);
 /* Every parameter tensor under its Hugging Face name, in the order of the forward pass; a vector is [1, n]. A tied head is not among them. */
 int64_t model_tensors(const struct model_config *m);
 void model_tensor(const struct model_config *m, int64_t i, char *name, size_t size, int64_t *ret_rows, int64_t *ret_cols);
-/* Upper estimate of one rank's memory in bytes: weights, master, moments, gradients, activations, workspaces, two snapshots. */
-uint64_t job_spec_bytes_per_rank(const struct job_spec *s);
+/*
+ * Upper estimate of one rank's memory in bytes: weights, master, moments, gradients, activations, workspaces, and its snapshots.  *ret_snapshots is what of it is the host's whatever the
+ * device is: replica memory of REPLICA_SLOTS generations (proto/replica.h).  Copies held for ranks of other nodes are not in it: they take what a worker's --replica-percent allows, or are not kept.
+ */
+uint64_t job_spec_bytes_per_rank(const struct job_spec *s, uint64_t *ret_snapshots);
 /* Fills *ret from a named preset; NULL-terminated list of names. */
 int model_preset(const char *name, struct model_config *ret, struct error *e);
 const char *const *model_preset_names(void);

@@ -11,6 +11,7 @@
 #include "base/cleanup.h"
 #include "proto/job_parse.h"
 #include "proto/job_schema.h"
+#include "proto/replica.h"
 #include "proto/job_spec.h"
 #include "proto/yaml_tree.h"
 
@@ -248,7 +249,7 @@ static double stage_activations(const struct job_spec *s, int stage) {
         return sum * (double)in_flight;
 }
 
-static double stage_bytes(const struct job_spec *s, int stage) {
+static double stage_bytes(const struct job_spec *s, int stage, double *ret_snapshots) {
         const struct model_config *m = &s->model;
         double tp = s->parallel.tp, dp = s->parallel.dp, embedding = (double)m->vocab_size * (double)m->hidden_size / tp;
         double tokens = (double)(s->train.micro_batch * s->data.seq_len);
@@ -265,18 +266,20 @@ static double stage_bytes(const struct job_spec *s, int stage) {
         state = params * (4 + 2 * moment) / dp; /* master weights and moments, sharded over dp */
         /* Logits and their gradient in the last stage; else the widest pair of tensors of a layer, in FP32. */
         workspace = tokens * 8 * (last ? (double)m->vocab_size / tp : (double)m->intermediate_size / tp);
-        /* Working weights, FP32 gradients and the reduction's buffer, state, its staging and two snapshots, activations. */
-        return params * (weight + 4 + 4) + 4 * state + stage_activations(s, stage) + workspace + 64e6;
+        *ret_snapshots = REPLICA_SLOTS * state;
+        /* Working weights, FP32 gradients and the reduction's buffer, state and its snapshots, activations. */
+        return params * (weight + 4 + 4) + state + *ret_snapshots + stage_activations(s, stage) + workspace + 64e6;
 }
 
-uint64_t job_spec_bytes_per_rank(const struct job_spec *s) {
-        double most = 0;
+uint64_t job_spec_bytes_per_rank(const struct job_spec *s, uint64_t *ret_snapshots) {
+        double most = 0, snapshots = 0;
 
         for (int stage = 0; stage < s->parallel.pp; stage++) {
-                double b = stage_bytes(s, stage);
+                double of_it, b = stage_bytes(s, stage, &of_it);
 
-                if (b > most)
-                        most = b;
+                most = b > most ? b : most;
+                snapshots = of_it > snapshots ? of_it : snapshots;
         }
+        *ret_snapshots = (uint64_t)snapshots;
         return (uint64_t)most;
 }

@@ -171,7 +171,7 @@ struct job {
         char *job_file, *from_checkpoint, *data_digest;
         char *live_file;            /* job_file with the number of replicas there are now; NULL: the same */
         int dp_wanted;              /* spec->parallel.dp is how many there are now */
-        uint64_t bytes_per_rank, parameters;
+        uint64_t bytes_per_rank, snapshot_bytes, parameters; /* see job_spec_bytes_per_rank */
         bool test_hooks;
 
         /* placement; kept after the end so that logs are found */
@@ -339,6 +339,7 @@ void checkpoint_message_fill(const struct job *j, const struct checkpoint *k, Fp
 struct node *node_find(const struct controller *c, const char *name);
 struct node *node_get_or_add(struct controller *c, const char *name);
 struct device *node_device(struct node *n, uint32_t index);
+bool node_device_in_host_memory(const struct device *d); /* what it computes with is the host's memory */
 int node_set_devices(struct node *n, Fp8ctl__V1__NodeDevice *const *d, size_t n_d);
 void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__WorkerHello *m);
 void node_heartbeat(struct controller *c, struct session *s, const Fp8ctl__V1__Heartbeat *m);

@@ -119,7 +119,7 @@ int job_set_spec(struct job *j, const char *canonical, struct error *e) {
         j->spec = spec;
         j->world = j->rank_room = (int)world;
         j->dp_wanted = spec->parallel.dp;
-        j->bytes_per_rank = job_spec_bytes_per_rank(spec);
+        j->bytes_per_rank = job_spec_bytes_per_rank(spec, &j->snapshot_bytes);
         j->parameters = (uint64_t)model_parameters(&spec->model);
         return 0;
 }
@@ -228,7 +228,7 @@ static int board_make(const struct controller *c, struct board *b) {
                 for (size_t k = 0; k < n->n_devices; k++, at++) {
                         const struct device *d = &n->devices[k];
 
-                        b->devices[at] = (struct sched_device){ .index = d->index, .memory_bytes = d->memory_bytes, .kind = device_kind(d->kind),
+                        b->devices[at] = (struct sched_device){ .index = d->index, .memory_bytes = d->memory_bytes, .kind = device_kind(d->kind), .in_host_memory = node_device_in_host_memory(d),
                                                                 .state = !node_takes(n) ? SCHED_GONE : d->job ? SCHED_BUSY : SCHED_FREE };
                         b->idle += b->devices[at].state == SCHED_FREE;
                 }
@@ -293,7 +293,7 @@ static int queue_run(struct controller *c, struct job **queue, size_t n, const s
                         return -ENOMEM;
                 for (int k = 0; k < j->world; k++)
                         prefer[i][k] = (struct sched_slot){ .node = job_node_index(c, j->ranks[k].node), .device = j->ranks[k].device };
-                wants[i] = (struct sched_want){ .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = j->spec->parallel.dp, .bytes_per_rank = j->bytes_per_rank,
+                wants[i] = (struct sched_want){ .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = j->spec->parallel.dp, .bytes_per_rank = j->bytes_per_rank, .snapshot_bytes = j->snapshot_bytes,
                                                 .prefer = j->ranks[0].node ? prefer[i] : NULL };
         }
         r = scheduler_queue(b->nodes, b->n, wants, n, slots, placed);
@@ -383,7 +383,7 @@ int job_place_at(struct controller *c, const struct job *j, int dp, bool evacuat
         if (!pinned || board_make(c, &b) < 0)
                 return -ENOMEM;
         j->spec->parallel.dp = dp;
-        want.bytes_per_rank = job_spec_bytes_per_rank(j->spec);
+        want.bytes_per_rank = job_spec_bytes_per_rank(j->spec, &want.snapshot_bytes);
         j->spec->parallel.dp = was;
         for (int i = 0; i < world; i++) {
                 const struct rank *k = &j->ranks[i];
@@ -393,7 +393,7 @@ int job_place_at(struct controller *c, const struct job *j, int dp, bool evacuat
                 if (i >= j->world || !stays(k, evacuate))
                         continue;
                 d = node_device(k->node, k->device);
-                if (dp != was && d && d->memory_bytes && d->memory_bytes < want.bytes_per_rank)
+                if (dp != was && d && d->memory_bytes && d->memory_bytes < want.bytes_per_rank - (node_device_in_host_memory(d) ? 0 : want.snapshot_bytes))
                         return -ENOSPC; /* fewer replicas: larger parts of the optimizer's state */
                 pinned[i] = (struct sched_slot){ .node = job_node_index(c, k->node), .device = k->device };
         }
@@ -405,7 +405,7 @@ int job_place_at(struct controller *c, const struct job *j, int dp, bool evacuat
 bool job_fits_without(struct controller *c, const struct job *j, struct job *const *others, size_t n) {
         _cleanup_(board_free) struct board b = { 0 };
         _cleanup_free_ struct sched_slot *ret = calloc((size_t)j->world, sizeof(*ret));
-        struct sched_want want = { .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = j->spec->parallel.dp, .bytes_per_rank = j->bytes_per_rank };
+        struct sched_want want = { .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = j->spec->parallel.dp, .bytes_per_rank = j->bytes_per_rank, .snapshot_bytes = j->snapshot_bytes };
         size_t at = 0;
 
         if (!ret || board_make(c, &b) < 0)
@@ -421,7 +421,7 @@ bool job_fits_without(struct controller *c, const struct job *j, struct job *con
 /* Where it would run on an idle cluster; for Submit. */
 int job_plan_idle(struct controller *c, const struct job *j, struct sched_slot *ret, size_t *ret_devices) {
         _cleanup_(board_free) struct board b = { 0 };
-        struct sched_want want = { .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = j->spec->parallel.dp, .bytes_per_rank = j->bytes_per_rank };
+        struct sched_want want = { .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = j->spec->parallel.dp, .bytes_per_rank = j->bytes_per_rank, .snapshot_bytes = j->snapshot_bytes };
         int r;
 
         if (board_make(c, &b) < 0)

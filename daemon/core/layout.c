@@ -71,7 +71,7 @@ int layout_set(struct controller *c, struct job *j, int dp) {
                 j->ranks[i] = (struct rank){ 0 };
         }
         j->world = world;
-        j->bytes_per_rank = job_spec_bytes_per_rank(j->spec);
+        j->bytes_per_rank = job_spec_bytes_per_rank(j->spec, &j->snapshot_bytes);
         free(j->generations);
         j->generations = NULL;
         j->n_generations = 0;

@@ -105,6 +105,10 @@ struct node *node_free(struct node *n) {
         return NULL;
 }
 
+bool node_device_in_host_memory(const struct device *d) {
+        return strcmp(d->kind, "cpu") == 0;
+}
+
 struct device *node_device(struct node *n, uint32_t index) {
         for (size_t i = 0; i < n->n_devices; i++)
                 if (n->devices[i].index == index)

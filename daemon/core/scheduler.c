@@ -64,7 +64,7 @@ static bool device_fits(const struct work *w, size_t node, size_t at) {
 
         if (w->taken[node][at] || d->kind != w->kind || d->state == SCHED_GONE || (d->state == SCHED_BUSY && !w->want->reserve))
                 return false;
-        return !d->memory_bytes || d->memory_bytes >= w->want->bytes_per_rank;
+        return !d->memory_bytes || d->memory_bytes >= w->want->bytes_per_rank - (d->in_host_memory ? 0 : w->want->snapshot_bytes);
 }
 
 static int64_t free_left(const struct work *w, size_t node) {

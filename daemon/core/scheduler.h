@@ -14,6 +14,7 @@ struct sched_device {
         enum sched_device_state state;
         uint64_t memory_bytes; /* 0: unknown */
         int kind;              /* a job runs on devices of one kind */
+        bool in_host_memory;   /* its memory is the host's, where snapshots are */
 };
 
 struct sched_node {
@@ -29,7 +30,7 @@ struct sched_slot {
 
 struct sched_want {
         int tp, pp, dp;
-        uint64_t bytes_per_rank;
+        uint64_t bytes_per_rank, snapshot_bytes; /* the second is of the first: in the host's memory */
         const struct sched_slot *prefer; /* [world], where it was; NULL */
         const struct sched_slot *pinned; /* [world], slots that must stay as they are (node >= 0); NULL. A group with a pinned rank stays on that node. */
         bool reserve;                    /* take busy devices too, as few as can be: what the head of the queue waits for */

@@ -180,7 +180,7 @@ static void send_preflights(struct controller *c, struct pending *p) {
                 list[p->n_preflights] = (struct preflight){ .id = c->next_relay++, .node = c->nodes[i] };
                 q.request = list[p->n_preflights++].id;
                 q.job_file = j->job_file;
-                q.bytes_per_rank = j->bytes_per_rank;
+                q.bytes_per_rank = c->nodes[i]->n_devices && !node_device_in_host_memory(&c->nodes[i]->devices[0]) ? j->snapshot_bytes : j->bytes_per_rank;
                 q.uid = j->uid;
                 q.gid = j->gid;
                 q.from_checkpoint = j->from_checkpoint ? j->from_checkpoint : (char *)"";

@@ -30,6 +30,7 @@ static int parse(const char *text, struct job_spec **ret, struct error *e) {
 
 TEST(defaults) {
         struct job_spec *s;
+        uint64_t snapshots;
         struct error e;
 
         ASSERT_OK(parse(GOOD, &s, &e), e);
@@ -55,7 +56,9 @@ TEST(defaults) {
         CU_ASSERT_EQUAL(s->test.overflow_step, -1);
         CU_ASSERT_EQUAL(s->test.kill_step, -1);
         CU_ASSERT_FALSE(job_spec_uses_test_hooks(s));
-        CU_ASSERT_TRUE(job_spec_bytes_per_rank(s) > (uint64_t)model_parameters(&s->model) * 16);
+        /* Four generations of FP32 master weights and two FP32 moments. */
+        CU_ASSERT_TRUE(job_spec_bytes_per_rank(s, &snapshots) > (uint64_t)model_parameters(&s->model) * 16 + snapshots);
+        CU_ASSERT_TRUE(snapshots >= (uint64_t)model_parameters(&s->model) * 12 * 4);
         job_spec_free(s);
 }
 
@@ -243,7 +246,7 @@ TEST(too_long_a_file) {
 
 TEST(memory_shrinks_with_the_layout) {
         static const char *const layouts[] = { "{}", "{dp: 2}", "{tp: 2, dp: 2}", "{tp: 2, pp: 2, dp: 2}", NULL };
-        uint64_t last = UINT64_MAX;
+        uint64_t last = UINT64_MAX, bytes, snapshots;
 
         for (const char *const *l = layouts; *l; l++) {
                 struct job_spec *s;
@@ -252,8 +255,9 @@ TEST(memory_shrinks_with_the_layout) {
 
                 snprintf(text, sizeof(text), "name: t\nmodel: {preset: llama-1b}\ndata: {path: /x, seq_len: 2048}\ntrain: {steps: 1}\ncheckpoint: {dir: /c}\nparallel: %s\n", *l);
                 ASSERT_OK(parse(text, &s, &e), e);
-                CU_ASSERT_TRUE(job_spec_bytes_per_rank(s) < last);
-                last = job_spec_bytes_per_rank(s);
+                bytes = job_spec_bytes_per_rank(s, &snapshots);
+                CU_ASSERT_TRUE(bytes < last && snapshots < bytes);
+                last = bytes;
                 job_spec_free(s);
         }
         CU_ASSERT_TRUE(last > 3e9 && last < 20e9);

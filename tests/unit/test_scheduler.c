@@ -107,6 +107,14 @@ TEST(too_little_memory_is_no_place) {
         CU_ASSERT_EQUAL(scheduler_place(c.nodes, NODES, &w, s), -ENOSPC);
         w.bytes_per_rank = 100;
         CU_ASSERT_EQUAL(scheduler_place(c.nodes, NODES, &w, s), 0);
+        /* Snapshots are in the host's memory: a GPU's holds the rest. */
+        w.bytes_per_rank = 110;
+        w.snapshot_bytes = 10;
+        CU_ASSERT_EQUAL(scheduler_place(c.nodes, NODES, &w, s), 0);
+        for (int i = 0; i < NODES; i++)
+                for (int k = 0; k < DEVICES; k++)
+                        c.devices[i][k].in_host_memory = true;
+        CU_ASSERT_EQUAL(scheduler_place(c.nodes, NODES, &w, s), -ENOSPC);
 }
 
 /* Small jobs come for ever; the large one that came first starts as soon as the running ones end. */
