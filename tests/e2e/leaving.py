@@ -82,6 +82,24 @@ def case_notice(c, want):
     verify(c, job)
 
 
+def case_away(c, want):
+    """The notice comes while the controller is away: it is told when it is back, and the ranks save and leave long before the grace of 30 s is over."""
+    job = submit(c, "away", "--set", "train.steps=1000000", "--set", "checkpoint.every_steps=0")
+    c.wait_step(job, 3)
+    c.stop("fp8d", signal.SIGKILL)
+    worker = c.started.pop("node-1")
+    worker.send_signal(signal.SIGTERM)
+    c.start_controller()
+    check("exit code of a worker after SIGTERM without a controller", worker.wait(25), 0)
+    wait_for("PENDING", lambda: state(c, job) == "PENDING", 5)
+    j = c.job(job)
+    if not j["checkpoint_step"]:
+        raise Failure(f"the last save after a notice without a controller: found none, expected one ({j['reason']})")
+    c.ctl("cancel", str(job), "--now")
+    c.start_worker("node-1")
+    c.wait_ready(2)
+
+
 def case_cancel(c, want):
     job = submit(c, "graceful")
     c.wait_step(job, 7)
@@ -215,7 +233,7 @@ def case_stuck(c, want):
     print(f"    {took:.2f} s from SIGSTOP to the first new step, timeout 1 s", flush=True)
 
 
-CASES = {"wall": case_wall, "notice": case_notice, "cancel": case_cancel, "save": case_save, "node": case_node, "stuck": case_stuck}
+CASES = {"wall": case_wall, "notice": case_notice, "away": case_away, "cancel": case_cancel, "save": case_save, "node": case_node, "stuck": case_stuck}
 
 
 def main():

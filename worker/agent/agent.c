@@ -53,10 +53,22 @@ static void on_leave_due(void *arg) {
         loop_timer_set(a->leave_timer, now + LEAVE_POLL_NS);
 }
 
-static void on_signal(void *arg, int signo) {
-        struct agent *a = arg;
+void agent_say_leaving(struct agent *a) {
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__WorkerLeaving leaving = FP8CTL__V1__WORKER_LEAVING__INIT;
+        uint64_t now = clock_mono_ns();
+
+        if (!a->welcomed || a->leave_deadline_ns <= now)
+                return; /* the next welcome, if there is time left */
+        leaving.grace_ms = (uint32_t)((a->leave_deadline_ns - now) / NSEC_PER_MSEC);
+        leaving.reason = (char *)"SIGTERM";
+        m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_LEAVING;
+        m.leaving = &leaving;
+        stream_send(a, &m);
+}
+
+static void on_signal(void *arg, int signo) {
+        struct agent *a = arg;
         uint64_t now = clock_mono_ns();
 
         if (signo == SIGHUP)
@@ -69,13 +81,8 @@ static void on_signal(void *arg, int signo) {
         a->leaving = true;
         notify_stopping();
         log_info("SIG%s: leaving when %zu ranks have, within %" PRIu32 " ms", sigabbrev_np(signo), local_ranks_living(a), a->config->grace_ms);
-        leaving.grace_ms = a->config->grace_ms;
-        leaving.reason = (char *)"SIGTERM";
-        m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_LEAVING;
-        m.leaving = &leaving;
-        if (a->welcomed)
-                stream_send(a, &m);
         a->leave_deadline_ns = now + a->config->grace_ms * NSEC_PER_MSEC + 1;
+        agent_say_leaving(a);
         /* One poll later at the earliest, so that the message leaves. */
         loop_timer_set(a->leave_timer, now + LEAVE_POLL_NS);
 }

@@ -66,6 +66,7 @@ struct agent {
         uint32_t failures;             /* in a row, for the log */
         uint64_t dropped;              /* messages of another epoch, incarnation or lease number, and those not understood */
         struct lease lease;
+        char why[512];                          /* the stream was closed last */
         ProtobufCMessage *held[AGENT_HELD_MAX]; /* WorkerMessages said while nobody listened */
         size_t n_held;
 
@@ -112,6 +113,9 @@ size_t local_ranks_living(const struct agent *a);
 /* Points into r and *ret_exited. */
 void local_rank_status(const struct local_rank *r, Fp8ctl__V1__RankStatus *ret, Fp8ctl__V1__RankExited *ret_exited);
 void local_rank_progress(const struct local_rank *r, Fp8ctl__V1__RankProgress *ret);
+
+/* agent.c */
+void agent_say_leaving(struct agent *a); /* with what is left of the grace */
 
 /* prepared.c: CheckpointPrepared that are said again after a reconnection, until they are answered */
 void prepared_keep(struct local_rank *r, const Fp8ctl__V1__WorkerMessage *m);

@@ -277,6 +277,7 @@ int rank_proc_start(struct loop *l, const struct rank_proc_config *c, const stru
         p->replica_fd = replica_fd >= 0 ? replica_fd : new_replica;
         r = spawn(p, c, peer, log, e);
         if (r < 0) {
+                cgroup_remove(p->cgroup);
                 if (replica_fd >= 0)
                         p->replica_fd = -1; /* still the caller's */
                 else

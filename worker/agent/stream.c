@@ -26,21 +26,35 @@
 #define LEASE_TTL_MIN_MS 100
 #define LEASE_TTL_MAX_MS 600000
 
-static void send_now(struct agent *a, const Fp8ctl__V1__WorkerMessage *m) {
+static void reopen(struct agent *a, const char *why);
+
+static int send_now(struct agent *a, const Fp8ctl__V1__WorkerMessage *m) {
         size_t len = fp8ctl__v1__worker_message__get_packed_size(m);
         _cleanup_free_ uint8_t *buf = malloc(len ? len : 1);
 
-        if (!buf || !a->stream)
-                return;
+        if (!buf)
+                return -ENOMEM;
+        if (!a->stream)
+                return -EPIPE;
         fp8ctl__v1__worker_message__pack(m, buf);
-        rpc_stream_send(a->stream, buf, len); /* an error is followed by on_closed */
+        return rpc_stream_send(a->stream, buf, len);
+}
+
+/* False: it was not taken, and the stream is opened anew: what is said from now on is held until the next welcome. */
+static bool send_or_reopen(struct agent *a, const Fp8ctl__V1__WorkerMessage *m) {
+        int r = send_now(a, m);
+
+        if (r == -EPIPE) {
+                a->welcomed = false; /* on_closed is on its way */
+        } else if (r < 0) {
+                reopen(a, r == -ENOBUFS ? "the controller does not take what is said" : strerror(-r));
+        }
+        return r == 0;
 }
 
 void stream_send(struct agent *a, Fp8ctl__V1__WorkerMessage *m) {
-        if (a->welcomed) {
-                send_now(a, m);
+        if (a->welcomed && send_or_reopen(a, m))
                 return;
-        }
         if (a->n_held == AGENT_HELD_MAX) {
                 protobuf_c_message_free_unpacked(a->held[0], NULL);
                 memmove(a->held, a->held + 1, (AGENT_HELD_MAX - 1) * sizeof(a->held[0]));
@@ -83,8 +97,6 @@ void stream_heartbeat(struct agent *a) {
         m.heartbeat = &h;
         send_now(a, &m);
 }
-
-static void reopen(struct agent *a, const char *why);
 
 static void on_heartbeat_due(void *arg) {
         struct agent *a = arg;
@@ -198,8 +210,10 @@ static void retry_later(struct agent *a) {
 }
 
 static void reopen(struct agent *a, const char *why) {
-        if (a->welcomed || a->failures == 0)
+        /* Refused for good (version, certificate): said each time the reason is new, and tried again all the same: the controller may be upgraded. */
+        if (a->welcomed || a->failures == 0 || strcmp(a->why, why) != 0)
                 log_warning("controller %s: %s; trying again", a->config->controller, why);
+        snprintf(a->why, sizeof(a->why), "%s", why);
         a->welcomed = false;
         a->stream = rpc_stream_free(a->stream);
         loop_timer_set(a->heartbeat, 0);
@@ -208,9 +222,8 @@ static void reopen(struct agent *a, const char *why) {
 
 static void on_closed(void *arg, int status, const char *text) {
         struct agent *a = arg;
-        char why[512];
+        char why[sizeof(a->why)];
 
-        /* Refused for good (version, certificate): said each time the reason is new, and tried again all the same: the controller may be upgraded. */
         snprintf(why, sizeof(why), "stream closed (status %d: %s)", status, text && *text ? text : "no text");
         reopen(a, why);
 }
@@ -248,6 +261,15 @@ static void open_stream(void *arg) {
         say_hello(a);
 }
 
+static void send_held(struct agent *a) {
+        size_t n = 0;
+
+        while (a->welcomed && n < a->n_held && send_or_reopen(a, (Fp8ctl__V1__WorkerMessage *)a->held[n]))
+                protobuf_c_message_free_unpacked(a->held[n++], NULL);
+        a->n_held -= n;
+        memmove(a->held, a->held + n, a->n_held * sizeof(a->held[0]));
+}
+
 void stream_welcome(struct agent *a, const Fp8ctl__V1__Welcome *w) {
         if (w->protocol < AGENT_PROTOCOL_MIN || w->protocol > AGENT_PROTOCOL_MAX || w->lease_ttl_ms < LEASE_TTL_MIN_MS || w->lease_ttl_ms > LEASE_TTL_MAX_MS ||
             w->heartbeat_ms == 0 || w->heartbeat_ms > w->lease_ttl_ms || w->lease_number == 0) {
@@ -263,12 +285,12 @@ void stream_welcome(struct agent *a, const Fp8ctl__V1__Welcome *w) {
         lease_changed(a);
         log_info("joined cluster %s: lease %" PRIu64 " of %" PRIu32 " ms, %zu ranks live here", w->cluster_id, w->lease_number, w->lease_ttl_ms,
                  local_ranks_living(a));
+        if (a->leaving)
+                agent_say_leaving(a); /* the notice may have come while nobody listened, or to a controller that is gone */
         prepared_send(a);
-        for (size_t i = 0; i < a->n_held; i++) {
-                send_now(a, (Fp8ctl__V1__WorkerMessage *)a->held[i]);
-                protobuf_c_message_free_unpacked(a->held[i], NULL);
-        }
-        a->n_held = 0;
+        send_held(a);
+        if (!a->welcomed)
+                return;
         stream_heartbeat(a);
         loop_timer_set(a->heartbeat, clock_mono_ns() + a->heartbeat_ns);
 }

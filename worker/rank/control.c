@@ -199,8 +199,11 @@ static bool receive(struct control *c) {
         int r = ipc_recv(c->fd, &fp8ctl__v1__node_to_rank__descriptor, &base, NULL, &e);
         Fp8ctl__V1__NodeToRank *m = (Fp8ctl__V1__NodeToRank *)base;
 
-        if (r <= 0)
+        if (r <= 0) {
+                if (r < 0)
+                        log_warning("a message of the spawner cannot be read: %s", e.text);
                 return r == -EBADMSG || r == -EPROTO || r == -EMSGSIZE;
+        }
         if (m->message) {
                 note(m->message);
                 pthread_mutex_lock(&c->lock);
