@@ -23,6 +23,7 @@
 struct replica {
         struct replica_header *header;
         uint64_t size;        /* of the mapping */
+        uint64_t inode;
         uint64_t slot_bytes;  /* checked copies */
         int n_slots;
         int writing;          /* slot between begin and commit, or -1 */
@@ -97,6 +98,7 @@ int replica_map(int fd, struct replica **ret, struct error *e) {
         }
         r->header = p;
         r->size = (uint64_t)st.st_size;
+        r->inode = st.st_ino;
         r->slot_bytes = h.slot_bytes;
         r->n_slots = h.slot_bytes ? (int)h.n_slots : 0;
         r->writing = r->begun = -1;
@@ -117,6 +119,10 @@ DEFINE_CLEANUP(struct replica *, replica_unmap);
 
 const struct replica_header *replica_header(const struct replica *r) {
         return r->header;
+}
+
+struct lane_pool replica_pool(const struct replica *r) {
+        return (struct lane_pool){ .base = (char *)r->header + slot_offset(r->slot_bytes, 0), .size = (uint64_t)r->n_slots * align_up(r->slot_bytes), .id = r->inode };
 }
 
 int replica_size(int fd, uint64_t slot_bytes, struct error *e) {

@@ -16,6 +16,7 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/lane.h"
 
 #define REPLICA_MAGIC 0x46503852u
 #define REPLICA_VERSION 3
@@ -55,6 +56,8 @@ int replica_size_slots(int fd, uint64_t slot_bytes, uint64_t n_slots, struct err
 int replica_map(int fd, struct replica **ret, struct error *e);
 struct replica *replica_unmap(struct replica *r);
 const struct replica_header *replica_header(const struct replica *r);
+/* Where the payloads of all slots lie; the header, which others rely on, is not part of it. */
+struct lane_pool replica_pool(const struct replica *r);
 
 /*
  * Memory that is touched for the first time costs many times the copying: brings the next part of the slots' into the mapping, whose contents stay. *at: 0 at first.

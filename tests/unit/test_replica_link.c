@@ -2,6 +2,7 @@
 /* Ranks and a holder over true sockets: who is let in, what is taken, and what a new epoch puts an end to. */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -15,6 +16,7 @@ struct fixture {
         struct holder *h;
         int kept[WORLD + 1]; /* by rank, the listener last */
         uint8_t key[REPLICA_KEY];
+        struct replica_lanes *lanes;
 };
 
 static void keep(void *arg, Fp8ctl__V1__KeptFd__Kind kind, uint64_t job, uint32_t rank, int fd) {
@@ -76,7 +78,7 @@ static int dial(struct fixture *f, uint32_t rank, uint64_t incarnation, uint64_t
         struct replica_peer self = { .job = 7, .epoch = epoch, .incarnation = incarnation, .rank = rank };
 
         ASSERT_OK(replica_transport_find(holder_endpoint(f->h), t, e), *e);
-        return (*t)->open(holder_endpoint(f->h), &self, f->key, NULL, ret, e);
+        return (*t)->open(holder_endpoint(f->h), &self, f->key, NULL, f->lanes, ret, e);
 }
 
 static uint8_t payload[BYTES];
@@ -238,6 +240,203 @@ TEST(the_next_agent_has_it) {
         CU_ASSERT(t->get(l, 6, 1, &got, back, sizeof(back), &e) < 0);
         t->close(l);
         teardown(&f);
+}
+
+/* ------------------------------------------------------------------ lanes: a write is a copy, as both ends are this process */
+enum breaks { SOUND, NO_OPEN, NO_CONNECT, NO_EXPOSE, BREAKS_HALFWAY, TIMES_OUT, DAMAGES };
+
+struct fake {
+        atomic_int breaks, opened, closed;
+        atomic_uint_fast64_t written;
+};
+
+struct lane {
+        struct fake *device;
+        bool connected;
+};
+
+static int fake_open(void *device, char ret_address[LANE_ADDRESS], struct lane **ret, struct error *e) {
+        struct fake *f = device;
+
+        if (f->breaks == NO_OPEN)
+                return error_set(e, -ENETDOWN, "the port is down");
+        *ret = calloc(1, sizeof(**ret));
+        (*ret)->device = f;
+        f->opened++;
+        snprintf(ret_address, LANE_ADDRESS, "fake");
+        return 0;
+}
+
+static int fake_connect(struct lane *l, const char *address, struct error *e) {
+        if (l->device->breaks == NO_CONNECT || strcmp(address, "fake") != 0)
+                return error_set(e, -EPROTO, "no way there");
+        l->connected = true;
+        return 0;
+}
+
+static int fake_expose(struct lane *l, const struct lane_pool *p, uint32_t *ret_key, struct error *e) {
+        if (l->device->breaks == NO_EXPOSE)
+                return error_set(e, -ENOMEM, "cannot be registered");
+        *ret_key = 77;
+        return 0;
+}
+
+static int fake_write(struct lane *l, const struct lane_pool *p, const void *from, uint64_t bytes, uint64_t to, uint32_t key, int timeout_ms, struct error *e) {
+        int breaks = l->device->breaks;
+        uint64_t n = breaks == SOUND || breaks == DAMAGES ? bytes : bytes / 2;
+
+        CU_ASSERT_EQUAL(key, 77);
+        CU_ASSERT(l->connected);
+        CU_ASSERT((const uint8_t *)from >= (const uint8_t *)p->base && (const uint8_t *)from + bytes <= (const uint8_t *)p->base + p->size);
+        memcpy((void *)(uintptr_t)to, from, n); // NOLINT(performance-no-int-to-ptr): it is an address of the other end
+        l->device->written += n;
+        if (breaks == DAMAGES)
+                ((uint8_t *)(uintptr_t)to)[n / 2] ^= 1; // NOLINT(performance-no-int-to-ptr)
+        return n == bytes ? 0 : error_set(e, breaks == TIMES_OUT ? -ETIMEDOUT : -EIO, "the cable was pulled");
+}
+
+static struct lane *fake_close(struct lane *l) {
+        if (l)
+                l->device->closed++;
+        free(l);
+        return NULL;
+}
+
+static const struct lane_ops fakes = { "fake", fake_open, fake_connect, fake_expose, fake_write, fake_close };
+
+struct laned {
+        struct fixture f;
+        struct fake device;
+        struct replica_lanes lanes;
+        uint8_t room[2 * BYTES]; /* what is put, what is got */
+};
+
+/* Both ends have a lane device, of which the first is the rank's. */
+static void laned_setup(struct laned *x, bool host_too) {
+        struct holder_config c = { .node = "b", .host = "127.0.0.1", .memory = 10 * BYTES, .keep = keep, .arg = &x->f };
+        struct error e;
+
+        memset(x, 0, sizeof(*x));
+        for (int i = 0; i <= WORLD; i++)
+                x->f.kept[i] = -1;
+        if (host_too)
+                c.lanes = (struct lane_device){ &fakes, &x->device };
+        ASSERT_OK(holder_new(&c, &x->f.h, &e), e);
+        ASSERT_OK(holder_start(x->f.h, &e), e);
+        plan(&x->f, 1, 0, 0);
+        x->lanes = (struct replica_lanes){ { &fakes, &x->device }, { x->room, sizeof(x->room), 1 } };
+        x->f.lanes = &x->lanes;
+}
+
+static void laned_teardown(struct laned *x) {
+        teardown(&x->f);
+        CU_ASSERT_EQUAL(x->device.opened, x->device.closed);
+}
+
+static struct replica_traffic traffic_of(const struct replica_transport *t, const struct replica_link *l) {
+        struct replica_traffic n = { 0 };
+
+        t->traffic(l, &n);
+        return n;
+}
+
+static void put_and_get_back(struct laned *x, const struct replica_transport *t, struct replica_link *l, uint64_t step) {
+        struct replica_slot s = image(1, step, 1), got;
+        struct error e = { 0 };
+
+        memcpy(x->room, payload, BYTES);
+        memset(x->room + BYTES, 0, BYTES);
+        ASSERT_OK(t->put(l, &s, x->room, 0, &e), e);
+        ASSERT_OK(t->get(l, step, 1, &got, x->room + BYTES, BYTES, &e), e);
+        CU_ASSERT_EQUAL(memcmp(x->room + BYTES, payload, BYTES), 0);
+        CU_ASSERT_EQUAL(got.digest_lo, s.digest_lo);
+}
+
+TEST(by_lane) {
+        static struct laned x;
+        const struct replica_transport *t;
+        struct replica_link *l = NULL;
+        struct replica_traffic n;
+        struct error e = { 0 };
+
+        laned_setup(&x, true);
+        ASSERT_OK(dial(&x.f, 1, 11, 1, &l, &t, &e), e);
+        for (uint64_t step = 1; step <= 3; step++)
+                put_and_get_back(&x, t, l, step);
+        n = traffic_of(t, l);
+        CU_ASSERT_EQUAL(n.lane_bytes, 6 * BYTES);
+        CU_ASSERT_EQUAL(n.socket_bytes, 0);
+        CU_ASSERT_EQUAL(n.falls, 0);
+        CU_ASSERT_EQUAL(x.device.written, 6 * BYTES);
+        t->close(l);
+        laned_teardown(&x);
+}
+
+/* Whatever breaks, before or in the middle: the same payload arrives by the socket, and so do later ones. */
+TEST(a_lane_that_breaks) {
+        static struct laned x;
+
+        for (int how = NO_OPEN; how <= DAMAGES; how++) {
+                const struct replica_transport *t;
+                struct replica_link *l = NULL;
+                struct replica_traffic n;
+                bool told = how != NO_CONNECT; /* then it is the host that has no way here, and says so in its own log */
+                struct error e = { 0 };
+
+                laned_setup(&x, true);
+                x.device.breaks = how;
+                ASSERT_OK(dial(&x.f, 1, 11, 1, &l, &t, &e), e);
+                put_and_get_back(&x, t, l, 1);
+                put_and_get_back(&x, t, l, 2);
+                n = traffic_of(t, l);
+                CU_ASSERT_EQUAL(n.lane_bytes, 0);
+                CU_ASSERT_EQUAL(n.socket_bytes, 4 * BYTES);
+                CU_ASSERT_EQUAL(n.falls, told ? 1 : 0);
+                CU_ASSERT_EQUAL(n.why[0] != '\0', told);
+                t->close(l);
+                laned_teardown(&x);
+        }
+}
+
+/* Sound while it puts, broken while it gets. */
+TEST(a_lane_that_breaks_on_the_way_back) {
+        static struct laned x;
+
+        for (int how = BREAKS_HALFWAY; how <= DAMAGES; how++) {
+                const struct replica_transport *t;
+                struct replica_link *l = NULL;
+                struct replica_slot s = image(1, 1, 1), got;
+                struct error e = { 0 };
+
+                laned_setup(&x, true);
+                ASSERT_OK(dial(&x.f, 1, 11, 1, &l, &t, &e), e);
+                memcpy(x.room, payload, BYTES);
+                ASSERT_OK(t->put(l, &s, x.room, 0, &e), e);
+                x.device.breaks = how;
+                ASSERT_OK(t->get(l, 1, 1, &got, x.room + BYTES, BYTES, &e), e);
+                CU_ASSERT_EQUAL(memcmp(x.room + BYTES, payload, BYTES), 0);
+                CU_ASSERT_EQUAL(traffic_of(t, l).falls, 1);
+                CU_ASSERT_EQUAL(traffic_of(t, l).lane_bytes, BYTES);
+                CU_ASSERT_EQUAL(traffic_of(t, l).socket_bytes, BYTES);
+                t->close(l);
+                laned_teardown(&x);
+        }
+}
+
+/* The other node has no device: nothing to tell. */
+TEST(a_lane_that_nobody_answers) {
+        static struct laned x;
+        const struct replica_transport *t;
+        struct replica_link *l = NULL;
+        struct error e = { 0 };
+
+        laned_setup(&x, false);
+        ASSERT_OK(dial(&x.f, 1, 11, 1, &l, &t, &e), e);
+        put_and_get_back(&x, t, l, 1);
+        CU_ASSERT_EQUAL(traffic_of(t, l).falls, 0);
+        CU_ASSERT_EQUAL(traffic_of(t, l).socket_bytes, 2 * BYTES);
+        t->close(l);
+        laned_teardown(&x);
 }
 
 TEST_MAIN("replica_link")

@@ -18,6 +18,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/rdma.h"
 #include "worker/agent/agent_private.h"
 #include "worker/agent/notify.h"
 
@@ -97,6 +98,7 @@ static void on_watchdog(void *arg) {
 static int agent_open(struct agent *a, struct error *e) {
         static const int signals[] = { SIGTERM, SIGINT, SIGHUP };
         struct holder_config holding;
+        struct error why = { 0 };
         int r = loop_new(&a->loop);
 
         if (r == 0)
@@ -111,7 +113,13 @@ static int agent_open(struct agent *a, struct error *e) {
                 return error_errno(e, -r, "event loop");
         node_describe(&a->node, a->config->name, a->config->dir, a->config->host, a->config->device_kind, a->config->devices);
         a->node.message.rack = (char *)a->config->rack;
-        holding = (struct holder_config){ .node = a->config->name, .host = a->config->host, .memory = a->node.memory_bytes / 100 * a->config->replica_percent, .keep = link_keep, .arg = a };
+        /* No device is nothing to tell, unless one was asked for. */
+        if (rdma_open(a->config->rdma, &a->rdma, &why) == 0)
+                log_info("second copies are taken by RDMA on %s", rdma_name(a->rdma));
+        else if (a->config->rdma && a->config->rdma[0])
+                log_warning("second copies are taken by sockets only: %s", why.text);
+        holding = (struct holder_config){ .node = a->config->name, .host = a->config->host, .memory = a->node.memory_bytes / 100 * a->config->replica_percent, .keep = link_keep, .arg = a,
+                                           .lanes = rdma_lanes(a->rdma) };
         r = holder_new(&holding, &a->holder, e);
         return r < 0 ? r : link_start(a, e);
 }
@@ -134,6 +142,7 @@ int agent_run(const struct agent_config *c, struct error *e) {
         if (a->loop)
                 stream_stop(a);
         a->holder = holder_free(a->holder);
+        a->rdma = rdma_free(a->rdma);
         link_stop(a);
         local_ranks_free(a);
         if (a->tasks && !tasks_wait(a->tasks, TASKS_GRACE_MS)) {

@@ -11,6 +11,7 @@ struct agent_config {
         const struct tls_files *tls; /* NULL: a Unix socket */
         int devices;
         const char *rack;            /* "": unknown */
+        const char *rdma;            /* as rdma_open's */
         uint32_t replica_percent;    /* of the node's memory for generations of other nodes' ranks */
         uint32_t grace_ms;           /* of the last save after SIGTERM */
 };

@@ -49,6 +49,7 @@ struct agent {
         struct loop *loop;
         struct tasks *tasks;
         struct node_info node;
+        struct rdma *rdma; /* NULL: no device */
         struct holder *holder;
 
         /* the spawner (link.c) */

@@ -417,6 +417,10 @@ static void on_get_end(void *arg, void *token) {
         pthread_mutex_unlock(&h->lock);
 }
 
+static struct lane_pool on_pool(void *arg, void *token) {
+        return replica_pool(((struct held *)token)->map); /* in use, so it stays as it is */
+}
+
 /* ------------------------------------------------------------------ threads */
 static bool stopping(void *arg) {
         return atomic_load(&((struct holder *)arg)->stop);
@@ -425,7 +429,7 @@ static bool stopping(void *arg) {
 static void *serve(void *arg) {
         struct connection *c = arg;
         struct holder *h = c->holder;
-        const struct replica_host host = { h, on_admit, on_put_begin, on_put_end, on_get_begin, on_get_end };
+        const struct replica_host host = { h, on_admit, on_put_begin, on_put_end, on_get_begin, on_get_end, on_pool, h->config.lanes };
         const struct replica_wait wait = { stopping, h };
         struct error e = { 0 };
 

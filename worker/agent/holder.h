@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "base/lane.h"
 #include "proto/fp8ctl.pb-c.h"
 
 struct holder;
@@ -24,6 +25,7 @@ struct holder_config {
         /* From the loop's thread: the spawner keeps a copy of fd. */
         void (*keep)(void *arg, Fp8ctl__V1__KeptFd__Kind kind, uint64_t job, uint32_t rank, int fd);
         void *arg;
+        struct lane_device lanes; /* ops NULL: by sockets only */
 };
 
 int holder_new(const struct holder_config *c, struct holder **ret, struct error *e);

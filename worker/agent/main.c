@@ -24,7 +24,7 @@
 #define EXIT_USAGE 2
 
 struct options {
-        const char *name, *dir, *controller, *host, *device_kind, *rank_binary, *log_level, *ca, *cert, *key, *rack;
+        const char *name, *dir, *controller, *host, *device_kind, *rank_binary, *log_level, *ca, *cert, *key, *rack, *rdma;
         int64_t devices, grace_ms, replica_percent;
         bool help, version;
 };
@@ -84,9 +84,9 @@ static int run(const struct options *o, const char *dir, struct error *e) {
         struct tls_files tls = { .ca = o->ca, .cert = o->cert, .key = o->key };
         struct agent_config agent = { .name = o->name, .dir = dir, .controller = o->controller, .host = o->host, .device_kind = o->device_kind,
                                       .tls = o->ca ? &tls : NULL, .devices = (int)o->devices, .grace_ms = (uint32_t)o->grace_ms, .rack = o->rack,
-                                      .replica_percent = (uint32_t)o->replica_percent };
+                                      .replica_percent = (uint32_t)o->replica_percent, .rdma = o->rdma };
         struct spawner_config spawner = { .dir = dir, .node = o->name, .host = o->host, .device_kind = o->device_kind, .rank_binary = rank,
-                                          .log_level = o->log_level, .devices = (int)o->devices };
+                                          .log_level = o->log_level, .rdma = o->rdma, .devices = (int)o->devices };
         _cleanup_close_ int lock = -1;
         pid_t pid = 0;
         int r;
@@ -132,7 +132,7 @@ static int prepare(const struct options *o, char **ret_dir, struct error *e) {
 }
 
 int main(int argc, char **argv) {
-        struct options o = { .host = "127.0.0.1", .device_kind = "cpu", .log_level = "info", .rack = "", .devices = 1, .grace_ms = 30000, .replica_percent = 25 };
+        struct options o = { .host = "127.0.0.1", .device_kind = "cpu", .log_level = "info", .rack = "", .rdma = "", .devices = 1, .grace_ms = 30000, .replica_percent = 25 };
         const struct opt table[] = {
                 { "name", 0, OPT_STRING, "NAME", "name of this node", &o.name, 0, 0, NULL },
                 { "dir", 0, OPT_STRING, "DIR", "folder of this node's files", &o.dir, 0, 0, NULL },
@@ -144,6 +144,7 @@ int main(int argc, char **argv) {
                 { "device-kind", 0, OPT_CHOICE, "KIND", "cpu (default) or cuda", &o.device_kind, 0, 0, device_kinds },
                 { "host", 0, OPT_STRING, "ADDRESS", "where ranks of other nodes reach ours (default 127.0.0.1)", &o.host, 0, 0, NULL },
                 { "rack", 0, OPT_STRING, "NAME", "what fails together with this node: second copies of snapshots go to another rack", &o.rack, 0, 0, NULL },
+                { "rdma", 0, OPT_STRING, "DEVICE[:PORT]", "InfiniBand or RoCE device for second copies of snapshots (default: the first with an active port; off: sockets only)", &o.rdma, 0, 0, NULL },
                 { "replica-memory", 0, OPT_INT, "PERCENT", "of this node's memory for snapshots of other nodes' ranks (default 25; 0: none)", &o.replica_percent, 0, 90, NULL },
                 { "rank-binary", 0, OPT_STRING, "FILE", "the rank program (default: fp8-rank beside this program)", &o.rank_binary, 0, 0, NULL },
                 { "grace", 0, OPT_DURATION_MS, "TIME", "for a last save after SIGTERM (default 30s)", &o.grace_ms, 0, 3600000, NULL },

@@ -153,7 +153,7 @@ static int spawn(struct rank_proc *p, const struct rank_proc_config *c, int sock
                          (char *)"--incarnation", incarnation,        (char *)"--device", device,                  (char *)"--dir",
                          (char *)c->dir,          (char *)"--node",   (char *)c->node,    (char *)"--epoch",       epoch,
                          (char *)"--host",        (char *)c->host,    (char *)"--device-kind", (char *)c->device_kind, (char *)"--log-level",
-                         (char *)c->log_level,    NULL };
+                         (char *)c->log_level,    (char *)"--rdma",   (char *)c->rdma,    NULL };
         _cleanup_free_ char **env = NULL;
         struct child child = { .p = p, .binary = c->rank_binary, .argv = argv, .sock = sock, .log = log, .parent = getpid() };
         int r;

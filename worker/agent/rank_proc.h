@@ -14,7 +14,7 @@
 #include "worker/agent/outbox.h"
 
 struct rank_proc_config {
-        const char *dir, *node, *host, *device_kind, *rank_binary, *log_level;
+        const char *dir, *node, *host, *device_kind, *rank_binary, *log_level, *rdma;
         const struct cgroup_base *cgroups;
 };
 

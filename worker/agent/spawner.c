@@ -455,7 +455,7 @@ int spawner_run(const struct spawner_config *c, int ready_fd) {
         struct error e = { 0 };
         int r;
 
-        s.proc_config = (struct rank_proc_config){ .dir = c->dir, .node = c->node, .host = c->host, .device_kind = c->device_kind, .rank_binary = c->rank_binary,
+        s.proc_config = (struct rank_proc_config){ .dir = c->dir, .node = c->node, .host = c->host, .device_kind = c->device_kind, .rank_binary = c->rank_binary, .rdma = c->rdma ? c->rdma : "",
                                                    .log_level = c->log_level, .cgroups = &s.cgroups };
         the_spawner = &s;
         r = spawner_open(&s, &e);

@@ -11,7 +11,7 @@
 
 struct spawner_config {
         const char *dir;          /* the node's folder, made already */
-        const char *node, *host, *device_kind, *rank_binary, *log_level;
+        const char *node, *host, *device_kind, *rank_binary, *log_level, *rdma;
         int devices;
 };
 

@@ -6,5 +6,5 @@
 struct identity {
         uint64_t job, incarnation, epoch; /* epoch: of the StartRanks */
         uint32_t rank, device;
-        const char *dir, *node, *host, *device_kind;
+        const char *dir, *node, *host, *device_kind, *rdma;
 };

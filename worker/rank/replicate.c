@@ -25,6 +25,7 @@
 struct replicate {
         const struct identity *id;
         struct control *control;
+        struct lane_device lanes;
         struct replica *map;  /* of the thread */
         struct replica *keep; /* of the training thread */
         pthread_t thread;
@@ -43,7 +44,7 @@ struct replicate {
         bool done, failed;   /* what became of it here */
         uint64_t said_ns;
         /* counted */
-        uint64_t delivered, skipped, missed, bytes;
+        uint64_t delivered, skipped, missed, bytes, lane_bytes, falls;
 };
 
 /* ------------------------------------------------------------------ the thread */
@@ -88,6 +89,7 @@ static int find_whole(struct work *w, const struct replica_slot **ret, const voi
 static int deliver(struct work *w, const struct replica_transport **t, struct replica_link **link, uint64_t *ret_bytes, struct error *e) {
         struct replica_peer self = { .job = w->r->id->job, .epoch = w->epoch, .incarnation = w->r->id->incarnation, .rank = w->r->id->rank };
         struct replica_wait wait = { outdated, w };
+        struct replica_lanes lanes = { w->r->lanes, replica_pool(w->r->map) };
         const struct replica_slot *slot;
         const void *payload;
         int r = find_whole(w, &slot, &payload, e);
@@ -95,7 +97,7 @@ static int deliver(struct work *w, const struct replica_transport **t, struct re
         if (r == 0 && !*link) {
                 r = replica_transport_find(w->endpoint, t, e);
                 if (r == 0)
-                        r = (*t)->open(w->endpoint, &self, w->key, &wait, link, e);
+                        r = (*t)->open(w->endpoint, &self, w->key, &wait, &lanes, link, e);
         }
         if (r != 0)
                 return r;
@@ -120,15 +122,39 @@ static void told_missing(struct replicate *r, const struct work *w, const struct
         report_notice(r->control, r->id, w->epoch, w->step, "replica_missing", "warning", text);
 }
 
+/* What became of the lane since it was asked last; a lane that was given up is told, the copies go by the socket. */
+static void look_at_traffic(struct replicate *r, uint64_t epoch, uint64_t step, const struct replica_transport *t, const struct replica_link *link, struct replica_traffic *last) {
+        struct replica_traffic now;
+        char text[400];
+        bool fell;
+
+        t->traffic(link, &now);
+        fell = now.falls != last->falls;
+        pthread_mutex_lock(&r->lock);
+        r->lane_bytes += now.lane_bytes - last->lane_bytes;
+        r->falls += now.falls - last->falls;
+        pthread_mutex_unlock(&r->lock);
+        *last = now;
+        if (!fell)
+                return;
+        snprintf(text, sizeof(text), "second copies go by sockets from step %" PRIu64 " on: %.250s", step, now.why);
+        log_warning("%s", text);
+        report_notice(r->control, r->id, epoch, step, "replica_lane_lost", "warning", text);
+}
+
 /* Delivers, or says that it cannot be. */
-static void work(struct work *w, const struct replica_transport **t, struct replica_link **link) {
+static void work(struct work *w, const struct replica_transport **t, struct replica_link **link, struct replica_traffic *traffic) {
         struct replicate *r = w->r;
         uint64_t began = clock_mono_ns(), bytes = 0;
         struct error e = { 0 };
         int rc;
 
         for (;;) {
+                if (!*link)
+                        *traffic = (struct replica_traffic){ 0 };
                 rc = deliver(w, t, link, &bytes, &e);
+                if (*link)
+                        look_at_traffic(r, w->epoch, w->step, *t, *link, traffic);
                 if (rc >= 0)
                         break;
                 if (*link)
@@ -156,6 +182,7 @@ static void *run(void *arg) {
         struct replicate *r = arg;
         const struct replica_transport *t = NULL;
         struct replica_link *link = NULL;
+        struct replica_traffic traffic = { 0 };
         uint64_t link_epoch = 0, link_plans = 0;
 
         pthread_mutex_lock(&r->lock);
@@ -178,7 +205,7 @@ static void *run(void *arg) {
                         link = t->close(link);
                 link_epoch = w.epoch;
                 link_plans = w.plans;
-                work(&w, &t, &link);
+                work(&w, &t, &link, &traffic);
                 memset(w.key, 0, sizeof(w.key));
                 pthread_mutex_lock(&r->lock);
         }
@@ -237,9 +264,9 @@ void replicate_begin(struct replicate *r, const Fp8ctl__V1__RankPlan *p) {
 void replicate_end(struct replicate *r) {
         pthread_mutex_lock(&r->lock);
         if (r->epoch && r->delivered + r->missed)
-                log_info("epoch %" PRIu64 ": second copies of %" PRIu64 " snapshots delivered (%" PRIu64 " bytes), %" PRIu64 " not, %" PRIu64 " skipped", r->epoch, r->delivered,
-                         r->bytes, r->missed, r->skipped);
-        r->delivered = r->missed = r->skipped = r->bytes = 0;
+                log_info("epoch %" PRIu64 ": second copies of %" PRIu64 " snapshots delivered (%" PRIu64 " bytes, %" PRIu64 " by %s; given up %" PRIu64 " times), %" PRIu64 " not, %" PRIu64
+                         " skipped", r->epoch, r->delivered, r->bytes, r->lane_bytes, r->lanes.ops ? r->lanes.ops->name : "RDMA", r->falls, r->missed, r->skipped);
+        r->delivered = r->missed = r->skipped = r->bytes = r->lane_bytes = r->falls = 0;
         r->epoch = r->sending = 0;
         memset(r->key, 0, sizeof(r->key));
         pthread_cond_broadcast(&r->changed);
@@ -279,6 +306,8 @@ void replicate_next(struct replicate *r, uint64_t step, uint32_t agreed) {
 static int fetch_from(struct replicate *r, const Fp8ctl__V1__RankPlan *p, const Fp8ctl__V1__ReplicaNode *n, uint64_t room, const struct replica_wait *w, uint64_t *ret_bytes,
                       struct error *e) {
         struct replica_peer self = { .job = r->id->job, .epoch = p->epoch, .incarnation = r->id->incarnation, .rank = r->id->rank };
+        struct replica_lanes lanes = { r->lanes, replica_pool(r->keep) };
+        struct replica_traffic traffic = { 0 };
         const struct replica_transport *t;
         struct replica_link *link = NULL;
         struct replica_slot slot;
@@ -286,7 +315,7 @@ static int fetch_from(struct replicate *r, const Fp8ctl__V1__RankPlan *p, const 
         int rc = replica_transport_find(n->endpoint, &t, e);
 
         if (rc == 0)
-                rc = t->open(n->endpoint, &self, p->replicas->key.data, w, &link, e);
+                rc = t->open(n->endpoint, &self, p->replicas->key.data, w, &lanes, &link, e);
         /* Into a slot that no snapshot is in, invalid until all of it is there and verified. */
         if (rc == 0)
                 rc = replica_begin(r->keep, p->load->step, &payload, e);
@@ -299,9 +328,10 @@ static int fetch_from(struct replicate *r, const Fp8ctl__V1__RankPlan *p, const 
                 rc = replica_commit(r->keep, &slot, (struct digest){ .hi = slot.digest_hi, .lo = slot.digest_lo });
                 *ret_bytes = slot.bytes;
         }
-        t = link ? t : NULL;
-        if (t)
+        if (link) {
+                look_at_traffic(r, p->epoch, p->load->step, t, link, &traffic);
                 t->close(link);
+        }
         return rc;
 }
 
@@ -338,7 +368,7 @@ int replicate_fetch(struct replicate *r, const Fp8ctl__V1__RankPlan *p, uint64_t
 }
 
 /* ------------------------------------------------------------------ life */
-int replicate_new(const struct identity *id, struct control *c, int fd, struct replicate **ret, struct error *e) {
+int replicate_new(const struct identity *id, struct control *c, int fd, struct lane_device lanes, struct replicate **ret, struct error *e) {
         struct replicate *r = calloc(1, sizeof(*r));
         sigset_t all, old;
         int rc;
@@ -347,6 +377,7 @@ int replicate_new(const struct identity *id, struct control *c, int fd, struct r
                 return error_errno(e, ENOMEM, "replicas");
         r->id = id;
         r->control = c;
+        r->lanes = lanes;
         pthread_mutex_init(&r->lock, NULL);
         pthread_cond_init(&r->changed, NULL);
         rc = replica_map(fd, &r->map, e);

@@ -10,6 +10,7 @@
  */
 #include <stdint.h>
 
+#include "base/lane.h"
 #include "base/error.h"
 #include "proto/fp8ctl.pb-c.h"
 #include "worker/rank/control.h"
@@ -18,8 +19,8 @@
 
 struct replicate;
 
-/* fd: the replica segment, sized; stays the caller's. */
-int replicate_new(const struct identity *id, struct control *c, int fd, struct replicate **ret, struct error *e);
+/* fd: the replica segment, sized; stays the caller's, and so does what lanes are made on, which outlives this. */
+int replicate_new(const struct identity *id, struct control *c, int fd, struct lane_device lanes, struct replicate **ret, struct error *e);
 struct replicate *replicate_free(struct replicate *r);
 
 /* An epoch begins: the plan, and its source (NULL or another kind: there is no generation to begin from). */

@@ -25,6 +25,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/rdma.h"
 #include "proto/flight.h"
 #include "proto/job_spec.h"
 #include "worker/comm/comm.h"
@@ -52,6 +53,7 @@ struct session {
         struct trainer *trainer;
         struct snapshot *snapshot;
         struct save *save;
+        struct rdma *rdma; /* NULL: no device */
         struct replicate *replicate;
         struct metrics *metrics;
         int state; /* enum rank_state */
@@ -127,8 +129,10 @@ static int open_engine(struct session *s, struct error *e) {
                 r = snapshot_new(s->id, s->spec, s->trainer, s->ops, s->dev, RANK_FD_REPLICA, &s->snapshot, e);
         if (r == 0)
                 r = save_new(s->id, s->spec, s->control, s->snapshot, &s->save, e);
+        if (r == 0 && !s->rdma && rdma_open(s->id->rdma, &s->rdma, NULL) == 0)
+                log_info("second copies go by RDMA on %s where the other node has it too", rdma_name(s->rdma));
         if (r == 0)
-                r = replicate_new(s->id, s->control, RANK_FD_REPLICA, &s->replicate, e);
+                r = replicate_new(s->id, s->control, RANK_FD_REPLICA, rdma_lanes(s->rdma), &s->replicate, e);
         if (r == 0)
                 r = metrics_new(s->id, s->spec, s->trainer, s->flight, &s->metrics, e);
         if (r == 0)
@@ -193,6 +197,7 @@ static void session_close(struct session *s) {
         leave_epoch(s);
         if (!close_engine(s))
                 return; /* the process ends anyway */
+        rdma_free(s->rdma);
         if (s->dev)
                 s->ops->close(s->dev);
         control_free(s->control);
