@@ -468,6 +468,10 @@ static void commit(struct controller *c, struct save *s) {
                   path, s->bytes);
         request_committed(c, j, s->step, s->attempt);
         checkpoint_clear_unheard(c, j, checkpoint_before(j, s->step), s->step);
+        if (j->cleared_epoch < s->epoch) { /* all ranks are in this one: those of earlier ones write no more */
+                j->cleared_epoch = s->epoch;
+                checkpoint_clear_stale(c, j, s->epoch);
+        }
         checkpoint_retain(c, j);
 }
 

@@ -151,6 +151,32 @@ void checkpoint_clear_unheard(struct controller *c, struct job *j, uint64_t afte
         }
 }
 
+/*
+ * Ranks that die while they write a save that nobody has spoken of leave a folder that no record names.  When their epoch is over for all of them, whatever has no manifest is litter; a
+ * folder that another job of today writes in is left alone (submit refuses to begin such a pair).
+ */
+void checkpoint_clear_stale(struct controller *c, struct job *j, uint64_t below) {
+        struct file_work w = { .kind = FILE_REMOVE_STALE, .uid = j->uid, .gid = j->gid, .path = j->spec->checkpoint.dir };
+        char text[24];
+
+        if (!w.path || !w.path[0])
+                return;
+        for (size_t i = 0; i < c->n_jobs; i++) {
+                const struct job *o = c->jobs[i];
+
+                if (o != j && !job_ended(o) && o->spec->checkpoint.dir && strcmp(o->spec->checkpoint.dir, w.path) == 0)
+                        return;
+        }
+        snprintf(text, sizeof(text), "%" PRIu64, below);
+        w.text = text;
+        w.id = c->next_file++;
+        c->io.file_work(c->io.arg, &w);
+}
+
+void save_nobody_left(struct controller *c, struct job *j) {
+        checkpoint_clear_stale(c, j, j->epoch + 1);
+}
+
 uint64_t checkpoint_before(const struct job *j, uint64_t step) {
         uint64_t last = 0;
 

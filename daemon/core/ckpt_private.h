@@ -17,4 +17,5 @@ void checkpoint_remove(struct controller *c, struct job *j, struct checkpoint *k
 void checkpoint_resume_removals(struct controller *c, struct job *j);
 bool checkpoint_removal_done(struct controller *c, struct job *j, uint64_t id, int rc, const char *text);
 void checkpoint_retain(struct controller *c, struct job *j); /* keep_last, keep_every */
+void checkpoint_clear_stale(struct controller *c, struct job *j, uint64_t below); /* unfinished ones of epochs below */
 void checkpoint_clear_unheard(struct controller *c, struct job *j, uint64_t after, uint64_t before);

@@ -33,9 +33,10 @@ enum request_kind { REQ_STATUS, REQ_SUBMIT, REQ_LIST_JOBS, REQ_GET_JOB, REQ_CANC
 /* File work done outside the loop by a helper running as the submitting user. */
 struct file_work {
         uint64_t id;
-        enum { FILE_WRITE_MANIFEST, FILE_REMOVE_TREE, FILE_REMOVE_UNFINISHED /* unless it has a manifest */ } kind;
+        enum { FILE_WRITE_MANIFEST, FILE_REMOVE_TREE, FILE_REMOVE_UNFINISHED /* unless it has a manifest */,
+               FILE_REMOVE_STALE /* every step folder without one of an epoch below that in text */ } kind;
         uint32_t uid, gid;
-        const char *path; /* manifest: folder of the step; tree: what to remove (must lie under the job's checkpoint folder) */
+        const char *path; /* manifest: folder of the step; tree: what to remove (must lie under the job's checkpoint folder); stale: that folder */
         const char *text; /* manifest.json */
 };
 

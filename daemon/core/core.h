@@ -224,6 +224,7 @@ struct job {
         uint64_t final_retry_at;
         int final_retries;
         uint32_t final_attempt;     /* of the newest retry; 0: none */
+        uint64_t cleared_epoch;     /* in this life: unfinished folders of epochs before it were looked for */
 
         /* progress */
         uint64_t step, skipped, tokens;
@@ -476,6 +477,7 @@ extern const struct table save_table;
 void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__CheckpointPrepared *m);
 bool save_file_done(struct controller *c, uint64_t id, int rc, const char *text);
 void save_fence(struct controller *c, struct job *j, const char *why); /* the epoch is over */
+void save_nobody_left(struct controller *c, struct job *j); /* its ranks are gone: nobody writes any more */
 uint32_t save_request(struct controller *c, struct job *j, uint64_t step);
 bool save_failed(const struct job *j, uint64_t step, const char **ret_why); /* ret_why may be NULL */
 bool save_in_flight(const struct job *j, uint64_t step);

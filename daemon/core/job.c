@@ -652,6 +652,8 @@ static void release_late(struct controller *c, struct job *j) {
                                 j->release_deadline = core_now(c) + RELEASE_MS * NSEC_PER_MSEC;
                         }
                 }
+        if (!j->release_deadline && !job_placed(j))
+                save_nobody_left(c, j);
 }
 
 /* All ranks are done and their last save was lost or failed. */

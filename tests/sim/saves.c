@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/core/core.h"
 #include "tests/sim/sim.h"
 
 static void say(struct sim *s, int node, const struct proc *p, const struct word *w) {
@@ -94,6 +95,56 @@ void save_answered(struct sim *s, int node, uint64_t job, uint64_t epoch, uint64
 void save_forget(struct sim *s, int node) {
         for (int i = 0; i < SIM_RANKS_MAX; i++)
                 s->nodes[node].procs[i].n_words = 0;
+}
+
+/* ------------------------------------------------------------------ who died at which state of a save */
+static bool writes(const struct sim *s, uint64_t job) {
+        for (int k = 0; k < SIM_NODES; k++)
+                for (int i = 0; s->nodes[k].up && i < SIM_RANKS_MAX; i++) {
+                        const struct proc *p = &s->nodes[k].procs[i];
+
+                        if (p->used && !p->dead && (!job || p->job == job) && p->written > s->now)
+                                return true;
+                }
+        return false;
+}
+
+static enum sim_save furthest(const struct sim *s, uint64_t job) {
+        enum sim_save found = writes(s, job) ? SIM_SAVE_WRITING : SIM_SAVE_NONE;
+
+        if (s->commits_under_way)
+                return SIM_SAVE_COMMIT;
+        for (size_t i = 0; s->core && i < s->core->n_jobs; i++) {
+                if (job && s->core->jobs[i]->id != job)
+                        continue;
+                for (const struct save *v = s->core->jobs[i]->saves; v; v = v->next) {
+                        if (v->state == SAVE_WRITING)
+                                return SIM_SAVE_MANIFEST;
+                        if (v->state == SAVE_PREPARING)
+                                found = SIM_SAVE_PREPARED;
+                }
+        }
+        return found;
+}
+
+void save_struck(struct sim *s, enum sim_victim who, uint64_t job) {
+        s->struck[who][furthest(s, job)]++;
+}
+
+void save_print_struck(const struct sim *total) {
+        static const char *const who[N_VICTIMS] = { "rank", "worker", "node", "controller" };
+        uint64_t during = 0;
+
+        printf("%-12s%10s%10s%10s%10s%10s\n", "killed", "no save", "writing", "prepared", "manifest", "commit");
+        for (int v = 0; v < N_VICTIMS; v++) {
+                printf("%-12s", who[v]);
+                for (int k = 0; k < N_SIM_SAVES; k++) {
+                        printf("%10" PRIu64, total->struck[v][k]);
+                        during += k > 0 ? total->struck[v][k] : 0;
+                }
+                printf("\n");
+        }
+        printf("%" PRIu64 " of them during a save\n", during);
 }
 
 /* ------------------------------------------------------------------ what must hold */

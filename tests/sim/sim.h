@@ -99,6 +99,10 @@ struct snode {
         uint64_t told[16], told_key[16] /* 0: no plan of that epoch is known */, listed[16]; /* by job: epochs */
 };
 
+/* Who died, and where a save of the job (of any job, for a node or the controller) stood then. */
+enum sim_victim { VICTIM_RANK, VICTIM_WORKER, VICTIM_NODE, VICTIM_CONTROLLER, N_VICTIMS };
+enum sim_save { SIM_SAVE_NONE, SIM_SAVE_WRITING, SIM_SAVE_PREPARED /* by some ranks */, SIM_SAVE_MANIFEST, SIM_SAVE_COMMIT /* in the store's hands */, N_SIM_SAVES };
+
 struct sim {
         uint64_t seed, rng, now, seq;
         struct ev **heap;
@@ -135,6 +139,8 @@ struct sim {
         uint64_t n_old, injected, doubled, replayed, overtaken, partitions, slow_commits;
         int n_jobs, steps;
         uint64_t plan_world[16], relayouts;
+        uint64_t commits_under_way; /* transactions that the store holds */
+        uint64_t struck[N_VICTIMS][N_SIM_SAVES];
         uint64_t kills, lease_kills, crashes, drops, losses, commits, recoveries;
         int failures;
         bool verbose;
@@ -163,6 +169,8 @@ void sim_partition(struct sim *s, int node, uint64_t ns, int which); /* 1: what 
 void sim_free(struct sim *s);
 
 /* saves.c */
+void save_struck(struct sim *s, enum sim_victim who, uint64_t job); /* job 0: any */
+void save_print_struck(const struct sim *total);
 uint64_t save_begin(struct sim *s, int node, struct proc *p, uint32_t attempt); /* when it will have been said */
 void save_say_again(struct sim *s, int node);
 void save_answered(struct sim *s, int node, uint64_t job, uint64_t epoch, uint64_t step, uint32_t attempt);

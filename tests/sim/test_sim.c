@@ -128,6 +128,7 @@ static void inject(struct sim *s, struct ev *e) {
                 if (p) {
                         sim_say(s, "kill job %" PRIu64 " rank %u (incarnation %" PRIu64 ") on %s", p->job, p->rank, p->incarnation, s->nodes[node].name);
                         s->kills++;
+                        save_struck(s, VICTIM_RANK, p->job);
                         worker_kill(s, node, p, 9);
                 }
         } else if (what < 65) {
@@ -137,6 +138,7 @@ static void inject(struct sim *s, struct ev *e) {
                         sim_break_stream(s, s->nodes[node].stream);
         } else if (what < 70) {
                 s->losses++;
+                save_struck(s, VICTIM_NODE, 0);
                 worker_power_off(s, node);
                 sim_after(s, SEC + sim_random(s, 20 * SEC), boot)->a = (uint64_t)node;
         } else if (what < 78) {
@@ -190,6 +192,7 @@ static void inject(struct sim *s, struct ev *e) {
                         cancel(s, s->n_jobs - 1);
         } else {
                 sim_say(s, "the worker process of %s starts anew", s->nodes[node].name);
+                save_struck(s, VICTIM_WORKER, 0);
                 save_forget(s, node);
                 replica_forget_told(s, node);
                 if (s->nodes[node].stream)
@@ -322,6 +325,9 @@ static int run(uint64_t seed, bool verbose, bool faults, struct sim *total) {
         }
         if (s.failures == 0)
                 check_all_free(&s);
+        for (int v = 0; v < N_VICTIMS; v++)
+                for (int k = 0; k < N_SIM_SAVES; k++)
+                        total->struck[v][k] += s.struck[v][k];
         total->kills += s.kills;
         total->crashes += s.crashes;
         total->drops += s.drops;
@@ -397,5 +403,6 @@ int main(int argc, char **argv) {
                seeds, bad, total.kills, total.losses, total.drops, total.crashes, total.recoveries, total.commits, total.from_peers, total.relayouts);
         if (pairs)
                 print_moves(false);
+        save_print_struck(&total);
         return bad ? 1 : 0;
 }

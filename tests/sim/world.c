@@ -276,6 +276,13 @@ static void deliver_items(struct sim *s, struct batch *b) {
         }
 }
 
+static bool has_commit(const struct batch *b) {
+        for (size_t i = 0; i < b->n_ops; i++)
+                if (b->kinds[i] == STORE_PUT && strncmp(b->ops[i].key, "commit/", 7) == 0)
+                        return true;
+        return false;
+}
+
 static void commit_batch(struct sim *s, struct ev *e) {
         struct batch *b = (struct batch *)(uintptr_t)e->a;
 
@@ -308,6 +315,7 @@ static void commit_batch(struct sim *s, struct ev *e) {
         }
         deliver_items(s, b);
 out:
+        s->commits_under_way -= has_commit(b);
         batch_free(b);
         free(b);
 }
@@ -420,6 +428,7 @@ void sim_leave(struct sim *s) {
                 abort();
         *b = s->cur;
         memset(&s->cur, 0, sizeof(s->cur));
+        s->commits_under_way += has_commit(b);
         at = s->now + (b->n_ops ? MS / 10 + sim_random(s, 5 * MS) : 0);
         if (b->n_ops && s->rank_faults && sim_random(s, 400) == 0) {
                 at += sim_random(s, 3 * SEC);
@@ -472,6 +481,7 @@ void sim_core_crash(struct sim *s) {
                 return;
         sim_say(s, "controller dies");
         s->crashes++;
+        save_struck(s, VICTIM_CONTROLLER, 0);
         s->core = controller_free(s->core);
         s->core_gen++;
         s->last_commit = s->files_done = 0;

@@ -54,7 +54,7 @@ static void add(struct scene *t, int kind, uint32_t uid, const char *path, const
         struct file_work w = { .id = ++t->next, .uid = uid, .gid = uid, .path = path, .text = text };
         struct error e = { 0 };
 
-        w.kind = kind == 2 ? FILE_REMOVE_UNFINISHED : kind == 1 ? FILE_REMOVE_TREE : FILE_WRITE_MANIFEST;
+        w.kind = kind == 3 ? FILE_REMOVE_STALE : kind == 2 ? FILE_REMOVE_UNFINISHED : kind == 1 ? FILE_REMOVE_TREE : FILE_WRITE_MANIFEST;
         ASSERT_OK(file_helper_add(t->h, &w, &e), e);
 }
 
@@ -153,6 +153,30 @@ TEST(removal_follows_no_links) {
         add(&t, 1, geteuid(), scratch_path(&t.s, "step_00000020"), NULL);
         wait_done(&t);
         CU_ASSERT_TRUE(there(&t, "keep/shard"));
+        end(&t);
+}
+
+TEST(stale_folders_are_unfinished_ones_of_earlier_epochs) {
+        static const char *const stay[] = { "step_00000020.e1.1", "step_00000030.e3.1", "step_00000030.e12.1", "keep", "step_x.e1.1", "step_00000040.e1.1.old" };
+        struct scene t;
+        char name[80];
+
+        begin(&t);
+        for (size_t i = 0; i < ARRAY_SIZE(stay); i++)
+                make_step(&t, stay[i]);
+        scratch_text(&t.s, "step_00000020.e1.1/manifest.json", "{}");
+        make_step(&t, "step_00000010.e1.1");
+        make_step(&t, "step_00000030.e2.7");
+        add(&t, 3, geteuid(), t.s.dir, "3");
+        CU_ASSERT_EQUAL(wait_done(&t), 0);
+        CU_ASSERT_FALSE(there(&t, "step_00000010.e1.1"));
+        CU_ASSERT_FALSE(there(&t, "step_00000030.e2.7"));
+        for (size_t i = 0; i < ARRAY_SIZE(stay); i++) {
+                snprintf(name, sizeof(name), "%s/shard", stay[i]);
+                CU_ASSERT_TRUE(there(&t, name));
+        }
+        add(&t, 3, geteuid(), scratch_path(&t.s, "never_made"), "3");
+        CU_ASSERT_EQUAL(wait_done(&t), 0);
         end(&t);
 }
 

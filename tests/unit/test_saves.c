@@ -151,6 +151,41 @@ TEST(words_said_again_complete_a_save_under_a_new_controller) {
         world_stop(&w);
 }
 
+static size_t stale_work(const struct world *w) {
+        size_t n = 0;
+
+        for (size_t i = 0; i < w->n_files; i++)
+                n += w->files[i].kind == FILE_REMOVE_STALE && strcmp(w->files[i].path, "/ckpt1") == 0;
+        return n;
+}
+
+/* Ranks died while they wrote what no rank had spoken of: looked for once all of them are in a new epoch that has a commit, and when the job is over. */
+TEST(what_nobody_spoke_of_is_looked_for_when_its_writers_are_gone) {
+        struct world w;
+        size_t before;
+
+        world_start_job(&w, "");
+        all_prepared(&w, 1, 1);
+        world_pump(&w);
+        before = stale_work(&w);
+        all_prepared(&w, 2, 1);
+        world_pump(&w);
+        CU_ASSERT_EQUAL(stale_work(&w), before);
+        world_exited(&w, 1, "killed by SIGKILL");
+        world_pump(&w);
+        world_pass(&w, 2000);
+        CU_ASSERT_EQUAL(w.ranks[0].epoch, 2);
+        CU_ASSERT_EQUAL(stale_work(&w), before);
+        all_prepared(&w, 3, 1);
+        world_pump(&w);
+        CU_ASSERT_EQUAL(stale_work(&w), before + 1);
+        for (uint32_t r = 0; r < 4; r++)
+                world_fault(&w, r, FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_STOP, 4, "not finite");
+        world_pass(&w, 15000);
+        CU_ASSERT_EQUAL(stale_work(&w), before + 2);
+        world_stop(&w);
+}
+
 /* What was written after a save was given up is cleared when all have spoken, and a word about it begins nothing. */
 TEST(shards_written_after_a_save_was_given_up_are_cleared) {
         struct world w;
