@@ -27,6 +27,10 @@ const struct command commands[] = {
           "Lines of several ranks begin with the rank's number. -f goes on until the job is over.", false },
         { "events", "[JOB]", 0, 1, FORMATS_USUAL, events_opts, events_run, "list what happened: decisions, failures, recoveries, commits",
           "With -f and -o json each event is one JSON object on a line of its own.", false },
+        { "why", "JOB", 1, 1, FORMATS_PLAIN, NULL, why_run, "tell what went wrong: each incident, what was decided and done, what it cost",
+          "An incident begins with the first word of trouble and ends with the first new step, or with the job.", false },
+        { "goodput", "JOB", 1, 1, FORMATS_PLAIN, NULL, goodput_run, "tell where a job's time went",
+          "Productive (new steps at the median time), lost (steps done again), recovering, checkpointing, skipped, waiting, other.", false },
         { "metrics", "JOB", 1, 1, FORMATS_METRICS, metrics_opts, metrics_run, "print one row a step",
           "Columns: step, epoch, loss in decimal and as the 8 hexadecimal digits of its 32 bits, gradient norm, learning rate, loss scale,\n"
           "skipped, tokens/s, ms, memory, state digest. A step that was done again after a failure is printed once, from its highest epoch.", false },

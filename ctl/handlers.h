@@ -34,6 +34,8 @@ int job_save_run(struct ctl *c, int n, char **args);
 int job_scale_run(struct ctl *c, int n, char **args);
 int logs_run(struct ctl *c, int n, char **args);
 int events_run(struct ctl *c, int n, char **args);
+int why_run(struct ctl *c, int n, char **args);
+int goodput_run(struct ctl *c, int n, char **args);
 int metrics_run(struct ctl *c, int n, char **args);
 int node_list_run(struct ctl *c, int n, char **args);
 int node_get_run(struct ctl *c, int n, char **args);

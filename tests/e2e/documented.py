@@ -94,6 +94,9 @@ def main():
         c.wait_done(waits)
         same("events", c.json("events", str(job))["events"][0], words(doc["Events"], "`id`, `unix_ms`", "`ms`"))
         same("metrics", c.json("metrics", str(job))["rows"][0], words(doc["Metrics"], "`step`, `epoch`", "`t`"))
+        told = doc["What went wrong, and where the time went"]
+        same("why", c.json("why", str(job)), words(told, "`v`", "`warnings`"))
+        same("goodput", c.json("goodput", str(job)), words(told[told.index("`goodput JOB`") + 14:], "`v`", "`other_s`"))
         node = c.json("node", "get", "node-0")
         device = {"index", "kind", "name", "memory_bytes", "job_id", "rank"}
         same("node get", node, (words(doc["Nodes"], "`name`, `state`", "`devices`") | {"v"}))

@@ -12,7 +12,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from cluster import ROOT, Cluster, Failure, compare, wait_for  # noqa: E402
+from cluster import ROOT, SLOWDOWN, Cluster, Failure, compare, median, wait_for  # noqa: E402
 
 STEPS = 48
 JOB = os.path.join(ROOT, "tests/fault/job.yaml")
@@ -43,6 +43,25 @@ def finish(c, name, job, want, recoveries=None):
     print(f"ok  {name}: {len(want)} steps equal bit for bit; {j['restarts']} recoveries, {j['lost_steps']} steps done again", flush=True)
 
 
+def check_why(c, job):
+    found = [(i["state"], i["rank"], "was killed by SIGKILL" in i["cause"], bool(i["seen"] and i["decided"] and i["done"]), i["cost_ms"]["total"] > 0) for i in c.json("why", str(job))["incidents"]]
+    if found != [("recovered", r, True, True, True) for r in (0, 3, 7)]:
+        raise Failure(f"why: found {found}, expected three recovered incidents of ranks 0, 3 and 7, each whole and killed by SIGKILL")
+
+
+def check_goodput(c, job):
+    """Computed here from the rows as they were written: new steps x median time from one to the next / wall time."""
+    rows = [r for r in c.rows(job)]
+    final = sorted(c.final(job).values(), key=lambda r: r["step"])
+    step = median([b["t"] - a["t"] for a, b in zip(rows, rows[1:]) if a["epoch"] == b["epoch"]])
+    outside = len(final) * step / (rows[-1]["t"] - rows[0]["t"] + rows[0]["ms"] / 1e3)
+    g = c.json("goodput", str(job))
+    parts = sum(g[k + "_s"] for k in ("productive", "lost", "recovering", "checkpointing", "skipped", "waiting", "other"))
+    if abs(g["goodput"] - min(outside, 1)) > 0.01 * SLOWDOWN or abs(parts - g["wall_s"]) > 0.001 or g["recovering_s"] <= 0:
+        raise Failure(f"goodput: found {g}, outside {outside:.4f}, sum of parts {parts:.3f}; expected them to agree within a point and the parts to be the whole")
+    print(f"ok  goodput {g['goodput']:.3f}, outside {outside:.3f}", flush=True)
+
+
 def case_ranks(c, want):
     job = submit(c, "ranks")
     for step, rank in ((7, 0), (23, 3), (40, 7)):
@@ -54,6 +73,8 @@ def case_ranks(c, want):
     told = [e["text"] for e in c.events(job)["events"] if e["kind"] == "recovered"]
     if len(told) != 3 or not all("was killed by SIGKILL;" in t for t in told):
         raise Failure(f"the cause: found {told}, expected 'was killed by SIGKILL' and no other reason three times")
+    check_why(c, job)
+    check_goodput(c, job)
 
 
 def case_points(c, want):
