@@ -17,8 +17,11 @@ struct metrics *metrics_free(struct metrics *m);
 /* After loading: the recorder shows where the rank stands. */
 void metrics_loaded(struct metrics *m);
 /* Appends the row (only where losses are reported). Before the step's snapshot: a step whose snapshot exists has its row. */
-/* waited_ns: for the snapshot of the step before. saves_skipped: since the rank began. */
-void metrics_row(struct metrics *m, uint64_t epoch, const struct step_result *r, uint64_t waited_ns, uint64_t saves_skipped);
+struct metrics_ckpt {
+        uint64_t waited_ns;                                        /* for the snapshot of the step before */
+        uint64_t saves_skipped, replicas_skipped, replicas_missed; /* since the rank began */
+};
+void metrics_row(struct metrics *m, uint64_t epoch, const struct step_result *r, const struct metrics_ckpt *k);
 /* Puts the step into the recorder, its number last. After the snapshot. */
 void metrics_progress(struct metrics *m, const struct step_result *r);
 void metrics_fill(const struct metrics *m, Fp8ctl__V1__RankProgress *ret);

@@ -45,6 +45,7 @@ struct replicate {
         uint64_t said_ns;
         /* counted */
         uint64_t delivered, skipped, missed, bytes, lane_bytes, falls;
+        struct replicate_counts before; /* of earlier epochs */
 };
 
 /* ------------------------------------------------------------------ the thread */
@@ -266,11 +267,22 @@ void replicate_end(struct replicate *r) {
         if (r->epoch && r->delivered + r->missed)
                 log_info("epoch %" PRIu64 ": second copies of %" PRIu64 " snapshots delivered (%" PRIu64 " bytes, %" PRIu64 " by %s; given up %" PRIu64 " times), %" PRIu64 " not, %" PRIu64
                          " skipped", r->epoch, r->delivered, r->bytes, r->lane_bytes, r->lanes.ops ? r->lanes.ops->name : "RDMA", r->falls, r->missed, r->skipped);
+        r->before.skipped += r->skipped;
+        r->before.missed += r->missed;
         r->delivered = r->missed = r->skipped = r->bytes = r->lane_bytes = r->falls = 0;
         r->epoch = r->sending = 0;
         memset(r->key, 0, sizeof(r->key));
         pthread_cond_broadcast(&r->changed);
         pthread_mutex_unlock(&r->lock);
+}
+
+struct replicate_counts replicate_counted(struct replicate *r) {
+        struct replicate_counts n;
+
+        pthread_mutex_lock(&r->lock);
+        n = (struct replicate_counts){ r->before.skipped + r->skipped, r->before.missed + r->missed };
+        pthread_mutex_unlock(&r->lock);
+        return n;
 }
 
 uint32_t replicate_bits(struct replicate *r) {

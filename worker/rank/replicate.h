@@ -27,6 +27,11 @@ struct replicate *replicate_free(struct replicate *r);
 void replicate_begin(struct replicate *r, const Fp8ctl__V1__RankPlan *p);
 /* The epoch is over: what is on its way is given up. */
 void replicate_end(struct replicate *r);
+struct replicate_counts {
+        uint64_t skipped /* an earlier one was still on its way */, missed /* it could not be delivered */;
+};
+/* Since the rank began. */
+struct replicate_counts replicate_counted(struct replicate *r);
 /* TRAINER_REQUEST_REPLICA_* for the agreement that comes now. */
 uint32_t replicate_bits(struct replicate *r);
 /* Before the snapshot of `step` is begun: what all said in its agreement. */

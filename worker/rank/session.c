@@ -427,10 +427,12 @@ static void saves(struct session *s, uint64_t step, uint32_t agreed) {
 
 static int keep(struct session *s, const struct step_result *res, bool last, struct error *e) {
         int64_t every = s->spec->checkpoint.replica_every > 0 ? s->spec->checkpoint.replica_every : 1;
+        struct replicate_counts copies = replicate_counted(s->replicate);
         bool save_now = periodic_save(s, res->step) || (res->agreed_requests & (TRAINER_REQUEST_SAVE | TRAINER_REQUEST_STOP)) || control_wait(s->control, 0, 0) & NEWS_SAVE;
         int r;
 
-        metrics_row(s->metrics, s->epoch, res, snapshot_take_waited(s->snapshot), save_skipped(s->save));
+        metrics_row(s->metrics, s->epoch, res,
+                    &(struct metrics_ckpt){ snapshot_take_waited(s->snapshot), save_skipped(s->save), copies.skipped, copies.missed });
         if (last || save_now || res->step % (uint64_t)every == 0) {
                 flight_set_phase(s->flight, FLIGHT_SNAPSHOT);
                 replicate_next(s->replicate, res->step, res->agreed_requests);
