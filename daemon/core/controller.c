@@ -348,12 +348,12 @@ static struct rank *addressed(struct controller *c, struct session *s, const str
                 return NULL;
         }
         r = &j->ranks[a->rank];
-        if (!job_placed(j) || r->incarnation != a->incarnation || r->node != s->node || r->state == RANK_LOST) {
+        if (!job_placed(j) || (r->incarnation != a->incarnation && !PLANTED(STALE_ADOPTION)) || r->node != s->node || r->state == RANK_LOST) {
                 core_drop(c, DROP_INCARNATION, what);
                 node_kill_one(c, s->node, a->job, a->epoch, a->rank, a->incarnation, "not part of its job any more");
                 return NULL;
         }
-        if (!r->heard || (rule == EPOCH_LIVE && a->epoch != j->epoch)) {
+        if (!r->heard || (rule == EPOCH_LIVE && a->epoch != j->epoch && !PLANTED(NO_EPOCH_CHECK))) {
                 core_drop(c, DROP_EPOCH, what);
                 return NULL;
         }
@@ -376,7 +376,7 @@ static void on_exited(struct controller *c, struct session *s, const Fp8ctl__V1_
         r = &j->ranks[m->rank];
         if (m->reaped && r->zombie == m->incarnation)
                 r->zombie = 0;
-        if (job_placed(j) && r->incarnation == m->incarnation && r->node == s->node && r->state != RANK_LOST) {
+        if (job_placed(j) && (r->incarnation == m->incarnation || PLANTED(STALE_ADOPTION)) && r->node == s->node && r->state != RANK_LOST) {
                 if (m->reaped)
                         node_free_device(c, s->node, j->id, m->incarnation);
                 recovery_rank_lost(c, j, m->rank, m->reaped && why[0] ? why : "died", m->reaped ? LOST_REAPED : LOST_DYING, true);

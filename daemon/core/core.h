@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "daemon/core/controller.h"
+#include "daemon/core/planted.h"
 #include "daemon/core/scheduler.h"
 #include "base/table.h"
 #include "proto/job_spec.h"

@@ -330,7 +330,7 @@ void job_schedule(struct controller *c) {
 
         c->schedule_wanted = false;
         for (size_t i = 0; queue && i < c->n_jobs; i++)
-                if (c->jobs[i]->state == S(PENDING))
+                if (c->jobs[i]->state == S(PENDING) && !(PLANTED(LOST_REQUEUE) && c->jobs[i]->epoch))
                         queue[n++] = c->jobs[i];
         if (n == 0)
                 return;

@@ -115,7 +115,8 @@ static int apply(struct controller *c, struct job *j, int dp, const struct sched
                 r = layout_set(c, j, dp);
                 if (r < 0)
                         return r;
-                j->min_replica_epoch = j->rec == REC_FENCE ? j->epoch : j->epoch + 1;
+                if (!PLANTED(OLD_LAYOUT))
+                        j->min_replica_epoch = j->rec == REC_FENCE ? j->epoch : j->epoch + 1;
         }
         for (int i = 0; i < world; i++) {
                 j->ranks[i].node = c->nodes[slots[i].node];

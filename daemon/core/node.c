@@ -164,7 +164,7 @@ void node_free_device(struct controller *c, struct node *n, uint64_t job, uint64
         for (size_t i = 0; i < n->n_devices; i++) {
                 struct device *d = &n->devices[i];
 
-                if (d->job == job && d->incarnation == incarnation) {
+                if (d->job == job && (d->incarnation == incarnation || PLANTED(DOUBLE_RELEASE))) {
                         d->job = d->incarnation = 0;
                         d->rank = 0;
                         c->schedule_wanted = true;
@@ -221,7 +221,7 @@ static int refuse_hello(const struct session *s, const Fp8ctl__V1__WorkerHello *
 static bool is_live(const struct controller *c, const struct node *n, const Fp8ctl__V1__RankStatus *st) {
         const struct job *j = job_find(c, st->job_id);
 
-        return j && job_placed(j) && st->rank < (uint32_t)j->world && j->ranks[st->rank].node == n && j->ranks[st->rank].incarnation == st->incarnation &&
+        return j && job_placed(j) && st->rank < (uint32_t)j->world && j->ranks[st->rank].node == n && (j->ranks[st->rank].incarnation == st->incarnation || PLANTED(STALE_ADOPTION)) &&
                j->ranks[st->rank].state != RANK_LOST;
 }
 
@@ -363,7 +363,7 @@ void node_heartbeat(struct controller *c, struct session *s, const Fp8ctl__V1__H
                 core_drop(c, DROP_LEASE, "heartbeat");
                 return;
         }
-        n->lease_until = core_now(c) + (uint64_t)c->config.lease_ttl_ms * NSEC_PER_MSEC;
+        n->lease_until = core_now(c) + (uint64_t)(c->config.lease_ttl_ms - (PLANTED(LEASE_SHORT) ? c->config.heartbeat_ms : 0)) * NSEC_PER_MSEC;
         n->last_seen_ms = c->io.wall_ms(c->io.arg);
         n->dropped = m->dropped_messages;
         ack.sent_mono_ns = m->sent_mono_ns;

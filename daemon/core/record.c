@@ -279,7 +279,7 @@ static int load_job(struct controller *c, const void *value, size_t len, struct 
                 error_prefix(e, "job %" PRIu64, j->id);
                 goto out;
         }
-        if (rec->job->plan && rec->job->plan->dp && (int)rec->job->plan->dp != j->spec->parallel.dp && layout_set(c, j, (int)rec->job->plan->dp) < 0) {
+        if (!PLANTED(FORGOTTEN_RESIZE) && rec->job->plan && rec->job->plan->dp && (int)rec->job->plan->dp != j->spec->parallel.dp && layout_set(c, j, (int)rec->job->plan->dp) < 0) {
                 r = error_set(e, -EBADMSG, "job %" PRIu64 ": found a plan of dp %u, expected one that divides its batch", j->id, rec->job->plan->dp);
                 goto out;
         }

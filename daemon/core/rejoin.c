@@ -20,7 +20,7 @@ static const Fp8ctl__V1__RankStatus *status_of(const Fp8ctl__V1__WorkerHello *m,
         for (size_t i = 0; i < m->n_ranks; i++) {
                 const Fp8ctl__V1__RankStatus *st = m->ranks[i];
 
-                if (st && st->job_id == j->id && st->rank == rank && st->incarnation == j->ranks[rank].incarnation)
+                if (st && st->job_id == j->id && st->rank == rank && (st->incarnation == j->ranks[rank].incarnation || PLANTED(STALE_ADOPTION)))
                         return st;
         }
         return NULL;

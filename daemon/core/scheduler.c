@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "daemon/core/planted.h"
 #include "daemon/core/rank_plan.h"
 
 struct work {
@@ -282,7 +283,7 @@ int scheduler_queue(const struct sched_node *nodes, size_t n, const struct sched
                 if (r == -ENOMEM)
                         return r;
                 ret_placed[i] = r == 0;
-                if (r == 0)
+                if (r == 0 && !PLANTED(SPARE_TWICE))
                         board_mark(&b, ret[i], world, SCHED_BUSY);
                 if (r == 0 || reserved)
                         continue;

@@ -90,6 +90,7 @@ struct proc {
 
 struct snode {
         char name[16];
+        uint64_t hello_sent;
         uint64_t held_up, held_down; /* partitioned: what is sent arrives after that */
         bool up, leaving;
         uint64_t life, stream, lease_until, lease_number, lease_ttl;

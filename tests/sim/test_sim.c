@@ -376,11 +376,46 @@ static size_t print_moves(bool all) {
         return n - reached;
 }
 
+#ifdef FP8_PLANTED
+enum plant planted;
+
+/* 0: the simulation found each of them. */
+static int run_plants(uint64_t seed, uint64_t seeds, const char *only) {
+#define PLANT_NAME(id, name) name,
+        static const char *const names[N_PLANTS] = { "none", PLANTS(PLANT_NAME) };
+        static struct sim total;
+        int missed = 0;
+
+        for (int k = PLANT_NONE + 1; k < N_PLANTS; k++) {
+                uint64_t i = 0;
+
+                if (only && strcmp(only, names[k]) != 0)
+                        continue;
+                planted = (enum plant)k;
+                while (i < seeds && run(seed + i, false, true, &total) == 0)
+                        i++;
+                if (i < seeds)
+                        printf("ok  %s is found by seed %" PRIu64 "\n", names[k], seed + i);
+                else
+                        printf("%s was not found by %" PRIu64 " seeds\n", names[k], seeds);
+                missed += i == seeds;
+                fflush(stdout);
+        }
+        return missed;
+}
+#else
+static int run_plants(uint64_t seed, uint64_t seeds, const char *only) {
+        fprintf(stderr, "this core has no mistakes planted: test-sim-planted has\n");
+        return 2;
+}
+#endif
+
 int main(int argc, char **argv) {
-        static const struct option options[] = { { "seed", required_argument, NULL, 's' }, { "seeds", required_argument, NULL, 'n' }, { "pairs", no_argument, NULL, 'p' }, { NULL, 0, NULL, 0 } };
+        static const struct option options[] = { { "seed", required_argument, NULL, 's' }, { "seeds", required_argument, NULL, 'n' }, { "pairs", no_argument, NULL, 'p' }, { "plants", no_argument, NULL, 'P' }, { "plant", required_argument, NULL, 'o' }, { NULL, 0, NULL, 0 } };
         static struct sim total;
         uint64_t seed = 1, seeds = 1, bad = 0;
-        bool verbose = false, pairs = false;
+        bool verbose = false, pairs = false, plants = false;
+        const char *only = NULL;
         int opt;
 
         while ((opt = getopt_long(argc, argv, "s:n:pv", options, NULL)) != -1)
@@ -388,9 +423,13 @@ int main(int argc, char **argv) {
                 case 's': seed = strtoull(optarg, NULL, 10); break;
                 case 'n': seeds = strtoull(optarg, NULL, 10); break;
                 case 'p': pairs = true; break;
+                case 'o': only = optarg; /* fall through */
+                case 'P': plants = true; break;
                 case 'v': verbose = true; break;
                 default: return 2;
                 }
+        if (plants)
+                return run_plants(seed, seeds, only);
         if (run(0, verbose && seed == 0, false, &total) != 0) {
                 printf("the undisturbed run failed\n");
                 return 1;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/core/planted.h"
 #include "tests/sim/sim.h"
 
 enum { STARTING, PARKED, LOADING, RUNNING, DONE, EXITED };
@@ -44,7 +45,7 @@ struct ev *worker_proc_after(struct sim *s, int node, struct proc *p, uint64_t n
 
 /* ------------------------------------------------------------------ replica memory */
 static void snapshot(struct sim *s, int node, const struct proc *p) {
-        replica_put(s, node, &(struct replica){ .job = p->job, .rank = p->rank, .step = p->step, .epoch = p->epoch, .world = p->world }, p->kept, p->sending);
+        replica_put(s, node, &(struct replica){ .job = p->job, .rank = p->rank, .step = p->step, .epoch = p->epoch, .world = p->world }, PLANTED(GENERATION_DROPPED) ? 0 : p->kept, PLANTED(GENERATION_DROPPED) ? 0 : p->sending);
 }
 
 /* ------------------------------------------------------------------ deaths */
@@ -377,6 +378,8 @@ static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
         for (int i = 0; i < SIM_RANKS_MAX; i++) {
                 struct proc *p = &n->procs[i];
 
+                if (p->used && !p->dead && p->job == m->job_id && p->epoch < m->epoch && p->rank < m->n_peers && m->peers[p->rank]->incarnation == p->incarnation)
+                        sim_fail(s, "%s: job %" PRIu64 " rank %u is in the plan of epoch %" PRIu64 " and has not left epoch %" PRIu64, n->name, p->job, p->rank, m->epoch, p->epoch);
                 if (!p->used || p->dead || p->job != m->job_id || p->epoch != m->epoch || p->phase != PARKED || p->planned || p->faulted)
                         continue;
                 if (p->rank >= m->n_peers || m->peers[p->rank]->incarnation != p->incarnation)
@@ -539,6 +542,7 @@ static void hello(struct sim *s, int node, uint64_t stream) {
                 }
                 ptrs[h.n_ranks++] = st;
         }
+        n->hello_sent = s->now;
         h.protocol_min = h.protocol_max = 1;
         h.node = &nd;
         h.ranks = ptrs;
@@ -653,8 +657,8 @@ void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_WELCOME:
                 n->lease_number = m->welcome->lease_number;
                 n->lease_ttl = m->welcome->lease_ttl_ms * MS;
-                if (!n->lease_until || s->now > n->lease_until)
-                        n->lease_until = s->now + n->lease_ttl;
+                if (n->hello_sent + n->lease_ttl > n->lease_until)
+                        n->lease_until = n->hello_sent + n->lease_ttl;
                 save_say_again(s, node);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_COMMITTED:

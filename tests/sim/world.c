@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/core/planted.h"
 #include "tests/sim/sim.h"
 
 uint64_t sim_random(struct sim *s, uint64_t n) {
@@ -171,6 +172,9 @@ static void check_commit(struct sim *s, const struct kv *op) {
         if (!r || !r->checkpoint || !live || strtoull((const char *)live->value, NULL, 10) != r->checkpoint->epoch)
                 sim_fail(s, "%s: found a commit of epoch %" PRIu64 ", expected the live one %.*s", op->key, r && r->checkpoint ? r->checkpoint->epoch : 0, live ? (int)live->len : 0,
                          live ? (const char *)live->value : "");
+        /* A shard of a simulated rank has 1,000 bytes. */
+        if (r && r->checkpoint && r->checkpoint->bytes != 1000 * s->plan_world[r->checkpoint->job_id % 16])
+                sim_fail(s, "%s: found %" PRIu64 " bytes committed, expected a shard of each of %" PRIu64 " ranks", op->key, r->checkpoint->bytes, s->plan_world[r->checkpoint->job_id % 16]);
         if (r)
                 fp8ctl__v1__checkpoint_record__free_unpacked(r, NULL);
 }
@@ -395,11 +399,29 @@ static void io_wake(void *arg, uint64_t mono) {
         e->a = s->core_gen;
         e->b = at;
 }
+/* Its ranks may finish steps until the lease that it knows of is over. */
+static void check_lost(struct sim *s, const char *text) {
+        for (int k = 0; k < SIM_NODES; k++) {
+                const struct snode *n = &s->nodes[k];
+                char said[64];
+
+                snprintf(said, sizeof(said), "%s is lost", n->name);
+                if (!n->up || s->now > n->lease_until || !strstr(text, said))
+                        continue;
+                for (int i = 0; i < SIM_RANKS_MAX; i++)
+                        if (n->procs[i].used && !n->procs[i].dead)
+                                sim_fail(s, "%s is given up while its lease runs for %.3f s more and job %" PRIu64 " rank %u lives there", n->name, (double)(n->lease_until - s->now) / 1e9,
+                                         n->procs[i].job, n->procs[i].rank);
+        }
+}
+
 static void io_log(void *arg, int level, const char *text) {
         struct sim *s = arg;
 
         if (strstr(text, "inventory_late"))
                 replica_uncover(s, 0);
+        if (strstr(text, "node_lost: "))
+                check_lost(s, text);
         if (strstr(text, " requeued: "))
                 replica_uncover(s, strncmp(text, "job ", 4) == 0 ? strtoull(text + 4, NULL, 10) : 0); /* what ranks hold in memory is given up with their devices */
         if (strstr(text, "recovery_started"))
@@ -429,6 +451,14 @@ void sim_leave(struct sim *s) {
         *b = s->cur;
         memset(&s->cur, 0, sizeof(s->cur));
         s->commits_under_way += has_commit(b);
+        if (PLANTED(ACT_BEFORE_PERSIST)) {
+                deliver_items(s, b);
+                for (size_t i = 0; i < b->n_items; i++) {
+                        free(b->items[i].text);
+                        free(b->items[i].data);
+                }
+                b->n_items = 0;
+        }
         at = s->now + (b->n_ops ? MS / 10 + sim_random(s, 5 * MS) : 0);
         if (b->n_ops && s->rank_faults && sim_random(s, 400) == 0) {
                 at += sim_random(s, 3 * SEC);
@@ -606,8 +636,8 @@ void sim_partition(struct sim *s, int node, uint64_t ns, int which) {
                 s->nodes[node].held_up = s->now + ns;
         if (which & 2)
                 s->nodes[node].held_down = s->now + ns;
-        for (int i = 0; ns > 9 * SEC && i < 16; i++)
-                s->covered_losses[i]++; /* its lease runs out: it is lost to the controller */
+        for (int i = 0; ns > 4 * SEC && i < 16; i++)
+                s->covered_losses[i]++; /* its lease may run out, and then it is lost to the controller */
         if (sim_chance(s, 50))
                 return; /* all of it arrives late */
         e = sim_after(s, ns > MS ? ns - MS : 0, partition_over);
@@ -620,6 +650,7 @@ void sim_to_core(struct sim *s, uint64_t stream, const Fp8ctl__V1__WorkerMessage
         uint64_t at = s->now + MS / 10 + sim_random(s, s->faults ? 20 * MS : 2 * MS);
         size_t len = fp8ctl__v1__worker_message__get_packed_size(m);
         uint8_t *data;
+        bool rare;
 
         if (!t || !t->up)
                 return;
@@ -638,9 +669,12 @@ void sim_to_core(struct sim *s, uint64_t stream, const Fp8ctl__V1__WorkerMessage
                 t->last_up = at;
                 up_after(s, stream, data, len, at - s->now);
         }
-        if (s->rank_faults && sim_random(s, 200) == 0) {
+        /* What belongs to a round more often and later, so that it meets the next one. */
+        rare = m->body_case == FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_PARKED || m->body_case == FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_RUNNING ||
+               m->body_case == FP8CTL__V1__WORKER_MESSAGE__BODY_INVENTORY;
+        if (s->rank_faults && sim_random(s, rare ? 10 : 200) == 0) {
                 s->doubled++;
-                up_after(s, stream, data, len, at - s->now + sim_random(s, 300 * MS));
+                up_after(s, stream, data, len, at - s->now + sim_random(s, rare ? 3 * SEC : 300 * MS));
         }
         if (s->rank_faults && m->body_case != FP8CTL__V1__WORKER_MESSAGE__BODY_HELLO)
                 remember(s, t->node, data, len);
