@@ -13,6 +13,7 @@
 #include "base/cleanup.h"
 #include "base/file.h"
 #include "base/indexed_text.h"
+#include "base/mapping.h"
 
 #define IDX_MAGIC "MMIDIDX\0\0" /* 9 bytes (Megatron-LM, megatron/core/datasets/indexed_dataset.py) */
 #define IDX_MAGIC_SIZE 9
@@ -190,6 +191,10 @@ int indexed_open_as(const char *path, enum indexed_format format, struct indexed
         r = find_prefix(path, format, &prefix, e);
         if (r == 0)
                 r = prefix ? open_pair(x, prefix, e) : open_text(x, path, e);
+        if (r == 0)
+                r = mapping_check(x->tokens.data, path, e);
+        if (r == 0)
+                r = mapping_check(x->idx.data, path, e);
         if (r < 0)
                 return r;
         *ret = STEAL_PTR(x);
@@ -261,6 +266,12 @@ static bool read_sequences(const struct indexed *x, int64_t doc, int64_t from, i
         return ok;
 }
 
+static int check_whole(const struct indexed *x, struct error *e) {
+        int r = mapping_check(x->tokens.data, x->text ? "the text" : "the tokens (.bin)", e);
+
+        return r < 0 ? r : mapping_check(x->idx.data, "the index (.idx)", e);
+}
+
 int indexed_read(const struct indexed *x, int64_t doc, int64_t from, int64_t n, int32_t *ids, struct error *e) {
         int64_t len = indexed_document_length(x, doc);
 
@@ -270,7 +281,7 @@ int indexed_read(const struct indexed *x, int64_t doc, int64_t from, int64_t n, 
                 read_text(x, doc, from, n, ids);
         else if (!read_sequences(x, doc, from, n, ids))
                 return error_set(e, -EINVAL, "document %" PRId64 ": found a negative token id, expected 0 or more", doc);
-        return 0;
+        return check_whole(x, e);
 }
 
 static int64_t greatest_id(const struct indexed *x) {
@@ -315,7 +326,7 @@ static int add_file(struct digest_stream *s, const char *prefix, const char *suf
 
         if (r == 0)
                 digest_stream_add(s, m.data, m.size);
-        return r;
+        return r < 0 ? r : mapping_check(m.data, path, e);
 }
 
 DEFINE_CLEANUP(struct digest_stream *, digest_stream_free);

@@ -5,10 +5,10 @@
 #include <fcntl.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "base/cleanup.h"
+#include "base/mapping.h"
 
 int mapped_file_open(const char *path, struct mapped_file *ret, struct error *e) {
         _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -22,17 +22,17 @@ int mapped_file_open(const char *path, struct mapped_file *ret, struct error *e)
         if (!S_ISREG(st.st_mode))
                 return error_set(e, -EINVAL, "'%s' is no regular file, expected one", path);
         if (st.st_size > 0) {
-                p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-                if (p == MAP_FAILED)
-                        return error_errno(e, errno, "cannot map '%s'", path);
+                int r = mapping_open(fd, (size_t)st.st_size, path, &p, e);
+
+                if (r < 0)
+                        return r;
         }
         *ret = (struct mapped_file){ .data = p, .size = (size_t)st.st_size };
         return 0;
 }
 
 void mapped_file_close(struct mapped_file *m) {
-        if (m->data)
-                munmap((void *)m->data, m->size);
+        mapping_close(m->data, m->size);
         *m = (struct mapped_file){ 0 };
 }
 

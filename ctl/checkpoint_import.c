@@ -180,7 +180,7 @@ static int copy_tensor(struct import *x, struct shard_writer *w, const struct sh
                 hf_folder_release((const uint8_t *)from->data + at * size, part * size);
                 byte_progress_add(&x->progress, part * sizeof(float));
         }
-        return 0;
+        return hf_folder_check(x->from, e);
 }
 
 static inline void shard_writer_freep(struct shard_writer **w) {

@@ -15,6 +15,7 @@
 
 #include "base/cleanup.h"
 #include "base/file.h"
+#include "base/mapping.h"
 #include "format/checkpoint_private.h"
 
 #define RELEASE_LEAST (256u << 10) /* smaller pieces are not worth the call */
@@ -37,14 +38,13 @@ struct checkpoint_reader {
 
 static int map_file(const char *folder, const struct manifest_shard *s, void **ret, struct error *e) {
         _cleanup_close_ int fd = -1;
-        void *p;
+        void *p = NULL;
         int r = manifest_shard_open(folder, s, &fd, e);
 
+        if (r == 0)
+                r = mapping_open(fd, s->bytes, s->file, &p, e);
         if (r < 0)
                 return r;
-        p = mmap(NULL, s->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (p == MAP_FAILED)
-                return error_errno(e, errno, "cannot map %s/%s", folder, s->file);
         (void)madvise(p, s->bytes, MADV_SEQUENTIAL);
         *ret = p;
         return 0;
@@ -58,7 +58,9 @@ static int check_digest(const struct checkpoint_reader *c, struct mapped_shard *
                 return 0;
         if (pages_digest(s->data, s->len, &found) < 0)
                 return error_set(e, -ENOMEM, "checkpoint: out of memory");
-        r = manifest_shard_digest(c->folder, s->m, found, e);
+        r = mapping_check(s->data, s->m->file, e);
+        if (r == 0)
+                r = manifest_shard_digest(c->folder, s->m, found, e);
         s->verified = r == 0;
         return r;
 }
@@ -68,8 +70,7 @@ struct checkpoint_reader *checkpoint_reader_free(struct checkpoint_reader *c) {
                 return NULL;
         for (size_t i = 0; i < c->n; i++) {
                 shard_view_free(c->shards[i].view);
-                if (c->shards[i].data)
-                        (void)munmap(c->shards[i].data, c->shards[i].len);
+                mapping_close(c->shards[i].data, c->shards[i].len);
         }
         free(c->shards);
         free(c->folder);
@@ -213,7 +214,9 @@ static int fill_from(const struct fill *l, struct mapped_shard *s, const struct 
                         r = copy_rect(l, want, have, x);
                         if (r < 0)
                                 return error_set(e, r, "checkpoint: %s: cannot copy to the device: %s", want->name, strerror(-r));
-                        r = 0;
+                        r = mapping_check(s->data, s->m->file, e);
+                        if (r < 0)
+                                return r;
                 }
                 if (rects_add(&left, (struct rect){ a.row0, x.row0, a.col0, a.col1 }) < 0 || rects_add(&left, (struct rect){ x.row1, a.row1, a.col0, a.col1 }) < 0 ||
                     rects_add(&left, (struct rect){ x.row0, x.row1, a.col0, x.col0 }) < 0 || rects_add(&left, (struct rect){ x.row0, x.row1, x.col1, a.col1 }) < 0)

@@ -11,6 +11,7 @@
 
 #include "base/cleanup.h"
 #include "base/file.h"
+#include "base/mapping.h"
 #include "format/checkpoint_private.h"
 
 #define BLOCK (4u << 20)
@@ -92,14 +93,15 @@ static int read_all(int fd, const struct manifest_shard *s, struct digest *ret, 
 /* The digest was right: what is mapped now is what was written. */
 static int check_header(int fd, const struct manifest_shard *s, struct error *e) {
         struct shard_view *v = NULL;
-        void *p = mmap(NULL, s->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
-        int r;
+        void *p = NULL;
+        int r = mapping_open(fd, s->bytes, s->file, &p, e);
 
-        if (p == MAP_FAILED)
-                return error_errno(e, errno, "cannot map it");
-        r = shard_view_open(p, s->bytes, &v, e);
+        if (r == 0)
+                r = shard_view_open(p, s->bytes, &v, e);
+        if (r == 0)
+                r = mapping_check(p, s->file, e);
         shard_view_free(v);
-        (void)munmap(p, s->bytes);
+        mapping_close(p, s->bytes);
         return r;
 }
 

@@ -7,12 +7,12 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/file.h"
+#include "base/mapping.h"
 #include "format/checkpoint.h"
 #include "format/checkpoint_private.h"
 
@@ -175,11 +175,9 @@ static int open_file(const char *dir, const char *name, struct file *ret, struct
                 return error_errno(e, errno, "cannot look at %s", path);
         if (!S_ISREG(st.st_mode) || st.st_size < 8)
                 return error_set(e, -EBADMSG, "%s: found %" PRId64 " bytes, expected a safetensors file", path, (int64_t)st.st_size);
-        ret->data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (ret->data == MAP_FAILED) {
-                ret->data = NULL;
-                return error_errno(e, errno, "cannot map %s", path);
-        }
+        r = mapping_open(fd, (size_t)st.st_size, path, &ret->data, e);
+        if (r < 0)
+                return r;
         ret->len = (size_t)st.st_size;
         ret->name = name;
         r = shard_view_open(ret->data, ret->len, &ret->view, e);
@@ -277,8 +275,7 @@ struct hf_folder *hf_folder_free(struct hf_folder *f) {
                 return NULL;
         for (size_t i = 0; f->files && i < f->n_files; i++) {
                 shard_view_free(f->files[i].view);
-                if (f->files[i].data)
-                        (void)munmap(f->files[i].data, f->files[i].len);
+                mapping_close(f->files[i].data, f->files[i].len);
         }
         free(f->files);
         free(f->tensors);
@@ -304,6 +301,14 @@ const struct shard_tensor *hf_folder_find(const struct hf_folder *f, const char 
         memcpy(key.name, name, strlen(name));
         found = f->n ? bsearch(&p, f->tensors, f->n, sizeof(*f->tensors), compare_tensors) : NULL;
         return found ? *found : NULL;
+}
+
+int hf_folder_check(const struct hf_folder *f, struct error *e) {
+        int r = 0;
+
+        for (size_t i = 0; i < f->n_files && r == 0; i++)
+                r = mapping_check(f->files[i].data, f->files[i].name, e);
+        return r;
 }
 
 void hf_folder_release(const void *data, size_t len) {

@@ -31,6 +31,8 @@ int hf_folder_open(const char *dir, struct hf_folder **ret, struct error *e);
 struct hf_folder *hf_folder_free(struct hf_folder *f);
 size_t hf_folder_tensors(const struct hf_folder *f);
 const struct shard_tensor *hf_folder_tensor(const struct hf_folder *f, size_t i); /* sorted by name; data in the map */
+/* Asked when the tensors were used: -EIO, a file became shorter meanwhile. */
+int hf_folder_check(const struct hf_folder *f, struct error *e);
 /* These bytes of a tensor were read and are not needed soon. */
 void hf_folder_release(const void *data, size_t len);
 const struct shard_tensor *hf_folder_find(const struct hf_folder *f, const char *name);

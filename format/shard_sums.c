@@ -8,11 +8,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/file.h"
+#include "base/mapping.h"
 #include "format/checkpoint_private.h"
 
 #define SUMS_MAX (256u << 20)
@@ -178,7 +178,7 @@ int checkpoint_bad_tensor(const char *folder, const struct checkpoint_manifest *
         _cleanup_(shard_view_freep) struct shard_view *v = NULL;
         _cleanup_close_ int fd = -1;
         size_t len;
-        void *p;
+        void *p = NULL;
         int r;
 
         if (!path)
@@ -186,15 +186,16 @@ int checkpoint_bad_tensor(const char *folder, const struct checkpoint_manifest *
         r = file_read(path, SUMS_MAX, &sums, &len, e);
         if (r == 0)
                 r = manifest_shard_open(folder, s, &fd, e);
+        if (r == 0)
+                r = mapping_open(fd, s->bytes, s->file, &p, e);
         if (r < 0)
                 return r;
-        p = mmap(NULL, s->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (p == MAP_FAILED)
-                return error_errno(e, errno, "cannot map %s", s->file);
         r = shard_view_open(p, s->bytes, &v, e);
         if (r == 0)
                 r = compare(v, sums, &names, e);
-        (void)munmap(p, s->bytes);
+        if (r == 0)
+                r = mapping_check(p, s->file, e);
+        mapping_close(p, s->bytes);
         if (r == 0)
                 *ret = STEAL_PTR(names);
         return r;
