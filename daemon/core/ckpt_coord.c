@@ -22,6 +22,7 @@
 #define WRITING_MAX 64u            /* of one job whose manifest waits for the file helper; one more is given up */
 #define TOMBSTONES_MAX 16u          /* failed saves remembered, the newest */
 #define SHARDS_PER_RANK_MAX 16u
+#define STATE_MAX 65536u            /* of state_json, with its end */
 
 static const char *const state_names[] = { "preparing", "writing", "committed", "dropped" };
 static const char *const event_names[] = { "all_prepared", "written", "failed", "timeout", "fenced", "superseded" };
@@ -311,25 +312,48 @@ static bool plain_name(const char *s, size_t max) {
         return n > 0 && n < max && !strchr(s, '/') && strcmp(s, ".") != 0 && strcmp(s, "..") != 0;
 }
 
-static int keep_shards(struct save *s, const Fp8ctl__V1__CheckpointPrepared *m) {
+static int keep_shards(struct save *s, const Fp8ctl__V1__CheckpointPrepared *m, struct error *e) {
         struct save_shard *list;
 
         if (m->n_shards > SHARDS_PER_RANK_MAX)
-                return -E2BIG;
+                return error_set(e, -E2BIG, "reported %zu shards, expected at most %u", m->n_shards, SHARDS_PER_RANK_MAX);
         list = realloc(s->shards, (s->n_shards + m->n_shards + 1) * sizeof(*list));
         if (!list)
-                return -ENOMEM;
+                return error_set(e, -ENOMEM, "cannot be noted: no memory");
         s->shards = list;
         for (size_t i = 0; i < m->n_shards; i++) {
                 const Fp8ctl__V1__ShardInfo *x = m->shards[i];
 
                 if (!x || !plain_name(x->file, 128) || !x->digest || strlen(x->digest) > 64)
-                        return -EBADMSG;
+                        return error_set(e, -EBADMSG, "reported shard %zu without a plain file name and a digest of at most 64 characters", i);
                 list[s->n_shards] = (struct save_shard){ .file = core_strdup(x->file, 128), .digest = core_strdup(x->digest, 65), .bytes = x->bytes, .rank = m->rank };
                 s->bytes += x->bytes;
                 s->n_shards++;
+                if (!list[s->n_shards - 1].file || !list[s->n_shards - 1].digest)
+                        return error_set(e, -ENOMEM, "cannot be noted: no memory");
         }
         return 0;
+}
+
+/* A manifest without the state could not be resumed from: better no commit than that one. */
+static int keep_state(struct save *s, const char *text, struct error *e) {
+        size_t len = text ? strlen(text) : 0;
+        json_error_t why;
+        json_t *state;
+
+        if (len == 0 || s->state_json)
+                return 0;
+        if (len >= STATE_MAX)
+                return error_set(e, -E2BIG, "reported a state of %zu bytes, expected less than %u", len, STATE_MAX);
+        state = json_loads(text, JSON_REJECT_DUPLICATES, &why);
+        if (!json_is_object(state)) {
+                error_set(e, -EBADMSG, "reported a state that is no JSON object%s%.100s", state ? "" : ": ", state ? "" : why.text);
+                json_decref(state);
+                return e->code;
+        }
+        json_decref(state);
+        s->state_json = strdup(text);
+        return s->state_json ? 0 : error_set(e, -ENOMEM, "cannot be noted: no memory");
 }
 
 static int by_rank(const void *a, const void *b) {
@@ -393,7 +417,20 @@ static void write_manifest(struct controller *c, struct save *s) {
         free(text);
 }
 
+static int keep_word(struct save *s, const Fp8ctl__V1__CheckpointPrepared *m, const char *path, struct error *e) {
+        char said[150];
+        int r;
+
+        if (!m->directory || strcmp(m->directory, path) != 0) {
+                core_text(said, sizeof(said), m->directory);
+                return error_set(e, -EINVAL, "reported folder '%s', expected '%.150s'", said, path);
+        }
+        r = keep_state(s, m->state_json, e);
+        return r < 0 ? r : keep_shards(s, m, e);
+}
+
 void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__CheckpointPrepared *m) {
+        struct error e = { 0 };
         char path[4200];
         struct save *s;
 
@@ -421,17 +458,14 @@ void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp
                 return;
         }
         checkpoint_folder(j, m->step, m->epoch, m->attempt, path, sizeof(path));
-        if (!m->directory || strcmp(m->directory, path) != 0 || keep_shards(s, m) < 0) {
-                char why[TEXT_MAX_LEN], said[100];
+        if (keep_word(s, m, path, &e) < 0) {
+                char why[TEXT_MAX_LEN];
 
-                core_text(said, sizeof(said), m->directory);
-                snprintf(why, sizeof(why), "rank %u reported folder '%s' and %zu shards, expected '%.150s'", m->rank, said, m->n_shards, path);
+                snprintf(why, sizeof(why), "rank %u on %.100s %.240s", m->rank, r->node->name, e.text);
                 drop(c, s, SAVE_E_FAILED, why);
                 job_check_done(c, j);
                 return;
         }
-        if (m->state_json && m->state_json[0] && !s->state_json)
-                s->state_json = core_strdup(m->state_json, 65536);
         s->prepared[m->rank] = true;
         if (++s->n_prepared == j->world - PLANTED(PARTIAL_PREPARE)) {
                 drop_superseded(c, j, s);

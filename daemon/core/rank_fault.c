@@ -21,7 +21,7 @@ void rank_suspicion_over(struct controller *c, struct job *j) {
         core_text(text, sizeof(text), j->inc.cause);
         j->rec_deadline = 0;
         if (stuck >= 0)
-                recovery_rank_lost(c, j, (uint32_t)stuck, "is stuck: the others waited for it in vain", true, true);
+                recovery_rank_lost(c, j, (uint32_t)stuck, "is stuck: the others waited for it in vain", LOST_KILL, true);
         else
                 recovery_again(c, j, text, true);
 }

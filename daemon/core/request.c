@@ -143,7 +143,11 @@ static void on_save(struct controller *c, uint64_t request, const ProtobufCMessa
 
         if (!j)
                 return;
-        if (j->state != FP8CTL__V1__JOB_STATE__RUNNING || j->rec == REC_SUSPECT) {
+        if (j->state == FP8CTL__V1__JOB_STATE__RUNNING && j->rec == REC_SUSPECT) {
+                request_refuse(c, request, ST_PRECONDITION, "job %" PRIu64 ": a rank waits for one that may be lost; it can be saved when it steps again", j->id);
+                return;
+        }
+        if (j->state != FP8CTL__V1__JOB_STATE__RUNNING) {
                 request_refuse(c, request, ST_PRECONDITION, "job %" PRIu64 " is %s: only a running job can be saved", j->id, job_state_name(j->state));
                 return;
         }

@@ -304,7 +304,7 @@ static void say(struct world *w, uint64_t session, Fp8ctl__V1__WorkerMessage *m)
                 say((w_), (w_)->ranks[r_].session, &m_);                             \
         } while (0)
 
-void world_prepared_error(struct world *w, uint32_t r, uint64_t step, uint32_t attempt, const char *error) {
+static void say_prepared(struct world *w, uint32_t r, uint64_t step, uint32_t attempt, const char *error, const char *state_json) {
         Fp8ctl__V1__CheckpointPrepared x = FP8CTL__V1__CHECKPOINT_PREPARED__INIT;
         Fp8ctl__V1__ShardInfo shard = FP8CTL__V1__SHARD_INFO__INIT, *shards[1] = { &shard };
         char dir[100], file[40];
@@ -321,7 +321,16 @@ void world_prepared_error(struct world *w, uint32_t r, uint64_t step, uint32_t a
         x.shards = shards;
         x.n_shards = 1;
         x.error = (char *)error;
+        x.state_json = (char *)state_json;
         SAY(w, r, CHECKPOINT_PREPARED, checkpoint_prepared, x);
+}
+
+void world_prepared_error(struct world *w, uint32_t r, uint64_t step, uint32_t attempt, const char *error) {
+        say_prepared(w, r, step, attempt, error, "");
+}
+
+void world_prepared_state(struct world *w, uint32_t r, uint64_t step, const char *state_json) {
+        say_prepared(w, r, step, 1, "", state_json);
 }
 
 void world_prepared(struct world *w, uint32_t r, uint64_t step, uint32_t attempt) {
@@ -335,6 +344,16 @@ void world_fault(struct world *w, uint32_t r, Fp8ctl__V1__RankFault__Kind kind, 
         x.step = step;
         x.peer = -1;
         x.text = (char *)text;
+        SAY(w, r, RANK_FAULT, rank_fault, x);
+}
+
+void world_waits_in_vain(struct world *w, uint32_t r, int32_t peer) {
+        Fp8ctl__V1__RankFault x = FP8CTL__V1__RANK_FAULT__INIT;
+
+        x.kind = FP8CTL__V1__RANK_FAULT__KIND__TIMEOUT;
+        x.peer = peer;
+        x.text = (char *)"no progress";
+        w->ranks[r].phase = FP8CTL__V1__RANK_PHASE__RANK_PARKED;
         SAY(w, r, RANK_FAULT, rank_fault, x);
 }
 

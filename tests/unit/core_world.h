@@ -85,8 +85,10 @@ void world_pass(struct world *w, uint64_t ms); /* time passes, in ticks of 100 m
 
 /* What rank r of the newest job says. */
 void world_prepared(struct world *w, uint32_t r, uint64_t step, uint32_t attempt);
+void world_prepared_state(struct world *w, uint32_t r, uint64_t step, const char *state_json); /* attempt 1 */
 void world_prepared_error(struct world *w, uint32_t r, uint64_t step, uint32_t attempt, const char *error);
 void world_fault(struct world *w, uint32_t r, Fp8ctl__V1__RankFault__Kind kind, uint64_t step, const char *text);
+void world_waits_in_vain(struct world *w, uint32_t r, int32_t peer);
 void world_exited(struct world *w, uint32_t r, const char *cause);
 void world_dying(struct world *w, uint32_t r); /* seen to die, not reaped yet */
 void world_done(struct world *w, uint32_t r, uint64_t step, bool stopped);

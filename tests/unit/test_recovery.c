@@ -118,6 +118,26 @@ TEST(a_controller_that_dies_does_not_use_up_max_restarts) {
         world_stop(&w);
 }
 
+/* It does not park, and what becomes of it says nothing about why: that the others waited for it is the cause. */
+TEST(a_stuck_rank_is_killed_at_once_and_that_it_was_stuck_is_the_cause) {
+        struct world w;
+        uint64_t id = world_start_job(&w, ", \"recovery\": {\"same_cause_limit\": 2}");
+
+        for (uint32_t round = 1; round <= 2; round++) {
+                size_t since = w.n_sent;
+
+                world_waits_in_vain(&w, 0, 2);
+                world_waits_in_vain(&w, 1, 2);
+                world_waits_in_vain(&w, 3, 2);
+                CU_ASSERT(world_told(&w, since, FP8CTL__V1__CONTROLLER_MESSAGE__BODY_KILL_RANKS, 2, 0) >= 1);
+                world_pump(&w);
+                if (round == 1)
+                        EXPECT(&w, id, S(RUNNING), 1, "");
+        }
+        EXPECT(&w, id, S(FAILED), 1, "2 times the same cause without a step gained: is stuck");
+        world_stop(&w);
+}
+
 TEST(an_overflow_without_end_fails_the_job_and_names_it) {
         struct world w;
         uint64_t id = world_start_job(&w, "");

@@ -45,6 +45,26 @@ TEST(a_save_is_committed_when_all_have_spoken) {
 }
 
 /* The words of ranks 1 to 3 about saves 1 to 20 were said to a controller that died; they do not come again. */
+/* It would be committed and could not be resumed from. */
+TEST(a_save_whose_state_cannot_be_read_is_dropped_and_says_why) {
+        char state[70000] = "{", text[400];
+        struct world w;
+
+        world_start_job(&w, "");
+        world_prepared_state(&w, 0, 1, "{\"step\": 1");
+        CU_ASSERT_PTR_NOT_NULL(strstr(world_event(&w, "checkpoint_dropped", text, sizeof(text)), "rank 0 on a reported a state that is no JSON object"));
+        memset(state + 1, ' ', sizeof(state) - 3);
+        state[sizeof(state) - 2] = '}';
+        world_prepared_state(&w, 0, 2, state);
+        CU_ASSERT_PTR_NOT_NULL(strstr(world_event(&w, "checkpoint_dropped", text, sizeof(text)), "reported a state of 69999 bytes, expected less than 65536"));
+        world_prepared_state(&w, 0, 3, "{\"step\": 3}");
+        for (uint32_t r = 1; r < 4; r++)
+                world_prepared(&w, r, 3, 1);
+        world_pump(&w);
+        CU_ASSERT_EQUAL(world_count(&w, "commit/"), 1);
+        world_stop(&w);
+}
+
 TEST(saves_that_wait_for_lost_words_do_not_hold_up_later_ones) {
         struct world w;
         uint64_t id = world_start_job(&w, "");
