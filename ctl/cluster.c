@@ -38,11 +38,15 @@
 static struct {
         int64_t nodes, devices, timeout_ms, grace_ms;
         bool test_hooks, now, stop;
+        const char *device;
 } given = { .timeout_ms = UP_TIMEOUT_MS, .grace_ms = GRACE_MS };
+
+static const char *const device_kinds[] = { "cpu", "cuda", NULL };
 
 const struct opt cluster_up_opts[] = {
         { "nodes", 'n', OPT_INT, "N", "workers (4, or as it was)", &given.nodes, 1, LOCAL_NODES_MAX, NULL },
-        { "devices", 'd', OPT_INT, "M", "devices of each (2, or as it was)", &given.devices, 1, LOCAL_DEVICES_MAX, NULL },
+        { "devices", 'd', OPT_INT, "M", "devices of each (2, or as it was; cuda: all)", &given.devices, 1, LOCAL_DEVICES_MAX, NULL },
+        { "device", 0, OPT_CHOICE, "KIND", "cpu (default, or as it was), or cuda: this machine's GPUs, of one worker", &given.device, 0, 0, device_kinds },
         { "allow-test-hooks", 0, OPT_FLAG, NULL, "accept job files with test keys", &given.test_hooks, 0, 0, NULL },
         { "timeout", 0, OPT_DURATION_MS, "TIME", "wait so long for the nodes (60s)", &given.timeout_ms, 1, INT32_MAX, NULL },
         { 0 },
@@ -216,9 +220,34 @@ static int wait_ready(struct ctl *c, int64_t n, const struct local_state *before
         return r;
 }
 
+/* GPUs of this machine: /dev/nvidia0 and on. */
+static int64_t count_gpus(void) {
+        int64_t n = 0;
+        char path[32];
+
+        for (; n < LOCAL_DEVICES_MAX; n++) {
+                snprintf(path, sizeof(path), "/dev/nvidia%" PRId64, n);
+                if (access(path, F_OK) < 0)
+                        break;
+        }
+        return n;
+}
+
+static int decide_gpus(struct local_config *want, struct error *e) {
+        int64_t gpus = count_gpus();
+
+        want->nodes = given.nodes ? given.nodes : 1;
+        want->devices = given.devices ? given.devices : gpus;
+        if (want->nodes != 1)
+                return error_set(e, -EINVAL, "--nodes: found %" PRId64 ", expected 1 with --device cuda: workers of one machine would use the same GPUs", want->nodes);
+        if (gpus == 0 || want->devices > gpus)
+                return error_set(e, -ENODEV, "--device cuda: found %" PRId64 " GPUs (/dev/nvidia0 and on), expected at least %" PRId64, gpus, want->devices ? want->devices : 1);
+        return 0;
+}
+
 /* What is asked for, over what it was. Sets *ret_running when a keeper is there already. */
 static int decide(const char *home, struct local_config *ret, bool *ret_running, struct error *e) {
-        struct local_config was = { 0, 0, false }, want;
+        struct local_config was = { 0 }, want;
         int r = local_config_read(home, &was, e);
         bool known = r >= 0;
 
@@ -226,12 +255,19 @@ static int decide(const char *home, struct local_config *ret, bool *ret_running,
                 return r;
         want.nodes = given.nodes ? given.nodes : known ? was.nodes : NODES_DEFAULT;
         want.devices = given.devices ? given.devices : known ? was.devices : DEVICES_DEFAULT;
+        want.cuda = given.device ? strcmp(given.device, "cuda") == 0 : known && was.cuda;
         *ret_running = local_keeper(home) != 0;
+        if (want.cuda) {
+                r = decide_gpus(&want, e);
+                if (r < 0)
+                        return r;
+        }
         want.test_hooks = given.test_hooks || (*ret_running && was.test_hooks);
-        if (*ret_running && (want.nodes != was.nodes || want.devices != was.devices || want.test_hooks != was.test_hooks))
+        if (*ret_running && (want.nodes != was.nodes || want.devices != was.devices || want.test_hooks != was.test_hooks || want.cuda != was.cuda))
                 return error_set(e, -EBUSY,
-                                 "the cluster in %s is up with %" PRId64 " nodes of %" PRId64 " devices%s, asked for: %" PRId64 " of %" PRId64 "%s; `fp8ctl cluster down` first",
-                                 home, was.nodes, was.devices, was.test_hooks ? " and test hooks" : "", want.nodes, want.devices, want.test_hooks ? " and test hooks" : "");
+                                 "the cluster in %s is up with %" PRId64 " nodes of %" PRId64 " %s devices%s, asked for: %" PRId64 " of %" PRId64 " %s%s; `fp8ctl cluster down` first",
+                                 home, was.nodes, was.devices, was.cuda ? "cuda" : "cpu", was.test_hooks ? " and test hooks" : "", want.nodes, want.devices, want.cuda ? "cuda" : "cpu",
+                                 want.test_hooks ? " and test hooks" : "");
         *ret = want;
         return 0;
 }

@@ -178,6 +178,8 @@ static void exec_daemon(struct keeper *k, const struct kept *kp, int log_fd) {
                 argv[n++] = address;
                 argv[n++] = "--devices";
                 argv[n++] = devices;
+                argv[n++] = "--device-kind";
+                argv[n++] = k->config.cuda ? "cuda" : "cpu";
         }
         argv[n] = NULL;
         dup2(null, STDIN_FILENO);

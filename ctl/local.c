@@ -66,6 +66,7 @@ int local_config_read(const char *home, struct local_config *ret, struct error *
         c.nodes = json_integer_value(json_object_get(o, "nodes"));
         c.devices = json_integer_value(json_object_get(o, "devices"));
         c.test_hooks = json_is_true(json_object_get(o, "allow_test_hooks"));
+        c.cuda = json_is_true(json_object_get(o, "cuda"));
         json_decref(o);
         if (c.nodes < 1 || c.nodes > LOCAL_NODES_MAX || c.devices < 1 || c.devices > LOCAL_DEVICES_MAX)
                 return error_set(e, -EPROTO, "%s/cluster.json: found %" PRId64 " nodes of %" PRId64 " devices, expected 1 to %d of 1 to %d", home, c.nodes, c.devices,
@@ -76,8 +77,8 @@ int local_config_read(const char *home, struct local_config *ret, struct error *
 
 int local_config_write(const char *home, const struct local_config *c, struct error *e) {
         return write_object(home, "cluster.json",
-                            json_pack("{s:i, s:I, s:I, s:b}", "v", FILE_VERSION, "nodes", (json_int_t)c->nodes, "devices", (json_int_t)c->devices, "allow_test_hooks",
-                                      (int)c->test_hooks),
+                            json_pack("{s:i, s:I, s:I, s:b, s:b}", "v", FILE_VERSION, "nodes", (json_int_t)c->nodes, "devices", (json_int_t)c->devices, "allow_test_hooks",
+                                      (int)c->test_hooks, "cuda", (int)c->cuda),
                             e);
 }
 

@@ -17,6 +17,7 @@
 struct local_config {
         int64_t nodes, devices;
         bool test_hooks;
+        bool cuda; /* the devices are the machine's GPUs; else CPU */
 };
 
 /* -ENOENT when the home holds no cluster. */

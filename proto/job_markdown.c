@@ -19,6 +19,7 @@ static const struct {
         { "optimizer", "`optimizer`: AdamW with FP32 master weights" },
         { "checkpoint", "`checkpoint`" },
         { "recovery", "`recovery`" },
+        { "nccl", "`nccl`: how GPUs talk to each other, for jobs on GPUs of more than one rank" },
         { "metrics", "`metrics`" },
         { "test", "`test`: faults on purpose, refused unless fp8d runs with `--allow-test-hooks`" },
 };

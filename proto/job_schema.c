@@ -159,6 +159,14 @@ const struct job_key job_keys[] = {
         { "recovery.grow_delay_ms", INTS(0, 86400000), .offset = AT(recovery.grow_delay_ms), .def = "10000",
           .doc = "How long it runs with fewer replicas before it takes free devices again, at the end of a step." },
 
+        { "nccl.ib_timeout", INTS(1, 31), .offset = AT(nccl.ib_timeout), .def = "22",
+          .doc = "GPUs: `NCCL_IB_TIMEOUT`; a try over InfiniBand takes 4.096 us times two to the power of this (22: 17 s). With the retries it must last longer than a flap to be ridden out." },
+        { "nccl.ib_retry_cnt", INTS(0, 7), .offset = AT(nccl.ib_retry_cnt), .def = "7", .doc = "GPUs: `NCCL_IB_RETRY_CNT`, tries over InfiniBand." },
+        { "nccl.channels", INTS(0, 64), .offset = AT(nccl.channels), .def = "0", .doc = "GPUs: channels (thread blocks) of a communicator; 0: NCCL's choice." },
+        { "nccl.nvls", KEY_BOOL, AT(nccl.nvls), .def = "false", .doc = "GPUs: whether NCCL may use multicast over NVLink (`NCCL_NVLS_ENABLE`)." },
+        { "nccl.scratch", INTS(1048576, INT64_C(1) << 34), .offset = AT(nccl.scratch), .def = "268435456",
+          .doc = "GPUs: bytes of device memory for what a rank receives before it is summed." },
+
         { "metrics.digests", KEY_BOOL, AT(metrics.digests), .def = "false", .doc = "Whether each step's row holds a digest of master weights and moments." },
         { "metrics.max_bytes", INTS(65536, INT64_C(1) << 40), .offset = AT(metrics.max_bytes), .def = "16777216", .doc = "Bound of a rank's log and of the metrics file, each." },
 

@@ -108,6 +108,10 @@ struct job_spec {
                 int64_t grow_delay_ms;      /* so long it must have run with fewer before it takes free devices again */
         } recovery;
         struct {
+                int64_t ib_timeout, ib_retry_cnt, channels, scratch;
+                bool nvls;
+        } nccl;
+        struct {
                 bool digests;      /* per-step digest of master weights and moments in the metrics */
                 int64_t max_bytes; /* bound of a rank's log and metrics file each */
         } metrics;

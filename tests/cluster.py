@@ -33,10 +33,10 @@ def wait_for(what, condition, seconds, interval=0.05):
 
 
 class Cluster:
-    def __init__(self, build, nodes=4, devices=2, test_hooks=False, keep=False):
+    def __init__(self, build, nodes=4, devices=2, test_hooks=False, keep=False, device="cpu"):
         self.build = os.path.abspath(build)
         self.home = tempfile.mkdtemp(prefix="fp8c-")
-        self.nodes, self.devices, self.test_hooks, self.keep = nodes, devices, test_hooks, keep
+        self.nodes, self.devices, self.test_hooks, self.keep, self.device = nodes, devices, test_hooks, keep, device
 
     def __enter__(self):
         self.up()
@@ -51,7 +51,7 @@ class Cluster:
 
     def up(self):
         extra = ["--allow-test-hooks"] if self.test_hooks else []
-        self.ctl("cluster", "up", "--nodes", str(self.nodes), "--devices", str(self.devices), *extra, timeout=60)
+        self.ctl("cluster", "up", "--nodes", str(self.nodes), "--devices", str(self.devices), "--device", self.device, *extra, timeout=60)
 
     def show_logs(self):
         for f in sorted(glob.glob(self.home + "/*.log") + glob.glob(self.home + "/nodes/*/*.log") + glob.glob(self.home + "/nodes/*/jobs/*/*.log")):

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <cublasLt.h>
 
 #include "kernels/cuda/hopper.h"
@@ -14,21 +15,49 @@ static int done(cudaError_t r) {
 
 /* ------------------------------------------------------------------ the device */
 
+/*
+ * Makes the device the only one that this process sees, so that no thread of it, whatever it calls first, makes a context on another.  Works until CUDA is first called, and where it comes too
+ * late (*index is left) the device is chosen by number.  What the variable listed before is what its numbers are of.
+ */
+static void see_only(int *index) {
+        const char *all = getenv("CUDA_VISIBLE_DEVICES"), *at = all;
+        static bool done_before;
+        char one[80];
+
+        if (done_before)
+                return;
+        if (all) {
+                for (int i = 0; i < *index && at; i++)
+                        at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL;
+                if (!at)
+                        return; /* refused below */
+                (void)snprintf(one, sizeof one, "%.*s", (int)strcspn(at, ","), at);
+        } else {
+                (void)snprintf(one, sizeof one, "%d", *index);
+        }
+        done_before = setenv("CUDA_VISIBLE_DEVICES", one, 1) == 0;
+        if (done_before)
+                *index = 0;
+}
+
 static int gpu_open(const struct dev_config *c, struct dev **ret, struct error *e) {
         struct cudaDeviceProp p;
         struct dev *d;
-        int runtime = 0, count = 0;
-        cudaError_t r = cudaGetDeviceCount(&count);
+        int runtime = 0, count = 0, index = c->index;
+        cudaError_t r;
 
+        if (index >= 0)
+                see_only(&index);
+        r = cudaGetDeviceCount(&count);
         if (c->act != DT_BF16)
                 return error_set(e, -EINVAL, "cuda device: found activations in %s, expected bf16 (recipe fp32 needs the cpu)", dtype_name(c->act));
         if (r != cudaSuccess)
                 return error_set(e, -ENODEV, "cuda device: %s", cudaGetErrorString(r));
-        if (c->index < 0 || c->index >= count)
+        if (index < 0 || index >= count)
                 return error_set(e, -ENODEV, "cuda device: found %d, expected below %d", c->index, count);
-        r = cudaSetDevice(c->index);
+        r = cudaSetDevice(index);
         if (r == cudaSuccess)
-                r = cudaGetDeviceProperties(&p, c->index);
+                r = cudaGetDeviceProperties(&p, index);
         if (r == cudaSuccess)
                 r = cudaRuntimeGetVersion(&runtime);
         if (r != cudaSuccess)
@@ -38,7 +67,7 @@ static int gpu_open(const struct dev_config *c, struct dev **ret, struct error *
         d = calloc(1, sizeof *d);
         if (!d)
                 return error_errno(e, ENOMEM, "cuda device");
-        d->index = c->index;
+        d->index = index;
         (void)snprintf(d->fingerprint, sizeof d->fingerprint, "cuda/%.80s/sm%d/rt%d/lt%zu/v%d", p.name, p.multiProcessorCount, runtime, cublasLtGetVersion(), DEV_VERSION);
         *ret = d;
         return 0;

@@ -36,7 +36,7 @@ static void write_script(const char *dir, const char *name, const char *text) {
 }
 
 TEST(config_and_state_read_back) {
-        struct local_config c = { 3, 2, true }, d;
+        struct local_config c = { 3, 2, true, true }, d;
         struct local_daemon daemons[2] = { { .name = "fp8d", .state = "running", .process = { 12, 345 }, .restarts = 2, .since_unix_ms = 99, .last_end = "exit 1" },
                                            { .name = "node-0", .state = "waiting" } };
         struct local_state s = { daemons, 2 }, t;
@@ -46,7 +46,7 @@ TEST(config_and_state_read_back) {
         CU_ASSERT_EQUAL(local_config_read(home, &d, &e), -ENOENT);
         ASSERT_OK(local_config_write(home, &c, &e), e);
         ASSERT_OK(local_config_read(home, &d, &e), e);
-        CU_ASSERT(d.nodes == 3 && d.devices == 2 && d.test_hooks);
+        CU_ASSERT(d.nodes == 3 && d.devices == 2 && d.test_hooks && d.cuda);
         ASSERT_OK(local_state_write(home, &s, &e), e);
         ASSERT_OK(local_state_read(home, &t, &e), e);
         CU_ASSERT_EQUAL_FATAL(t.n, 2);
@@ -148,7 +148,7 @@ static const char worker_script[] = "#!/bin/sh\n"
                                     "trap 'exit 0' TERM\nwhile :; do sleep 0.02; done\n";
 
 TEST(keeper_keeps) {
-        struct local_config c = { 2, 1, false };
+        struct local_config c = { 2, 1, false, false };
         char *home = new_home();
         struct process_id fp8d, node, again, node0, spawner = { 0 };
         struct error e = { 0 };
@@ -192,7 +192,7 @@ TEST(keeper_keeps) {
 }
 
 TEST(keeper_stops_what_is_left) {
-        struct local_config c = { 1, 1, false };
+        struct local_config c = { 1, 1, false, false };
         char *home = new_home();
         struct process_id fp8d, node;
         struct error e = { 0 };

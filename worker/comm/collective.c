@@ -18,6 +18,14 @@
 #define DIRECT_MOST (256u << 10)  /* bytes in all */
 #define STAGING_MOST (4u << 20)   /* a direct reduction goes block by block through so much memory */
 
+/* What the thread that watches the device's collectives has found. */
+static int watched(struct comm_mesh *m, struct error *e) {
+        char text[256];
+        int peer, condition = m->device ? device_epoch_condition(m->device, &peer, text, sizeof(text)) : 0;
+
+        return condition ? comm_mesh_fail(m, condition, peer, e, "%s", text) : 0;
+}
+
 static int call_begin(struct comm *c, const char *name, enum flight_op op, size_t bytes, struct dev_stream *stream, struct error *e) {
         struct comm_mesh *m = c->mesh;
         int r;
@@ -32,19 +40,30 @@ static int call_begin(struct comm *c, const char *name, enum flight_op op, size_
         m->number = m->config.flight ? flight_enter(m->config.flight, op, c->tag, bytes) : m->calls;
         if (atomic_load(&m->abort->raised))
                 return comm_mesh_fail(m, COMM_E_ABORTED, -1, e, "aborted");
-        if (m->config.ops && stream) {
+        r = watched(m, e);
+        if (r == 0 && c->on_device)
+                return c->n > 1 ? device_work_begin(c, stream, m->number, e) : 0;
+        if (r == 0 && m->config.ops && stream) {
                 r = m->config.ops->stream_sync(stream);
                 if (r < 0)
                         return comm_mesh_fail(m, r, -1, e, "the device failed: %s", strerror(-r));
+                r = watched(m, e); /* what ended while we waited ended in garbage */
         }
-        return 0;
+        return r;
 }
 
 /* A call that failed stays open in the flight recorder: that is where it was. */
 static int call_end(struct comm *c, int r) {
-        if (r == 0 && c->mesh->config.flight)
+        if (r == 0 && c->mesh->config.flight && !c->link)
                 flight_leave(c->mesh->config.flight, c->mesh->number);
         return r;
+}
+
+/* On the device it is only enqueued: the watching thread closes it in the flight recorder. */
+static int device_end(struct comm *c, int r, struct dev_stream *stream, struct error *e) {
+        if (r == 0 && c->link)
+                r = device_work_end(c, stream, e);
+        return call_end(c, r);
 }
 
 /* Nothing has been sent yet, so the mesh lives on. */
@@ -103,11 +122,10 @@ static int all_reduce_everyone(struct comm *c, void *buf, size_t count, enum dty
 
 /* ------------------------------------------------------------------ direct */
 
-/* How `count` elements are cut for n members: the first ones get one more where it does not come out even. */
-static size_t chunk_start(size_t count, int n, int i) {
-        size_t each = count / (size_t)n, more = count % (size_t)n, k = (size_t)i;
+size_t comm_chunk_start(size_t count, size_t unit, int n, int i) {
+        size_t units = (count + unit - 1) / unit, each = units / (size_t)n, more = units % (size_t)n, k = (size_t)i, at = (k * each + (k < more ? k : more)) * unit;
 
-        return k * each + (k < more ? k : more);
+        return at < count ? at : count;
 }
 
 /* in: the members' chunks one after another, counts[i] elements each; own chunk's sum -> out, which may be its place in `in`. */
@@ -211,7 +229,7 @@ static int cut_make(struct comm *c, struct cut *x, size_t count, const size_t *c
         x->offsets = x->counts + n;
         x->sizes = x->offsets + n;
         for (int i = 0; i < c->n; i++) {
-                x->counts[i] = counts ? counts[i] : chunk_start(count, c->n, i + 1) - chunk_start(count, c->n, i);
+                x->counts[i] = counts ? counts[i] : comm_chunk_start(count, 1, c->n, i + 1) - comm_chunk_start(count, 1, c->n, i);
                 x->offsets[i] = at;
                 x->sizes[i] = x->counts[i] * element;
                 at += x->sizes[i];
@@ -252,6 +270,8 @@ int comm_all_reduce(struct comm *c, void *buf, size_t count, enum dtype t, enum 
         r = call_begin(c, "all-reduce", FLIGHT_ALL_REDUCE, count * dtype_size(t), stream, e);
         if (r != 0)
                 return r;
+        if (c->on_device)
+                return device_end(c, device_all_reduce(c, buf, count, t, op, stream, e), stream, e);
         return call_end(c, all_reduce_run(c, buf, count, t, op, e));
 }
 
@@ -287,6 +307,8 @@ int comm_reduce_scatter(struct comm *c, void *in, void *out, size_t count, enum 
         r = call_begin(c, "reduce-scatter", FLIGHT_REDUCE_SCATTER, count * (size_t)c->n * dtype_size(t), stream, e);
         if (r != 0)
                 return r;
+        if (c->on_device)
+                return device_end(c, device_reduce_scatter(c, in, out, count, NULL, t, op, stream, e), stream, e);
         return call_end(c, reduce_scatter_run(c, in, out, count, NULL, t, op, e));
 }
 
@@ -298,6 +320,8 @@ int comm_reduce_scatter_v(struct comm *c, void *in, void *out, const size_t *cou
         r = call_begin(c, "reduce-scatter", FLIGHT_REDUCE_SCATTER, sum_of(counts, c->n) * dtype_size(t), stream, e);
         if (r != 0)
                 return r;
+        if (c->on_device)
+                return device_end(c, device_reduce_scatter(c, in, out, 0, counts, t, op, stream, e), stream, e);
         return call_end(c, reduce_scatter_run(c, in, out, 0, counts, t, op, e));
 }
 
@@ -317,6 +341,8 @@ int comm_all_gather(struct comm *c, const void *in, void *out, size_t bytes, str
 
         if (r != 0)
                 return r;
+        if (c->on_device)
+                return device_end(c, device_all_gather(c, in, out, bytes, NULL, stream, e), stream, e);
         return call_end(c, all_gather_run(c, in, out, bytes, NULL, e));
 }
 
@@ -325,6 +351,8 @@ int comm_all_gather_v(struct comm *c, const void *in, void *out, const size_t *s
 
         if (r != 0)
                 return r;
+        if (c->on_device)
+                return device_end(c, device_all_gather(c, in, out, 0, sizes, stream, e), stream, e);
         return call_end(c, all_gather_run(c, in, out, 0, sizes, e));
 }
 
@@ -337,7 +365,7 @@ static void chain_moved(struct comm_io *in, size_t n) {
         out->len += n;
 }
 
-static int broadcast_run(struct comm *c, void *buf, size_t bytes, int root, struct error *e) {
+int comm_broadcast_run(struct comm *c, void *buf, size_t bytes, int root, struct error *e) {
         struct comm_mesh *m = c->mesh;
         int at = wrap(c->index - root, c->n);
         size_t k = 0;
@@ -371,7 +399,9 @@ int comm_broadcast(struct comm *c, void *buf, size_t bytes, int root, struct dev
         r = call_begin(c, "broadcast", FLIGHT_BROADCAST, bytes, stream, e);
         if (r != 0)
                 return r;
-        return call_end(c, c->n == 1 ? 0 : broadcast_run(c, buf, bytes, root, e));
+        if (c->on_device)
+                return device_end(c, device_broadcast(c, buf, bytes, root, stream, e), stream, e);
+        return call_end(c, c->n == 1 ? 0 : comm_broadcast_run(c, buf, bytes, root, e));
 }
 
 static bool other_member(const struct comm *c, int i) {
@@ -387,6 +417,8 @@ int comm_send(struct comm *c, const void *buf, size_t bytes, int to, struct dev_
         r = call_begin(c, "send", FLIGHT_SEND, bytes, stream, e);
         if (r != 0)
                 return r;
+        if (c->on_device)
+                return device_end(c, device_send_recv(c, buf, bytes, to, NULL, 0, -1, stream, e), stream, e);
         comm_io_plain(&io, c->ranks[to], true, buf, bytes);
         return call_end(c, comm_io_run(c->mesh, &io, 1, e));
 }
@@ -400,6 +432,8 @@ int comm_recv(struct comm *c, void *buf, size_t bytes, int from, struct dev_stre
         r = call_begin(c, "receive", FLIGHT_RECV, bytes, stream, e);
         if (r != 0)
                 return r;
+        if (c->on_device)
+                return device_end(c, device_send_recv(c, NULL, 0, -1, buf, bytes, from, stream, e), stream, e);
         comm_io_plain(&io, c->ranks[from], false, buf, bytes);
         return call_end(c, comm_io_run(c->mesh, &io, 1, e));
 }
@@ -414,6 +448,8 @@ int comm_send_recv(struct comm *c, const void *out, size_t out_bytes, int to, vo
         r = call_begin(c, "send-receive", FLIGHT_SEND, out_bytes + in_bytes, stream, e);
         if (r != 0)
                 return r;
+        if (c->on_device)
+                return device_end(c, device_send_recv(c, out, out_bytes, to, in, in_bytes, from, stream, e), stream, e);
         if (self) {
                 memmove(in, out, in_bytes);
                 return call_end(c, 0);
@@ -424,9 +460,19 @@ int comm_send_recv(struct comm *c, const void *out, size_t out_bytes, int to, vo
 }
 
 int comm_barrier(struct comm *c, struct error *e) {
+        struct comm *host = NULL;
         uint8_t token = 0;
-        int r = call_begin(c, "barrier", FLIGHT_BARRIER, 0, NULL, e);
+        int r;
 
+        if (c->on_device) { /* the same ranks over the sockets */
+                r = comm_new(c->mesh, c->ranks, c->n, c->tag, &host, e);
+                if (r != 0)
+                        return r;
+                r = comm_barrier(host, e);
+                comm_free(host);
+                return r;
+        }
+        r = call_begin(c, "barrier", FLIGHT_BARRIER, 0, NULL, e);
         if (r != 0)
                 return r;
         return call_end(c, all_reduce_run(c, &token, 1, DT_U8, COMM_MAX, e));

@@ -2,14 +2,19 @@
 #pragma once
 /*
  * Collectives between the ranks of a job.  A *mesh* is everything an epoch has (all ranks, all connections); a *comm* is an
- * ordered group of its ranks.  Backends: sockets (here; AF_UNIX inside a node, TCP between nodes), NCCL (comes with the CUDA backend).
+ * ordered group of its ranks.  Host memory goes over sockets (AF_UNIX inside a node, TCP between nodes); device memory over the collectives that come with the device's backend (dev_comm.h: NCCL).
+ * A mesh always has its sockets: over them ranks of a group hand each other the id by which their devices meet, so it is good for this epoch and those who hold its key only, and over them all
+ * agree on a step before anything of it is committed.
  *
  * Return values: 0; a negative errno with the error's text for what is fatal; or one of the positive conditions below, which
  * the caller must handle by leaving the epoch (comm_abort, then comm_mesh_free, then a new mesh).  After any of them the
  * contents of the buffers are undefined, but nothing writes to them any more once the call has returned.
  *
  * Reduction order is that of the group index (ring by group index), never of arrival or placement: same inputs, same bits.
- * All calls block until the local part is done.  `stream` orders them after device work; the socket backend synchronises it.
+ * Calls on host memory block until the local part is done.  `stream` orders them after device work; the socket backend synchronises it.  Calls on device memory (groups of comm_new_device)
+ * are enqueued on `stream`: a thread of the mesh watches them, and when a peer is lost, one makes no progress for timeout_ms, or the abort handle is raised, it ends all of the mesh's
+ * communicators at once.  What was queued behind them then runs on garbage, and the next call of the mesh returns the condition: so nothing that a step made may be kept before a call on host
+ * memory of all ranks, after the stream was synchronised, has returned 0.  A peer that hangs up is a lost one: whoever is through frees its mesh only when all are.
  * One thread uses a mesh at a time, except comm_abort, which any thread may call.
  */
 #include <stddef.h>
@@ -33,6 +38,15 @@ const char *comm_listener_endpoint(const struct comm_listener *l);
 uint64_t comm_listener_refused(const struct comm_listener *l);
 struct comm_listener *comm_listener_free(struct comm_listener *l);
 
+struct comm_device;
+struct dev_comm_settings;
+
+/* The collectives of a device, one a rank process; kept over epochs. scratch: bytes of device memory for what is received before it is summed. -ENODEV: the backend has none here. */
+int comm_device_new(const struct dev_ops *ops, struct dev *dev, const struct dev_comm_settings *s, size_t scratch, struct comm_device **ret, struct error *e);
+struct comm_device *comm_device_free(struct comm_device *d);
+/* Part of the numeric fingerprint. */
+const char *comm_device_fingerprint(const struct comm_device *d);
+
 struct comm_peer {
         uint64_t incarnation;
         const char *endpoint;
@@ -49,6 +63,7 @@ struct comm_mesh_config {
         int connect_timeout_ms;        /* for the whole mesh */
         struct flight *flight;         /* may be NULL; every collective is numbered and noted */
         const struct dev_ops *ops;     /* whose streams the calls are given; NULL: buffers are host memory, streams are not looked at */
+        struct comm_device *device;    /* NULL: memory of the device is the host's own (CPU), and groups of comm_new_device are as others */
 };
 
 /* An abort handle lives longer than the meshes it aborts; one a rank process. */
@@ -67,6 +82,9 @@ int comm_mesh_lost_peer(const struct comm_mesh *m);
 
 /* A group in this order; the caller's rank must be in it. tag: noted in the flight recorder. Group of one: every call is a copy. */
 int comm_new(struct comm_mesh *m, const int *ranks, int n, uint32_t tag, struct comm **ret, struct error *e);
+/* The same for buffers in device memory (comm_barrier stays the host's). All members make the groups that they share in the same order; groups of the same ranks share one communicator.
+ * Types: DT_F32 and DT_BF16 where something is reduced. */
+int comm_new_device(struct comm_mesh *m, const int *ranks, int n, uint32_t tag, struct comm **ret, struct error *e);
 struct comm *comm_free(struct comm *c);
 int comm_rank(const struct comm *c); /* group index */
 int comm_size(const struct comm *c);

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
+#include "kernels/dev_comm.h"
 #include "worker/comm/comm.h"
 
 /* ------------------------------------------------------------------ abort.c */
@@ -77,12 +78,15 @@ struct comm_mesh {
         struct comm_io *ios; /* 2 * n_ranks, for the calls in collective.c */
         struct pollfd *polls;
         void **sources; /* n_ranks, likewise */
+        struct device_epoch *device; /* NULL: host memory only */
 };
 
 struct comm {
         struct comm_mesh *mesh;
         int n, index;
         uint32_t tag;
+        bool on_device;
+        struct device_link *link; /* on_device and n > 1 */
         int ranks[];
 };
 
@@ -115,6 +119,51 @@ static inline void comm_io_plain(struct comm_io *io, int peer, bool send, const 
 
 /* Moves all of them to their end, both directions at once. */
 int comm_io_run(struct comm_mesh *m, struct comm_io *ios, size_t n, struct error *e);
+
+/* ------------------------------------------------------------------ collective.c */
+
+/* How `count` elements are cut for n members, in units: the first ones get one more where it does not come out even. */
+size_t comm_chunk_start(size_t count, size_t unit, int n, int i);
+/* `bytes` from the root to all, over the sockets, as part of another call. */
+int comm_broadcast_run(struct comm *c, void *buf, size_t bytes, int root, struct error *e);
+
+/* ------------------------------------------------------------------ device.c: communicators of devices, and who watches them */
+
+struct comm_device {
+        const struct dev_comm_ops *comm;
+        const struct dev_ops *ops;
+        struct dev *dev;
+        void *scratch;
+        size_t scratch_size;
+        struct dev_comm_part *parts; /* grows */
+        int n_parts;
+};
+
+/* As comm_device_new with a table given (tests). */
+int comm_device_open(const struct dev_comm_ops *comm, const struct dev_ops *ops, struct dev *dev, const struct dev_comm_settings *s, size_t scratch, struct comm_device **ret,
+                     struct error *e);
+/* The watching thread of a mesh whose connections are there. */
+int device_epoch_new(struct comm_mesh *m, struct error *e);
+/* Ends all communicators, then the thread. */
+struct device_epoch *device_epoch_free(struct device_epoch *d);
+/* The mesh has ended: so do its communicators, soon. Waits for nothing. */
+void device_epoch_end(struct device_epoch *d);
+/* What the watching thread found, with its peer (or -1) and text; 0: nothing. */
+int device_epoch_condition(struct device_epoch *d, int *ret_peer, char *text, size_t size);
+/* The communicator of c's ranks, met or found. */
+int device_link_find(struct comm *c, struct error *e);
+/* A piece of work on a stream between these two is what the watching thread times; number: the flight recorder's. */
+int device_work_begin(struct comm *c, struct dev_stream *s, uint64_t number, struct error *e);
+int device_work_end(struct comm *c, struct dev_stream *s, struct error *e);
+int device_exchange(struct comm *c, const struct dev_comm_part *parts, int n, struct dev_stream *s, struct error *e);
+
+/* ------------------------------------------------------------------ device_collective.c: the calls of comm.h on device memory, begun by collective.c */
+
+int device_all_reduce(struct comm *c, void *buf, size_t count, enum dtype t, enum comm_op op, struct dev_stream *s, struct error *e);
+int device_reduce_scatter(struct comm *c, uint8_t *in, uint8_t *out, size_t count, const size_t *counts, enum dtype t, enum comm_op op, struct dev_stream *s, struct error *e);
+int device_all_gather(struct comm *c, const uint8_t *in, uint8_t *out, size_t bytes, const size_t *sizes, struct dev_stream *s, struct error *e);
+int device_broadcast(struct comm *c, void *buf, size_t bytes, int root, struct dev_stream *s, struct error *e);
+int device_send_recv(struct comm *c, const void *out, size_t out_bytes, int to, void *in, size_t in_bytes, int from, struct dev_stream *s, struct error *e);
 
 /* ------------------------------------------------------------------ ring.c */
 

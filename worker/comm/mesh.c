@@ -29,6 +29,8 @@ int comm_mesh_fail(struct comm_mesh *m, int condition, int peer, struct error *e
         va_end(ap);
         m->condition = condition;
         m->lost_peer = peer;
+        if (m->device)
+                device_epoch_end(m->device);
         mesh_close(m);
         if (m->op_name)
                 error_set(e, condition < 0 ? condition : -ECOMM, "%s %llu of epoch %llu (group %u): %s", m->op_name, (unsigned long long)m->number,
@@ -66,6 +68,11 @@ int comm_mesh_new(struct comm_listener *l, struct comm_abort *a, const struct co
                 return r;
         m->config.peers = NULL;
         m->config.node = NULL;
+        if (c->device && c->n_ranks > 1) {
+                r = device_epoch_new(m, e);
+                if (r != 0)
+                        return r;
+        }
         *ret = STEAL_PTR(m);
         return 0;
 }
@@ -73,6 +80,7 @@ int comm_mesh_new(struct comm_listener *l, struct comm_abort *a, const struct co
 struct comm_mesh *comm_mesh_free(struct comm_mesh *m) {
         if (!m)
                 return NULL;
+        m->device = device_epoch_free(m->device); /* before the connections: a peer that sees them close may be in the same collective */
         mesh_close(m);
         free(m->fds);
         free(m->polls);
@@ -87,6 +95,25 @@ struct comm_mesh *comm_mesh_free(struct comm_mesh *m) {
 
 int comm_mesh_lost_peer(const struct comm_mesh *m) {
         return m->lost_peer;
+}
+
+int comm_new_device(struct comm_mesh *m, const int *ranks, int n, uint32_t tag, struct comm **ret, struct error *e) {
+        struct comm *c;
+        int r = comm_new(m, ranks, n, tag, &c, e);
+
+        if (r != 0)
+                return r;
+        if (m->config.device) {
+                c->on_device = true;
+                if (n > 1)
+                        r = device_link_find(c, e);
+        }
+        if (r != 0) {
+                comm_free(c);
+                return r;
+        }
+        *ret = c;
+        return 0;
 }
 
 int comm_new(struct comm_mesh *m, const int *ranks, int n, uint32_t tag, struct comm **ret, struct error *e) {

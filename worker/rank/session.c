@@ -26,6 +26,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/rdma.h"
+#include "kernels/dev_comm.h"
 #include "proto/flight.h"
 #include "proto/job_spec.h"
 #include "worker/comm/comm.h"
@@ -47,6 +48,7 @@ struct session {
         struct flight *flight;
         struct comm_abort *abort;
         struct comm_listener *listener;
+        struct comm_device *collectives; /* NULL: the device's memory is the host's, or the job has one rank */
         struct control *control;
         const struct dev_ops *ops;
         struct dev *dev;
@@ -65,6 +67,7 @@ struct session {
         struct report_loaded loaded;
         bool rolled_back; /* past bad batches, and no step was made since */
         bool stopped;
+        bool device_broken; /* it has failed in a way that stays: the process must be replaced */
 };
 
 static int move(struct session *s, enum rank_event event, struct error *e) {
@@ -120,11 +123,25 @@ static int finish_snapshot(void *arg, struct error *e) {
         return r;
 }
 
+/* How devices talk to each other; once a process, as soon as the job has two ranks. */
+static int open_collectives(struct session *s, struct error *e) {
+        const struct job_spec *spec = s->spec;
+        const struct dev_comm_settings n = { .ib_timeout = (int)spec->nccl.ib_timeout, .ib_retry_cnt = (int)spec->nccl.ib_retry_cnt, .channels = (int)spec->nccl.channels, .nvls = spec->nccl.nvls };
+
+        if (s->collectives || strcmp(s->ops->kind, "cpu") == 0 || spec->parallel.tp * spec->parallel.pp * spec->parallel.dp == 1)
+                return 0;
+        return comm_device_new(s->ops, s->dev, &n, (size_t)spec->nccl.scratch, &s->collectives, e);
+}
+
 /* All that depends on the layout. */
 static int open_engine(struct session *s, struct error *e) {
         struct trainer_config t = { .spec = s->spec, .rank = (int)s->id->rank, .flight = s->flight, .test_hooks_armed = s->id->epoch == 1, .ops = s->ops, .dev = s->dev };
-        int r = trainer_new(&t, &s->trainer, e);
+        int r = open_collectives(s, e);
 
+        if (s->collectives)
+                t.collectives = comm_device_fingerprint(s->collectives);
+        if (r == 0)
+                r = trainer_new(&t, &s->trainer, e);
         if (r == 0)
                 r = snapshot_new(s->id, s->spec, s->trainer, s->ops, s->dev, RANK_FD_REPLICA, &s->snapshot, e);
         if (r == 0)
@@ -189,6 +206,9 @@ static void leave_epoch(struct session *s) {
         if (s->trainer)
                 trainer_detach(s->trainer);
         s->mesh = comm_mesh_free(s->mesh);
+        /* What is queued on the device runs to its end, on garbage perhaps, before anything is loaded over it. */
+        if (s->trainer && trainer_settle(s->trainer, NULL) < 0)
+                s->device_broken = true;
         if (s->plan)
                 fp8ctl__v1__controller_message__free_unpacked(STEAL_PTR(s->plan), NULL);
 }
@@ -198,6 +218,7 @@ static void session_close(struct session *s) {
         if (!close_engine(s))
                 return; /* the process ends anyway */
         rdma_free(s->rdma);
+        comm_device_free(s->collectives);
         if (s->dev)
                 s->ops->close(s->dev);
         control_free(s->control);
@@ -305,7 +326,7 @@ static int load(struct session *s, double *ret_ms, struct error *e) {
         s->epoch = p->epoch;
         s->stopped = false;
         s->rolled_back = p->load && p->load->data_step != 0;
-        r = take_layout(s, p, &why);
+        r = s->device_broken ? error_set(&why, -EIO, "the device has failed and stays so until this process has ended") : take_layout(s, p, &why);
         if (r < 0) {
                 report_fault(s->control, s->id, s->epoch, FP8CTL__V1__RANK_FAULT__KIND__FATAL, 0, -1, why.text);
                 *e = why;
@@ -324,7 +345,7 @@ static int make_mesh(struct session *s, struct error *e) {
         const Fp8ctl__V1__RankPlan *p = s->plan->rank_plan;
         struct comm_mesh_config c = { .job = s->id->job, .epoch = p->epoch, .rank = (int)s->id->rank, .n_ranks = (int)p->n_peers, .node = s->id->node,
                                       .timeout_ms = (int)s->spec->recovery.collective_timeout_ms, .connect_timeout_ms = (int)s->spec->recovery.start_timeout_ms,
-                                      .flight = s->flight, .ops = s->ops };
+                                      .flight = s->flight, .ops = s->ops, .device = s->collectives };
         _cleanup_free_ struct comm_peer *peers = NULL;
 
         if ((int)p->n_peers != s->spec->parallel.tp * s->spec->parallel.pp * s->spec->parallel.dp || p->mesh_key.len != sizeof(c.key))

@@ -11,8 +11,9 @@ static int rank_at(const struct layout *l, int pp, int dp, int tp) {
         return (pp * l->dp + dp) * l->tp + tp;
 }
 
+/* The world agrees in host memory; the others move what lies on the device. */
 static int group(struct comm_mesh *m, const int *ranks, int n, enum group_tag tag, struct comm **ret, struct error *e) {
-        int r = comm_new(m, ranks, n, (uint32_t)tag, ret, e);
+        int r = tag == GROUP_WORLD ? comm_new(m, ranks, n, (uint32_t)tag, ret, e) : comm_new_device(m, ranks, n, (uint32_t)tag, ret, e);
 
         return r < 0 ? error_prefix(e, "group %d of %d ranks", (int)tag, n) : r;
 }

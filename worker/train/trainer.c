@@ -31,8 +31,8 @@ static int take_more(void *arg, struct arena *arenas) {
 static void fingerprint(struct trainer *t) {
         const struct job_spec *s = t->spec;
 
-        snprintf(t->fingerprint, sizeof(t->fingerprint), "%.200s;real%zu;%s;tp%d.pp%d.dp%d.sp%d;micro%lld.batch%lld.seq%lld;reduce-%s;moments-%s",
-                 t->model.ops->fingerprint(t->model.dev), sizeof(dev_real) * 8, job_recipe_name(s->precision.recipe), t->layout.tp, t->layout.pp, t->layout.dp,
+        snprintf(t->fingerprint, sizeof(t->fingerprint), "%.200s;%s%sreal%zu;%s;tp%d.pp%d.dp%d.sp%d;micro%lld.batch%lld.seq%lld;reduce-%s;moments-%s",
+                 t->model.ops->fingerprint(t->model.dev), t->config.collectives ? t->config.collectives : "", t->config.collectives ? ".by-index;" : "", sizeof(dev_real) * 8, job_recipe_name(s->precision.recipe), t->layout.tp, t->layout.pp, t->layout.dp,
                  t->layout.sequence_parallel, (long long)s->train.micro_batch, (long long)s->train.global_batch, (long long)s->data.seq_len,
                  dtype_name(t->model.reduce), dtype_name(t->optimizer.moments));
 }

@@ -22,6 +22,7 @@ struct trainer_config {
         const struct dev_ops *ops;
         struct dev *dev;
         int rank;                     /* (pp_index * dp + dp_index) * tp + tp_index */
+        const char *collectives;      /* what makes sums between devices, for the fingerprint; NULL: the host */
         struct flight *flight;        /* may be NULL */
         bool test_hooks_armed;        /* kill_* hooks fire (first incarnation only) */
 };
