@@ -20,6 +20,7 @@ void metrics_loaded(struct metrics *m);
 struct metrics_ckpt {
         uint64_t waited_ns;                                        /* for the snapshot of the step before */
         uint64_t saves_skipped, replicas_skipped, replicas_missed; /* since the rank began */
+        uint64_t replica_bytes, replica_rdma_bytes;                /* of second copies delivered; likewise */
 };
 void metrics_row(struct metrics *m, uint64_t epoch, const struct step_result *r, const struct metrics_ckpt *k);
 /* Puts the step into the recorder, its number last. After the snapshot. */

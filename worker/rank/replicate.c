@@ -269,6 +269,8 @@ void replicate_end(struct replicate *r) {
                          " skipped", r->epoch, r->delivered, r->bytes, r->lane_bytes, r->lanes.ops ? r->lanes.ops->name : "RDMA", r->falls, r->missed, r->skipped);
         r->before.skipped += r->skipped;
         r->before.missed += r->missed;
+        r->before.bytes += r->bytes;
+        r->before.lane_bytes += r->lane_bytes;
         r->delivered = r->missed = r->skipped = r->bytes = r->lane_bytes = r->falls = 0;
         r->epoch = r->sending = 0;
         memset(r->key, 0, sizeof(r->key));
@@ -280,7 +282,7 @@ struct replicate_counts replicate_counted(struct replicate *r) {
         struct replicate_counts n;
 
         pthread_mutex_lock(&r->lock);
-        n = (struct replicate_counts){ r->before.skipped + r->skipped, r->before.missed + r->missed };
+        n = (struct replicate_counts){ r->before.skipped + r->skipped, r->before.missed + r->missed, r->before.bytes + r->bytes, r->before.lane_bytes + r->lane_bytes };
         pthread_mutex_unlock(&r->lock);
         return n;
 }

@@ -29,6 +29,7 @@ void replicate_begin(struct replicate *r, const Fp8ctl__V1__RankPlan *p);
 void replicate_end(struct replicate *r);
 struct replicate_counts {
         uint64_t skipped /* an earlier one was still on its way */, missed /* it could not be delivered */;
+        uint64_t bytes, lane_bytes; /* delivered; of these by RDMA */
 };
 /* Since the rank began. */
 struct replicate_counts replicate_counted(struct replicate *r);

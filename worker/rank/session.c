@@ -453,7 +453,7 @@ static int keep(struct session *s, const struct step_result *res, bool last, str
         int r;
 
         metrics_row(s->metrics, s->epoch, res,
-                    &(struct metrics_ckpt){ snapshot_take_waited(s->snapshot), save_skipped(s->save), copies.skipped, copies.missed });
+                    &(struct metrics_ckpt){ snapshot_take_waited(s->snapshot), save_skipped(s->save), copies.skipped, copies.missed, copies.bytes, copies.lane_bytes });
         if (last || save_now || res->step % (uint64_t)every == 0) {
                 flight_set_phase(s->flight, FLIGHT_SNAPSHOT);
                 replicate_next(s->replicate, res->step, res->agreed_requests);
