@@ -8,6 +8,7 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,24 +25,29 @@
 static const struct lane_ops *true_ops;
 static const char *pull;
 static bool pulling;
+static atomic_bool pulled;
 
 static void *pull_soon(void *arg) {
         (void)poll(NULL, 0, 10);
         if (system(pull) != 0) // NOLINT(cert-env33-c,bugprone-command-processor): the command is the caller's
                 fprintf(stderr, "'%s' failed\n", pull);
+        atomic_store(&pulled, true);
         return NULL;
 }
 
-/* The link goes while this write is under way. */
+/* The link goes while this write is under way: it is made again and again until then, and once after. */
 static int write_pulled(struct lane *l, const struct lane_pool *p, const void *from, uint64_t bytes, uint64_t to, uint32_t key, int timeout_ms, struct error *e) {
         pthread_t thread;
-        bool mine = pulling;
+        bool mine = pulling, over;
         int r;
 
         pulling = false;
         if (mine && pthread_create(&thread, NULL, pull_soon, NULL) != 0)
                 return error_set(e, -EAGAIN, "no thread");
-        r = true_ops->write(l, p, from, bytes, to, key, timeout_ms, e);
+        do {
+                over = !mine || atomic_load(&pulled);
+                r = true_ops->write(l, p, from, bytes, to, key, timeout_ms, e);
+        } while (r == 0 && !over);
         if (mine)
                 pthread_join(thread, NULL);
         return r;
