@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -461,6 +463,16 @@ static int spawn_thread(pthread_t *ret, void *(*fn)(void *), void *arg, bool det
         return -r;
 }
 
+/* A rank may be silent between its snapshots, and a node whose power went says no good-bye: the kernel asks, so that its threads do not wait for ever. */
+static void keep_alive(int fd) {
+        static const int on = 1, idle_s = 30, every_s = 10, times = 3;
+
+        (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+        (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
+        (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &every_s, sizeof(every_s));
+        (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &times, sizeof(times));
+}
+
 static void take_connection(struct holder *h, int fd) {
         struct connection *c = malloc(sizeof(*c));
         pthread_t thread;
@@ -471,6 +483,7 @@ static void take_connection(struct holder *h, int fd) {
         h->connections += room;
         pthread_mutex_unlock(&h->lock);
         if (room) {
+                keep_alive(fd);
                 *c = (struct connection){ .holder = h, .fd = fd };
                 if (spawn_thread(&thread, serve, c, true) == 0)
                         return;
