@@ -81,6 +81,7 @@ struct doc_bounds {
         const int32_t *pos; /* [T] position inside its document */
         const int32_t *doc; /* [T] index of its document */
         int32_t n, tokens;
+        const int32_t *host_cu; /* the same as cu, in host memory, or NULL: a backend may choose by it how it does attention, in forward and backward alike */
 };
 
 /* Per-step values in device memory. */
@@ -116,6 +117,7 @@ struct dev_config {
         int index;              /* device number on the node */
         int threads;            /* CPU: BLAS threads, default 1 (part of the numeric fingerprint) */
         enum dtype act;         /* activations' carrier */
+        bool any_order;         /* sums may be made in whatever order is fastest (attention's backward): the same step twice need not give the same bits */
 };
 
 struct dev_ops {
@@ -162,6 +164,8 @@ struct dev_ops {
         /* dx[M,K] of xt (BF16 or F32) = xt(beta*sum + dy[M,N] w[N,K]), beta 0 or 1: where several products make one input's gradient (q, k, v; gate, up) they are added in
          * F32 and rounded once.  dx NULL: not the last of them, sum (F32) takes the result.  With dx, sum is scratch afterwards, and may be NULL when beta is 0. */
         int (*gemm_dgrad)(const struct qtensor *dy, const struct qtensor *w, dev_real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s);
+        /* The same for all n pairs at once, dx = xt(sum of their products), where a backend has one kernel for it; -EOPNOTSUPP: gemm_dgrad one after another. */
+        int (*gemm_dgrad_sum)(int n, const struct qtensor *const *dy, const struct qtensor *const *w, void *dx, enum dtype xt, struct dev_stream *s);
         /* dw[N,K] (F32) += dy[M,N]^T x[M,K] */
         int (*gemm_wgrad)(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s);
 
@@ -178,7 +182,8 @@ struct dev_ops {
         /* ---- attention.  RoPE rotates halves (Hugging Face Llama), tables in F32; in place on q [T, Hq*D], k [T, Hkv*D] (act). backward: inverse rotation */
         int (*rope)(void *q, void *k, const struct doc_bounds *docs, double theta, int64_t Hq, int64_t Hkv, int64_t D, bool backward, enum dtype act,
                     struct dev_stream *s);
-        /* causal within documents; scale 1/sqrt(D); softmax in F32; out (act) [T, Hq*D]; lse [Hq, T] F32 */
+        /* causal within documents; scale 1/sqrt(D); softmax in F32; out (act) [T, Hq*D]; lse: Hq*T of F32, by head, then token; with docs->host_cu in
+         * an order of the backend's own, for its backward with the same docs. */
         int (*attention_fwd)(const void *q, const void *k, const void *v, const struct doc_bounds *docs, void *out, dev_real *lse, int64_t Hq, int64_t Hkv,
                              int64_t D, enum dtype act, void *workspace, struct dev_stream *s);
         /* the softmax's gradient is p * (dp - rowsum(dout * out)), with `out` as it is stored */
@@ -193,6 +198,14 @@ struct dev_ops {
         /* dg, du (act) from da (dat), quantised in the same pass when qg/qu are given (then dg/du may be NULL) */
         int (*swiglu_bwd)(const void *g, const void *u, const void *da, enum dtype dat, void *dg, void *du, enum dtype act, int64_t T, int64_t I,
                           const struct quant_spec *qsg, struct qtensor *qg, const struct quant_spec *qsu, struct qtensor *qu, struct dev_stream *s);
+
+        /* SwiGLU whose inputs are kept quantised, as one operation each way where a backend has it; -EOPNOTSUPP: the plain operations one after another, whose bits these have.
+         * Forward: gq = quantised g, uq = quantised u, out = quantised act(silu(g) * u).  Backward, g and u being act(dequantised gq, uq): aq = quantised act(silu(g) * u), and
+         * dg, du quantised. */
+        int (*swiglu_cache_fwd)(const void *g, const void *u, enum dtype act, const struct quant_spec *sg, struct qtensor *gq, const struct quant_spec *su, struct qtensor *uq,
+                                const struct quant_spec *sa, struct qtensor *out, struct dev_stream *s);
+        int (*swiglu_cached_bwd)(const struct qtensor *gq, const struct qtensor *uq, const void *da, enum dtype act, const struct quant_spec *sa, struct qtensor *aq,
+                                 const struct quant_spec *sg, struct qtensor *dg, const struct quant_spec *su, struct qtensor *du, struct dev_stream *s);
 
         /* ---- vocabulary-parallel embedding and cross-entropy. This shard holds ids [v0, v0+V). */
         /* out (act) [T, H] = table row, 0 for ids of other shards */
@@ -220,7 +233,7 @@ struct dev_ops {
                            struct dev_stream *s);
 };
 
-#define DEV_VERSION 2
+#define DEV_VERSION 3
 
 /* The built-in backend of that kind, every slot filled (missing ones return -EOPNOTSUPP); NULL: unknown. */
 const struct dev_ops *dev_ops_find(const char *kind);

@@ -151,6 +151,23 @@ static int missing_swiglu_bwd(const void *g, const void *u, const void *da, enum
         return -EOPNOTSUPP;
 }
 
+static int missing_swiglu_cache_fwd(const void *g, const void *u, enum dtype act, const struct quant_spec *sg, struct qtensor *gq,
+                                    const struct quant_spec *su, struct qtensor *uq, const struct quant_spec *sa, struct qtensor *out,
+                                    struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
+
+static int missing_swiglu_cached_bwd(const struct qtensor *gq, const struct qtensor *uq, const void *da, enum dtype act,
+                                     const struct quant_spec *sa, struct qtensor *aq, const struct quant_spec *sg, struct qtensor *dg,
+                                     const struct quant_spec *su, struct qtensor *du, struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
+
+static int missing_gemm_dgrad_sum(int n, const struct qtensor *const *dy, const struct qtensor *const *w, void *dx, enum dtype xt,
+                                  struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
+
 static int missing_embed_fwd(const void *table, const int32_t *ids, void *out, enum dtype act, int64_t T, int64_t H,
                              int64_t v0, int64_t V, struct dev_stream *s) {
         return -EOPNOTSUPP;
@@ -213,6 +230,7 @@ static const struct dev_ops missing = {
         .dequantize = missing_dequantize,
         .gemm_fprop = missing_gemm_fprop,
         .gemm_dgrad = missing_gemm_dgrad,
+        .gemm_dgrad_sum = missing_gemm_dgrad_sum,
         .gemm_wgrad = missing_gemm_wgrad,
         .rmsnorm_fwd = missing_rmsnorm_fwd,
         .rmsnorm_quant_fwd = missing_rmsnorm_quant_fwd,
@@ -224,6 +242,8 @@ static const struct dev_ops missing = {
         .swiglu_fwd = missing_swiglu_fwd,
         .swiglu_quant_fwd = missing_swiglu_quant_fwd,
         .swiglu_bwd = missing_swiglu_bwd,
+        .swiglu_cache_fwd = missing_swiglu_cache_fwd,
+        .swiglu_cached_bwd = missing_swiglu_cached_bwd,
         .embed_fwd = missing_embed_fwd,
         .embed_bwd = missing_embed_bwd,
         .ce_max = missing_ce_max,

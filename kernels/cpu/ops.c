@@ -1,6 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The CPU backend's table: complete, and the specification of every other backend. */
+#include <errno.h>
+
 #include "kernels/cpu/cpu.h"
+
+/* Fused units that gain nothing here: the plain operations one after another are what they mean. */
+static int cpu_gemm_dgrad_sum(int n, const struct qtensor *const *dy, const struct qtensor *const *w, void *dx, enum dtype xt, struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
+
+static int cpu_swiglu_cache_fwd(const void *g, const void *u, enum dtype act, const struct quant_spec *sg, struct qtensor *gq, const struct quant_spec *su, struct qtensor *uq,
+                                const struct quant_spec *sa, struct qtensor *out, struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
+
+static int cpu_swiglu_cached_bwd(const struct qtensor *gq, const struct qtensor *uq, const void *da, enum dtype act, const struct quant_spec *sa, struct qtensor *aq,
+                                 const struct quant_spec *sg, struct qtensor *dg, const struct quant_spec *su, struct qtensor *du, struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
 
 const struct dev_ops dev_ops_cpu = {
         .size = sizeof(struct dev_ops),
@@ -27,6 +44,7 @@ const struct dev_ops dev_ops_cpu = {
         .dequantize = cpu_dequantize,
         .gemm_fprop = cpu_gemm_fprop,
         .gemm_dgrad = cpu_gemm_dgrad,
+        .gemm_dgrad_sum = cpu_gemm_dgrad_sum,
         .gemm_wgrad = cpu_gemm_wgrad,
         .rmsnorm_fwd = cpu_rmsnorm_fwd,
         .rmsnorm_quant_fwd = cpu_rmsnorm_quant_fwd,
@@ -38,6 +56,8 @@ const struct dev_ops dev_ops_cpu = {
         .swiglu_fwd = cpu_swiglu_fwd,
         .swiglu_quant_fwd = cpu_swiglu_quant_fwd,
         .swiglu_bwd = cpu_swiglu_bwd,
+        .swiglu_cache_fwd = cpu_swiglu_cache_fwd,
+        .swiglu_cached_bwd = cpu_swiglu_cached_bwd,
         .embed_fwd = cpu_embed_fwd,
         .embed_bwd = cpu_embed_bwd,
         .ce_max = cpu_ce_max,

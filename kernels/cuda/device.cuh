@@ -89,6 +89,42 @@ __device__ __forceinline__ void store8(void *p, enum dtype t, int64_t i, int n, 
                         store1(p, t, i + k, v[k]);
 }
 
+/* Eight at once, of a type known when compiled; i and the pointer are such that it is aligned to 16 bytes. Without branches the loads of several arrays are in flight together. */
+template <enum dtype T> __device__ __forceinline__ void load_vector(const void *p, int64_t i, float (&v)[8]) {
+        if constexpr (T == DT_BF16) {
+                const uint4 u = *(const uint4 *)((const uint16_t *)p + i);
+                const uint32_t w[4] = { u.x, u.y, u.z, u.w };
+
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                        v[2 * k] = __uint_as_float(w[k] << 16);
+                        v[2 * k + 1] = __uint_as_float(w[k] & 0xffff0000u);
+                }
+        } else {
+                const float4 a = ((const float4 *)((const float *)p + i))[0], b = ((const float4 *)((const float *)p + i))[1];
+
+                v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+        }
+}
+
+template <enum dtype T> __device__ __forceinline__ void store_vector(void *p, int64_t i, const float (&v)[8]) {
+        if constexpr (T == DT_BF16) {
+                uint32_t w[4];
+
+#pragma unroll
+                for (int k = 0; k < 4; k++)
+                        w[k] = bf16_from(v[2 * k]) | (uint32_t)bf16_from(v[2 * k + 1]) << 16;
+                *(uint4 *)((uint16_t *)p + i) = make_uint4(w[0], w[1], w[2], w[3]);
+        } else {
+                ((float4 *)((float *)p + i))[0] = make_float4(v[0], v[1], v[2], v[3]);
+                ((float4 *)((float *)p + i))[1] = make_float4(v[4], v[5], v[6], v[7]);
+        }
+}
+
+static inline bool vector_aligned(const void *p) {
+        return (uintptr_t)p % 16 == 0;
+}
+
 /* kernels/cpu/exp.h, operation for operation. */
 __device__ __forceinline__ float exp_cpu(float x) {
         const float c = x > 89.0f ? 89.0f : x < -104.5f ? -104.5f : x;
@@ -113,19 +149,23 @@ template <typename T> __device__ __forceinline__ T warp_sum(T x) {
         return x;
 }
 
-/* Over the block's THREADS, the same value in all of them; room: THREADS / 32, and free again afterwards. */
-template <typename T> __device__ __forceinline__ T block_sum(T x, T *room) {
+/* Over the block's N threads (0: as many as it has, whole warps), the same value in all of them; room: one a warp, and free again afterwards. */
+template <int N, typename T> __device__ __forceinline__ T block_sum_of(T x, T *room) {
+        const int warps = (N ? N : (int)blockDim.x) / 32;
         T all = 0;
 
         x = warp_sum(x);
         if (threadIdx.x % 32 == 0)
                 room[threadIdx.x / 32] = x;
         __syncthreads();
-#pragma unroll
-        for (int w = 0; w < THREADS / 32; w++)
+        for (int w = 0; w < warps; w++)
                 all += room[w];
         __syncthreads();
         return all;
+}
+
+template <typename T> __device__ __forceinline__ T block_sum(T x, T *room) {
+        return block_sum_of<THREADS>(x, room);
 }
 
 static inline int launched(void) {

@@ -195,13 +195,55 @@ __global__ void __launch_bounds__(THREADS) rope(const rope_args r) {
                 rotate(r.k, r.act, (t * r.Hkv + h) * D + i, r.half, (float)cs, (float)sn * r.sign);
 }
 
+/* The angles of a block's tokens in shared memory first, then eight pairs of columns a thread; half is a multiple of 8 and divides THREADS. */
+__global__ void __launch_bounds__(THREADS) rope_vectors(const rope_args r) {
+        const int half = (int)r.half, tokens = THREADS / half, heads = (int)(r.Hq + r.Hkv), items = heads * (half / 8);
+        const int64_t t0 = (int64_t)blockIdx.x * tokens, mine = t0 + threadIdx.x / half;
+        __shared__ float cs[THREADS], sn[THREADS];
+
+        if (mine < r.T) {
+                double c, s;
+
+                sincos((double)r.pos[mine] * pow(r.theta, -2.0 * (double)(threadIdx.x % half) / (double)(2 * half)), &s, &c);
+                cs[threadIdx.x] = (float)c;
+                sn[threadIdx.x] = (float)s * r.sign;
+        }
+        __syncthreads();
+        for (int n = threadIdx.x; n < tokens * items; n += THREADS) {
+                const int token = n / items, head = n % items / (half / 8), i = n % (half / 8) * 8;
+                const bool is_q = head < r.Hq;
+                const int64_t t = t0 + token;
+                float a[8], b[8], x[8], y[8];
+
+                if (t >= r.T)
+                        return;
+                void *p = is_q ? r.q : r.k;
+                const int64_t at = (is_q ? t * r.Hq + head : t * r.Hkv + head - r.Hq) * 2 * half + i;
+
+                load_vector<DT_BF16>(p, at, a);
+                load_vector<DT_BF16>(p, at + half, b);
+#pragma unroll
+                for (int k = 0; k < 8; k++) {
+                        const float c = cs[token * half + i + k], s = sn[token * half + i + k];
+
+                        x[k] = a[k] * c - b[k] * s;
+                        y[k] = b[k] * c + a[k] * s;
+                }
+                store_vector<DT_BF16>(p, at, x);
+                store_vector<DT_BF16>(p, at + half, y);
+        }
+}
+
 extern "C" int cuda_launch_rope(void *q, void *k, const int32_t *pos, int64_t T, double theta, int64_t Hq, int64_t Hkv, int64_t D, bool backward, enum dtype act, cudaStream_t s) {
-        const rope_args r = { q, k, pos, theta, T, Hq, Hkv, D / 2, backward ? -1.f : 1.f, act };
+        const rope_args r = { q, k, pos, theta, T, q ? Hq : 0, k ? Hkv : 0, D / 2, backward ? -1.f : 1.f, act };
         const int64_t n = T * (D / 2);
 
         if (n == 0)
                 return 0;
-        rope<<<(unsigned)((n + THREADS - 1) / THREADS), THREADS, 0, s>>>(r);
+        if (act == DT_BF16 && r.half % 8 == 0 && THREADS % r.half == 0 && vector_aligned(q) && vector_aligned(k))
+                rope_vectors<<<(unsigned)((n + THREADS - 1) / THREADS), THREADS, 0, s>>>(r);
+        else
+                rope<<<(unsigned)((n + THREADS - 1) / THREADS), THREADS, 0, s>>>(r);
         return launched();
 }
 

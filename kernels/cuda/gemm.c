@@ -183,6 +183,58 @@ int cuda_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, dev_real 
         return r < 0 || !dx ? r : cuda_launch_cast(dx, xt, sum, DT_F32, dy->rows * w->cols, s->stream);
 }
 
+/* Each pair's maps are made as if it stood alone. */
+static int sum_maps(struct gemm_launch *l, int n, const struct qtensor *const *dy, const struct qtensor *const *w) {
+        struct gemm_launch one = *l;
+
+        for (int i = 0; i < n; i++) {
+                const struct operand a = { dy[i]->row, dy[i]->row_scale, dy[i]->rows }, b = { w[i]->col, w[i]->col_scale, w[i]->cols };
+                const int64_t K = dy[i]->cols, ld = pad4((K + 127) / 128);
+                int r;
+
+                one.b_blocks = b.scale;
+                r = gemm_maps(&one, &a, &b, K);
+                if (r < 0)
+                        return r;
+                if (i == 0) {
+                        l->a = one.a, l->b = one.b, l->a_scale = one.a_scale, l->d_map = one.d_map;
+                        l->b_blocks = b.scale;
+                        l->b_blocks_ld = ld;
+                        l->K_first = (int)K;
+                } else {
+                        l->more[i - 1] = (struct gemm_more){ .a = one.a, .b = one.b, .a_scale = one.a_scale, .b_blocks = b.scale, .b_blocks_ld = ld, .K = (int)K };
+                }
+        }
+        return 0;
+}
+
+int cuda_gemm_dgrad_sum(int n, const struct qtensor *const *dy, const struct qtensor *const *w, void *dx, enum dtype xt, struct dev_stream *s) {
+        struct gemm_launch l = { .d = dx, .out = GEMM_BF16, .n_more = n - 1, .sms = s->multiprocessors };
+        int64_t K = 0;
+        int r;
+
+        if (n < 2 || n > 3 || xt != DT_BF16)
+                return -EOPNOTSUPP;
+        for (int i = 0; i < n; i++) {
+                if (pair(dy[i], w[i], Q_128X128) != PAIR_BLOCK || dy[i]->rows == 0 || dy[i]->cols == 0)
+                        return -EOPNOTSUPP;
+                if (dy[i]->cols != w[i]->rows || dy[i]->rows != dy[0]->rows || w[i]->cols != w[0]->cols || dy[i]->cols % 16 != 0 || w[i]->cols % 16 != 0 || !dy[i]->row || !w[i]->col || !dx)
+                        return -EINVAL;
+                K += dy[i]->cols;
+        }
+        if (dy[0]->rows > INT_MAX / 2 || w[0]->cols > INT_MAX / 2 || K > INT_MAX / 2)
+                return -EINVAL;
+        (void)pthread_once(&encode_once, find_encode);
+        if (!encode)
+                return -EOPNOTSUPP;
+        l.M = (int)dy[0]->rows;
+        l.N = (int)w[0]->cols;
+        l.K = (int)K;
+        l.tile = s->tile >= 0 && s->tile < N_GEMM_TILES ? (enum gemm_tile)s->tile : gemm_plan(l.M, l.N, K, false, s->multiprocessors);
+        r = sum_maps(&l, n, dy, w);
+        return r < 0 ? r : cuda_launch_gemm(&l, s->stream);
+}
+
 int cuda_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s) {
         const struct operand a = { dy->col, dy->col_scale, dy->cols }, b = { x->col, x->col_scale, x->cols };
         const struct blas_call plain = {

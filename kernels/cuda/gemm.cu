@@ -45,6 +45,17 @@ struct args {
         int out, M, N, K, band;
 };
 
+/* Further pairs of operands; slices counts those of every pair, the first one's at 0. */
+struct pairs {
+        static constexpr bool many = true;
+        struct gemm_more more[2];
+        int n, K[3], slices[3];
+};
+
+struct no_pairs {
+        static constexpr bool many = false;
+};
+
 struct tile_at {
         int m, n;
 };
@@ -84,33 +95,48 @@ template <int STAGES> __device__ __forceinline__ void ring_next(struct ring *r) 
         }
 }
 
+/* Slices of one pair of operands, for one tile. */
 template <class S, int BN, bool SHARE_A, bool VECTOR>
-__device__ __forceinline__ void produce(const struct args &g, const CUtensorMap *a, const CUtensorMap *b, const CUtensorMap *sa, const CUtensorMap *sb, uint32_t base, uint32_t rank) {
+__device__ __forceinline__ void load_slices(int K, struct tile_at at, const CUtensorMap *a, const CUtensorMap *b, const CUtensorMap *sa, const CUtensorMap *sb, uint32_t base,
+                                            uint32_t rank, struct ring *r) {
+        for (int k = 0; k < K; k += BK, ring_next<S::stages>(r)) {
+                const uint32_t full = base + S::barriers_at + r->stage * 16, to = base + r->stage * S::stage_bytes;
+                const uint32_t scales = base + S::scales_at + r->stage * (S::sa_bytes + S::sb_bytes);
+
+                barrier_wait(full + 8, r->phase);
+                barrier_expect(full, S::stage_bytes + S::sa_bytes + S::sb_bytes);
+                if (SHARE_A) {
+                        tma_load_pair(to + rank * (S::a_bytes / 2), a, k, at.m + rank * (S::bm / 2), full);
+                        tma_load(to + S::a_bytes, b, k, at.n, full);
+                        tma_load_pair(scales + rank * (S::sa_bytes / 2), sa, at.m + rank * (S::bm / 2), k / BK, full);
+                        if (VECTOR)
+                                tma_load(scales + S::sa_bytes, sb, at.n, k / BK, full);
+                } else {
+                        tma_load(to, a, k, at.m, full);
+                        tma_load_pair(to + S::a_bytes + rank * (S::b_bytes / 2), b, k, at.n + rank * (BN / 2), full);
+                        tma_load(scales, sa, at.m, k / BK, full);
+                        if (VECTOR)
+                                tma_load_pair(scales + S::sa_bytes + rank * (S::sb_bytes / 2), sb, at.n + rank * (BN / 2), k / BK, full);
+                }
+        }
+}
+
+template <class S, int BN, bool SHARE_A, bool VECTOR, class MORE>
+__device__ __forceinline__ void produce(const struct args &g, const MORE &p, const CUtensorMap *a, const CUtensorMap *b, const CUtensorMap *sa, const CUtensorMap *sb, uint32_t base,
+                                        uint32_t rank) {
         const int pairs = gridDim.x / 2;
         struct ring r = { 0, 1 };
         struct tile_at at;
 
-        for (int t = blockIdx.x / 2; tile_of<S, BN, SHARE_A>(g, t, rank, &at); t += pairs)
-                for (int k = 0; k < g.K; k += BK, ring_next<S::stages>(&r)) {
-                        const uint32_t full = base + S::barriers_at + r.stage * 16, to = base + r.stage * S::stage_bytes;
-                        const uint32_t scales = base + S::scales_at + r.stage * (S::sa_bytes + S::sb_bytes);
-
-                        barrier_wait(full + 8, r.phase);
-                        barrier_expect(full, S::stage_bytes + S::sa_bytes + S::sb_bytes);
-                        if (SHARE_A) {
-                                tma_load_pair(to + rank * (S::a_bytes / 2), a, k, at.m + rank * (S::bm / 2), full);
-                                tma_load(to + S::a_bytes, b, k, at.n, full);
-                                tma_load_pair(scales + rank * (S::sa_bytes / 2), sa, at.m + rank * (S::bm / 2), k / BK, full);
-                                if (VECTOR)
-                                        tma_load(scales + S::sa_bytes, sb, at.n, k / BK, full);
-                        } else {
-                                tma_load(to, a, k, at.m, full);
-                                tma_load_pair(to + S::a_bytes + rank * (S::b_bytes / 2), b, k, at.n + rank * (BN / 2), full);
-                                tma_load(scales, sa, at.m, k / BK, full);
-                                if (VECTOR)
-                                        tma_load_pair(scales + S::sa_bytes + rank * (S::sb_bytes / 2), sb, at.n + rank * (BN / 2), k / BK, full);
-                        }
+        for (int t = blockIdx.x / 2; tile_of<S, BN, SHARE_A>(g, t, rank, &at); t += pairs) {
+                if constexpr (MORE::many) {
+                        load_slices<S, BN, SHARE_A, VECTOR>(p.K[0], at, a, b, sa, sb, base, rank, &r);
+                        for (int i = 0; i < p.n; i++)
+                                load_slices<S, BN, SHARE_A, VECTOR>(p.K[i + 1], at, &p.more[i].a, &p.more[i].b, &p.more[i].a_scale, sb, base, rank, &r);
+                } else {
+                        load_slices<S, BN, SHARE_A, VECTOR>(g.K, at, a, b, sa, sb, base, rank, &r);
                 }
+        }
 }
 
 /* Runs of columns that lie in one 128x128 block of b, wherever the tile begins. */
@@ -225,9 +251,19 @@ __device__ __forceinline__ void stage_add(const struct args &g, const float (&ac
         }
 }
 
-template <class S, int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> __device__ __forceinline__ void consume(const struct args &g, const CUtensorMap *d, uint8_t *shared, uint32_t base, uint32_t rank) {
+__device__ __forceinline__ int all_slices(const struct no_pairs &) {
+        return 0;
+}
+
+__device__ __forceinline__ int all_slices(const struct pairs &p) {
+        return p.slices[0] + p.slices[1] + (p.n > 1 ? p.slices[2] : 0);
+}
+
+template <class S, int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED, class MORE>
+__device__ __forceinline__ void consume(const struct args &g, const MORE &p, const CUtensorMap *d, uint8_t *shared, uint32_t base, uint32_t rank) {
         const int pairs = gridDim.x / 2, lane = threadIdx.x % 32, warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), group = warp / 4;
         const int row = group * 64 * SETS + warp % 4 * 16 + lane / 4; /* + 64 a set, + 8 */
+        constexpr bool many = MORE::many;
         const int slices = (g.K + BK - 1) / BK, last_block = (g.N - 1) / 128;
         const uint64_t first_a = tile_descriptor(base + group * 64 * SETS * BK), first_b = tile_descriptor(base + S::a_bytes);
         const float *first_sa = (const float *)(shared + S::scales_at) + row;
@@ -238,7 +274,10 @@ template <class S, int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> __d
         for (int t = blockIdx.x / 2; tile_of<S, BN, SHARE_A>(g, t, rank, &at); t += pairs) {
                 float acc[SETS][BN / 2], blocks[chunks<BN>] = {}, next[chunks<BN>] = {};
                 const float *from[chunks<BN>];
+                int left = slices, pair = 0; /* of the pair whose scales come next */
 
+                if constexpr (many)
+                        left = p.slices[0];
 #pragma unroll
                 for (int s = 0; s < SETS; s++)
 #pragma unroll
@@ -249,7 +288,7 @@ template <class S, int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> __d
                         from[i] = g.b_blocks + min((at.n + i * (BN / chunks<BN>)) / 128, last_block) * g.b_blocks_ld;
                         next[i] = __ldg(from[i]);
                 }
-                for (int k = slices; k > 0; k--, ring_next<S::stages>(&r)) {
+                for (int k = many ? all_slices(p) : slices; k > 0; k--, ring_next<S::stages>(&r)) {
                         const uint32_t full = base + S::barriers_at + r.stage * 16;
                         const uint64_t da = first_a + r.stage * (S::stage_bytes / 16), db = first_b + r.stage * (S::stage_bytes / 16);
                         const float *sa = first_sa + r.stage * ((S::sa_bytes + S::sb_bytes) / 4), *sb = first_sb + r.stage * ((S::sa_bytes + S::sb_bytes) / 4);
@@ -257,8 +296,17 @@ template <class S, int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> __d
 #pragma unroll
                         for (int i = 0; !VECTOR && i < chunks<BN>; i++) {
                                 blocks[i] = next[i];
-                                from[i] += k > 1; /* the last slice reads its own again */
+                                if (!many || left > 1) {
+                                        from[i] += k > 1; /* the last slice reads its own again */
+                                } else if constexpr (many) {
+                                        if (pair < p.n)
+                                                from[i] = p.more[pair].b_blocks + min((at.n + i * (BN / chunks<BN>)) / 128, last_block) * p.more[pair].b_blocks_ld;
+                                }
                                 next[i] = __ldg(from[i]);
+                        }
+                        if constexpr (many) {
+                                if (--left == 0 && pair < p.n)
+                                        left = p.slices[++pair];
                         }
                         barrier_wait(full, r.phase);
 #pragma unroll
@@ -299,10 +347,10 @@ template <class S, int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> __d
                 store_wait_read();
 }
 
-template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED>
+template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED, class MORE>
 __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1)
 gemm(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, const __grid_constant__ CUtensorMap sa, const __grid_constant__ CUtensorMap sb,
-     const __grid_constant__ CUtensorMap d, const __grid_constant__ struct args g) {
+     const __grid_constant__ CUtensorMap d, const __grid_constant__ struct args g, const __grid_constant__ MORE p) {
         using S = shape<SETS, BN, SHARE_A, VECTOR, STAGED>;
         extern __shared__ uint8_t raw[];
         uint8_t *shared = raw + (-shared_address(raw) & 1023);
@@ -319,17 +367,17 @@ gemm(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap 
         if (threadIdx.x >= CONSUMER_WARPS * 32) {
                 registers_shrink<40>();
                 if (threadIdx.x == CONSUMER_WARPS * 32)
-                        produce<S, BN, SHARE_A, VECTOR>(g, &a, &b, &sa, &sb, base, rank);
+                        produce<S, BN, SHARE_A, VECTOR>(g, p, &a, &b, &sa, &sb, base, rank);
                 __syncwarp();
                 cluster_sync();
         } else {
                 registers_grow<232>();
-                consume<S, SETS, BN, SHARE_A, VECTOR, STAGED>(g, &d, shared, base, rank);
+                consume<S, SETS, BN, SHARE_A, VECTOR, STAGED>(g, p, &d, shared, base, rank);
                 cluster_sync();
         }
 }
 
-template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> static int launch(const struct gemm_launch *l, cudaStream_t s) {
+template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED, class MORE> static int launch_with(const struct gemm_launch *l, const MORE &p, cudaStream_t s) {
         using S = shape<SETS, BN, SHARE_A, VECTOR, STAGED>;
         static bool ready; /* the attribute is the function's for good; setting it twice does no harm */
         const struct args g = { l->b_blocks, l->b_blocks_ld, l->d, l->out, l->M, l->N, l->K, gemm_tile_shapes[l->tile].band };
@@ -337,16 +385,39 @@ template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> static int l
         const int64_t pairs = (int64_t)((l->M + step_m - 1) / step_m) * ((l->N + step_n - 1) / step_n);
         const int grid = (int)(pairs < l->sms / 2 ? pairs : l->sms / 2) * 2;
 
-        if (!ready && cudaFuncSetAttribute(gemm<SETS, BN, SHARE_A, VECTOR, STAGED>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes) != cudaSuccess)
+        if (!ready && cudaFuncSetAttribute(gemm<SETS, BN, SHARE_A, VECTOR, STAGED, MORE>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes) != cudaSuccess)
                 return -EIO;
         ready = true;
-        gemm<SETS, BN, SHARE_A, VECTOR, STAGED><<<grid, THREADS, S::shared_bytes, s>>>(l->a, l->b, l->a_scale, l->b_scale, l->d_map, g);
+        gemm<SETS, BN, SHARE_A, VECTOR, STAGED, MORE><<<grid, THREADS, S::shared_bytes, s>>>(l->a, l->b, l->a_scale, l->b_scale, l->d_map, g, p);
         return cudaGetLastError() == cudaSuccess ? 0 : -EIO;
+}
+
+template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> static int launch(const struct gemm_launch *l, cudaStream_t s) {
+        return launch_with<SETS, BN, SHARE_A, VECTOR, STAGED>(l, no_pairs{}, s);
+}
+
+/* Several pairs of operands. */
+template <int SETS, int BN, bool SHARE_A> static int launch_sum(const struct gemm_launch *l, cudaStream_t s) {
+        struct pairs p;
+
+        p.n = l->n_more;
+        for (int i = 0; i <= p.n; i++) {
+                p.K[i] = i ? l->more[i - 1].K : l->K_first;
+                p.slices[i] = (p.K[i] + BK - 1) / BK;
+                if (i)
+                        p.more[i - 1] = l->more[i - 1];
+        }
+        return launch_with<SETS, BN, SHARE_A, false, true>(l, p, s);
 }
 
 extern "C" int cuda_launch_gemm(const struct gemm_launch *l, cudaStream_t s) {
         const bool vector = !l->b_blocks, staged = vector ? l->staged : l->out == GEMM_BF16;
 
+        if (l->n_more > 0) {
+                if (vector || !staged || l->n_more > 2)
+                        return -EINVAL;
+                return l->tile == TILE_256X128 ? launch_sum<2, 128, true>(l, s) : l->tile == TILE_128X192 ? launch_sum<1, 192, false>(l, s) : launch_sum<1, 128, true>(l, s);
+        }
         switch (l->tile) {
         case TILE_256X128:
                 if (vector)

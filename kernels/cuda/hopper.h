@@ -13,12 +13,14 @@
 #endif
 
 /* One buffer a purpose. */
-enum cuda_slot { CUDA_SLOT_AMAX, CUDA_SLOT_NORM, CUDA_SLOT_STATS, CUDA_SLOT_OUT0, CUDA_SLOT_OUT1, CUDA_SLOT_BLAS, CUDA_SLOTS };
+enum cuda_slot { CUDA_SLOT_AMAX, CUDA_SLOT_NORM, CUDA_SLOT_STATS, CUDA_SLOT_OUT0, CUDA_SLOT_OUT1, CUDA_SLOT_BLAS, CUDA_SLOT_ATTENTION, CUDA_SLOTS };
 
 struct cuda_blas;
+struct attention_library;
 
 struct dev {
         int index;
+        bool any_order;
         char fingerprint[200];
 };
 
@@ -30,6 +32,8 @@ struct dev_stream {
         void *scratch[CUDA_SLOTS];
         size_t size[CUDA_SLOTS];
         struct cuda_blas *blas; /* made at the first product that needs it */
+        struct attention_library *attention; /* made at the first attention; NULL after that: this node has none */
+        bool attention_tried;
 };
 
 /* A stream on the current device; -ENODEV unless that has compute capability 9.0. */
@@ -39,6 +43,12 @@ struct dev_stream *cuda_stream_free(struct dev_stream *s);
 void *cuda_scratch(struct dev_stream *s, enum cuda_slot slot, size_t bytes);
 
 int cuda_quantize(const void *x, enum dtype xt, const struct quant_spec *q, struct qtensor *out, struct dev_stream *s);
+/* Quantised where the value is made; 1x128 E4M3 of BF16 only, else -EOPNOTSUPP. */
+int cuda_norm_quant(const void *x, const float *rstd, const float *w, const struct quant_spec *q, struct qtensor *out, struct dev_stream *s);
+int cuda_swiglu_cache_fwd(const void *g, const void *u, enum dtype act, const struct quant_spec *sg, struct qtensor *gq, const struct quant_spec *su, struct qtensor *uq,
+                          const struct quant_spec *sa, struct qtensor *out, struct dev_stream *s);
+int cuda_swiglu_cached_bwd(const struct qtensor *gq, const struct qtensor *uq, const void *da, enum dtype act, const struct quant_spec *sa, struct qtensor *aq, const struct quant_spec *sg,
+                           struct qtensor *dg, const struct quant_spec *su, struct qtensor *du, struct dev_stream *s);
 int cuda_requantize_col(struct qtensor *t, const struct quant_spec *q, struct dev_stream *s);
 int cuda_dequantize(const struct qtensor *t, void *x, enum dtype xt, struct dev_stream *s);
 
@@ -49,4 +59,5 @@ int cuda_dequantize(const struct qtensor *t, void *x, enum dtype xt, struct dev_
  */
 int cuda_gemm_fprop(const struct qtensor *x, const struct qtensor *w, void *y, enum dtype yt, struct dev_stream *s);
 int cuda_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, dev_real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s);
+int cuda_gemm_dgrad_sum(int n, const struct qtensor *const *dy, const struct qtensor *const *w, void *dx, enum dtype xt, struct dev_stream *s);
 int cuda_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s);

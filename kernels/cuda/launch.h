@@ -33,6 +33,12 @@ struct quantize_launch {
 };
 
 int cuda_launch_quantize(const struct quantize_launch *q, cudaStream_t s);
+/* q->x is what went into the norm. */
+int cuda_launch_norm_quant(const struct quantize_launch *q, const float *rstd, const float *w, cudaStream_t s);
+/* qg->x, qu->x: SwiGLU's inputs in BF16. */
+int cuda_launch_swiglu_cache(const struct quantize_launch *qg, const struct quantize_launch *qu, const struct quantize_launch *qa, cudaStream_t s);
+/* qg->x, qu->x: SwiGLU's inputs in FP8 with x_scale; qa->x: the gradient of its output in BF16. */
+int cuda_launch_swiglu_cached_bwd(const struct quantize_launch *qa, const struct quantize_launch *qg, const struct quantize_launch *qu, cudaStream_t s);
 
 /* The tiles that kernels exist for. A block of two consumer warpgroups makes m rows and n columns; two blocks share what they have in common. */
 enum gemm_tile { TILE_256X128, TILE_128X192, TILE_128X128, N_GEMM_TILES };
@@ -46,6 +52,14 @@ extern const struct gemm_tile_shape gemm_tile_shapes[N_GEMM_TILES];
 
 enum gemm_out { GEMM_BF16, GEMM_F32, GEMM_F32_ADD };
 
+/* A further pair of operands. */
+struct gemm_more {
+        CUtensorMap a, b, a_scale;
+        const float *b_blocks;
+        int64_t b_blocks_ld;
+        int K;
+};
+
 /* d[M,N] (+)= a[M,K] b[N,K]^T, E4M3, K contiguous. */
 struct gemm_launch {
         CUtensorMap a, b, a_scale, b_scale, d_map; /* boxes: see gemm_maps in gemm.c; b_scale only when !b_blocks, d_map only for BF16 */
@@ -54,6 +68,10 @@ struct gemm_launch {
         void *d;
         enum gemm_out out;
         int M, N, K;
+        /* More pairs of operands whose products are added, for BF16 by b_blocks; K is of all together. */
+        int n_more;
+        struct gemm_more more[2];
+        int K_first; /* of the pair that stands above */
         enum gemm_tile tile;
         bool staged; /* without b_blocks: the tile leaves through shared memory, by the copy engine (with them BF16 does so and FP32 does not) */
         int sms;

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <cublasLt.h>
 
+#include "kernels/cuda/attention_library.h"
 #include "kernels/cuda/hopper.h"
 #include "kernels/cuda/ops.h"
 
@@ -68,7 +69,9 @@ static int gpu_open(const struct dev_config *c, struct dev **ret, struct error *
         if (!d)
                 return error_errno(e, ENOMEM, "cuda device");
         d->index = index;
-        (void)snprintf(d->fingerprint, sizeof d->fingerprint, "cuda/%.80s/sm%d/rt%d/lt%zu/v%d", p.name, p.multiProcessorCount, runtime, cublasLtGetVersion(), DEV_VERSION);
+        d->any_order = c->any_order;
+        (void)snprintf(d->fingerprint, sizeof d->fingerprint, "cuda/%.80s/sm%d/rt%d/lt%zu/v%d%s", p.name, p.multiProcessorCount, runtime, cublasLtGetVersion(), DEV_VERSION,
+                       c->any_order ? "/any-order" : "");
         *ret = d;
         return 0;
 }
@@ -190,6 +193,10 @@ static int gpu_rmsnorm_quant_fwd(void *residual, const void *delta, const dev_re
 
         if (!is_act(act) || T < 0 || H <= 0 || out->rows != T || out->cols != H || (q->scaling == Q_NONE && !y))
                 return -EINVAL;
+        if (!y && act == DT_BF16 && q->scaling == Q_1X128 && q->dtype == DT_E4M3) { /* the sum, then its normalised value straight into the quantiser */
+                r = gpu_rmsnorm_fwd(residual, delta, w, eps, NULL, rstd, act, T, H, s);
+                return r < 0 ? r : cuda_norm_quant(residual, rstd, w, q, out, s);
+        }
         if (!to)
                 to = cuda_scratch(s, CUDA_SLOT_OUT0, (size_t)(T * H) * dtype_size(act));
         if (!to)
@@ -201,13 +208,15 @@ static int gpu_rmsnorm_quant_fwd(void *residual, const void *delta, const dev_re
 static int gpu_rmsnorm_bwd(void *dresidual, dev_real *dw, const void *dy, enum dtype dyt, const void *x, const dev_real *w, const dev_real *rstd, enum dtype act, int64_t T, int64_t H,
                            struct dev_stream *s) {
         float *partial;
+        int parts;
 
         if (!is_act(act) || !is_act(dyt) || T < 0 || H <= 0)
                 return -EINVAL;
-        partial = cuda_scratch(s, CUDA_SLOT_NORM, (size_t)H * CUDA_NORM_PARTS * sizeof *partial);
+        parts = cuda_norm_parts(T, H, s->multiprocessors);
+        partial = cuda_scratch(s, CUDA_SLOT_NORM, (size_t)H * (size_t)parts * sizeof *partial);
         if (!partial)
                 return -ENOMEM;
-        return cuda_launch_norm_bwd(dresidual, dw, dy, dyt, x, w, rstd, act, T, H, partial, s->stream);
+        return cuda_launch_norm_bwd(dresidual, dw, dy, dyt, x, w, rstd, act, T, H, partial, parts, s->stream);
 }
 
 static int gpu_rope(void *q, void *k, const struct doc_bounds *docs, double theta, int64_t Hq, int64_t Hkv, int64_t D, bool backward, enum dtype act, struct dev_stream *s) {
@@ -216,10 +225,44 @@ static int gpu_rope(void *q, void *k, const struct doc_bounds *docs, double thet
         return cuda_launch_rope(q, k, docs->pos, docs->tokens, theta, Hq, Hkv, D, backward, act, s->stream);
 }
 
+/* What the caller's workspace holds: backward's rowsum(dout * out), and with cuDNN dQ in F32, both in rows rounded up to its tiles, and a little for each document. */
+static size_t attention_room(int64_t T, int64_t Hq, int64_t D) {
+        const size_t rows = (size_t)(T + T / 8 + 256) * (size_t)Hq;
+
+        return rows * sizeof(float) * (size_t)(D + 2) + ((size_t)1 << 20);
+}
+
+static size_t gpu_attention_workspace(int64_t T, int64_t Hq, int64_t Hkv, int64_t D) {
+        return attention_room(T, Hq, D);
+}
+
 static int attention_valid(const struct doc_bounds *d, int64_t Hq, int64_t Hkv, int64_t D, enum dtype act) {
         if (act != DT_BF16)
                 return -EOPNOTSUPP;
         return Hkv > 0 && Hq > 0 && Hq % Hkv == 0 && D > 0 && Hq < 65536 && d->tokens >= 0 ? 0 : -EINVAL;
+}
+
+/* 0: done by the library; -EOPNOTSUPP: not for it. */
+static int library_attention(const struct attention_launch *a, const struct doc_bounds *docs, bool backward, void *workspace, struct dev_stream *s) {
+        struct attention_plan *p;
+        size_t bytes;
+        int r;
+
+        if (!docs->host_cu || a->T == 0)
+                return -EOPNOTSUPP;
+        if (!s->attention_tried) {
+                s->attention_tried = true;
+                (void)attention_library_new(&s->attention);
+        }
+        if (!s->attention)
+                return -EOPNOTSUPP;
+        r = attention_library_find(s->attention, a, docs->host_cu, docs->n, backward, s->dev && s->dev->any_order, &p);
+        if (r < 0)
+                return r;
+        bytes = attention_plan_workspace(p);
+        if (!workspace || bytes > attention_room(a->T, a->Hq, a->D))
+                workspace = cuda_scratch(s, CUDA_SLOT_ATTENTION, bytes);
+        return workspace ? attention_plan_run(p, a, docs->n, workspace, s->stream) : -ENOMEM;
 }
 
 static int gpu_attention_fwd(const void *q, const void *k, const void *v, const struct doc_bounds *docs, void *out, dev_real *lse, int64_t Hq, int64_t Hkv, int64_t D, enum dtype act,
@@ -227,7 +270,10 @@ static int gpu_attention_fwd(const void *q, const void *k, const void *v, const 
         const struct attention_launch a = { .q = q, .k = k, .v = v, .o = out, .lse = lse, .cu = docs->cu, .doc = docs->doc, .T = docs->tokens, .Hq = (int)Hq, .Hkv = (int)Hkv, .D = (int)D };
         int r = attention_valid(docs, Hq, Hkv, D, act);
 
-        return r < 0 ? r : cuda_launch_attention_fwd(&a, s->stream);
+        if (r < 0)
+                return r;
+        r = library_attention(&a, docs, false, workspace, s);
+        return r == -EOPNOTSUPP ? cuda_launch_attention_fwd(&a, s->stream) : r;
 }
 
 static int gpu_attention_bwd(const void *q, const void *k, const void *v, const void *out, const dev_real *lse, const void *dout, const struct doc_bounds *docs, void *dq, void *dk,
@@ -240,12 +286,10 @@ static int gpu_attention_bwd(const void *q, const void *k, const void *v, const 
 
         if (r == 0 && !workspace)
                 r = -EINVAL;
-        return r < 0 ? r : cuda_launch_attention_bwd(&a, s->stream);
-}
-
-/* Backward's rowsum(dout * out). */
-static size_t gpu_attention_workspace(int64_t T, int64_t Hq, int64_t Hkv, int64_t D) {
-        return (size_t)(T * Hq) * sizeof(float);
+        if (r < 0)
+                return r;
+        r = library_attention(&a, docs, true, workspace, s);
+        return r == -EOPNOTSUPP ? cuda_launch_attention_bwd(&a, s->stream) : r;
 }
 
 static int gpu_swiglu_fwd(const void *g, const void *u, void *a, enum dtype act, int64_t T, int64_t I, struct dev_stream *s) {
@@ -336,10 +380,10 @@ static const struct dev_ops table = {
         .stream_new = gpu_stream_new, .stream_free = gpu_stream_free, .stream_sync = gpu_stream_sync,
         .copy_in = gpu_copy_in, .copy_out = gpu_copy_out, .copy = gpu_copy, .zero = gpu_zero, .cast = gpu_cast, .add = gpu_add, .scale = gpu_scale, .init_normal = gpu_init_normal,
         .quantize = cuda_quantize, .requantize_col = cuda_requantize_col, .dequantize = cuda_dequantize,
-        .gemm_fprop = cuda_gemm_fprop, .gemm_dgrad = cuda_gemm_dgrad, .gemm_wgrad = cuda_gemm_wgrad,
+        .gemm_fprop = cuda_gemm_fprop, .gemm_dgrad = cuda_gemm_dgrad, .gemm_dgrad_sum = cuda_gemm_dgrad_sum, .gemm_wgrad = cuda_gemm_wgrad,
         .rmsnorm_fwd = gpu_rmsnorm_fwd, .rmsnorm_quant_fwd = gpu_rmsnorm_quant_fwd, .rmsnorm_bwd = gpu_rmsnorm_bwd,
         .rope = gpu_rope, .attention_fwd = gpu_attention_fwd, .attention_bwd = gpu_attention_bwd, .attention_workspace = gpu_attention_workspace,
-        .swiglu_fwd = gpu_swiglu_fwd, .swiglu_quant_fwd = gpu_swiglu_quant_fwd, .swiglu_bwd = gpu_swiglu_bwd,
+        .swiglu_fwd = gpu_swiglu_fwd, .swiglu_quant_fwd = gpu_swiglu_quant_fwd, .swiglu_bwd = gpu_swiglu_bwd, .swiglu_cache_fwd = cuda_swiglu_cache_fwd, .swiglu_cached_bwd = cuda_swiglu_cached_bwd,
         .embed_fwd = gpu_embed_fwd, .embed_bwd = gpu_embed_bwd, .ce_max = gpu_ce_max, .ce_sum = gpu_ce_sum, .ce_bwd = gpu_ce_bwd,
         .grad_stats = gpu_grad_stats, .adamw = gpu_adamw, .amax_update = gpu_amax_update,
 };

@@ -22,10 +22,10 @@ int cuda_launch_embed_fwd(const void *table, const int32_t *ids, void *out, enum
 int cuda_launch_embed_bwd(float *dtable, const int32_t *ids, const void *dout, enum dtype act, int64_t T, int64_t H, int64_t v0, int64_t V, cudaStream_t s);
 
 int cuda_launch_norm_fwd(void *residual, const void *delta, const float *w, float eps, void *y, float *rstd, enum dtype act, int64_t T, int64_t H, cudaStream_t s);
-/* partial: CUDA_NORM_PARTS * H floats */
-#define CUDA_NORM_PARTS 264
+/* partial: parts * H floats, parts as cuda_norm_parts says */
+int cuda_norm_parts(int64_t T, int64_t H, int sms);
 int cuda_launch_norm_bwd(void *dresidual, float *dw, const void *dy, enum dtype dyt, const void *x, const float *w, const float *rstd, enum dtype act, int64_t T, int64_t H,
-                         float *partial, cudaStream_t s);
+                         float *partial, int parts, cudaStream_t s);
 
 int cuda_launch_ce_max(const void *logits, enum dtype lt, float *rowmax, int64_t T, int64_t V, cudaStream_t s);
 int cuda_launch_ce_sum(const void *logits, enum dtype lt, const float *rowmax, const int32_t *labels, float *sumexp, float *target, int64_t T, int64_t v0, int64_t V, cudaStream_t s);

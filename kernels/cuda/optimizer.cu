@@ -89,6 +89,7 @@ struct adam_batch {
         adamw_tensor t[ADAM_BATCH];
         const step_params *p;
         enum dtype moments, param;
+        uint32_t vectors; /* bit i: tensor i is a multiple of 8 long, all its arrays are aligned */
 };
 
 __device__ __forceinline__ uint64_t mix64(uint64_t z) {
@@ -120,14 +121,63 @@ __device__ __forceinline__ void store_moment(const adamw_tensor &t, void *to, en
         }
 }
 
+struct adam_factors {
+        float lr, decay, beta1, beta2, one_beta1, one_beta2, eps, bias1, bias2, grad_scale;
+};
+
+__device__ __forceinline__ void adam_step(const adam_factors &f, float (&w)[8], const float (&g)[8], float (&m)[8], float (&v)[8]) {
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+                const float x = g[k] * f.grad_scale;
+
+                m[k] = f.beta1 * m[k] + f.one_beta1 * x;
+                v[k] = f.beta2 * v[k] + f.one_beta2 * (x * x);
+                w[k] -= f.lr * (__fdiv_rn(__fdiv_rn(m[k], f.bias1), __fsqrt_rn(__fdiv_rn(v[k], f.bias2)) + f.eps) + f.decay * w[k]);
+        }
+}
+
+/* Whole vectors only. */
+template <enum dtype MOMENTS> __device__ __forceinline__ void adam_vectors(const adamw_tensor &t, const adam_factors &f, bool m_random, bool v_random, uint64_t m_key, uint64_t v_key) {
+        for (int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 8; i < t.count; i += (int64_t)gridDim.x * THREADS * 8) {
+                float w[8], g[8], m[8], v[8];
+
+                load_vector<DT_F32>(t.master, i, w);
+                load_vector<DT_F32>(t.grad, i, g);
+                load_vector<MOMENTS>(t.m, i, m);
+                load_vector<MOMENTS>(t.v, i, v);
+                adam_step(f, w, g, m, v);
+                store_vector<DT_F32>(t.master, i, w);
+                if constexpr (MOMENTS == DT_BF16) {
+                        store_moment(t, t.m, MOMENTS, i, 8, m, m_random, m_key);
+                        store_moment(t, t.v, MOMENTS, i, 8, v, v_random, v_key);
+                } else {
+                        store_vector<MOMENTS>(t.m, i, m);
+                        store_vector<MOMENTS>(t.v, i, v);
+                }
+                if (t.param)
+                        store_vector<DT_BF16>(t.param, i, w);
+        }
+}
+
 __global__ void __launch_bounds__(THREADS) adamw(const __grid_constant__ adam_batch b) {
         const adamw_tensor &t = b.t[blockIdx.y];
         const step_params p = *b.p;
-        const float lr = (float)(p.lr * t.lr_scale), decay = (float)t.weight_decay, beta1 = (float)p.beta1, beta2 = (float)p.beta2, one_beta1 = (float)(1 - p.beta1);
-        const float one_beta2 = (float)(1 - p.beta2), eps = (float)p.eps, bias1 = (float)p.bias1, bias2 = (float)p.bias2, grad_scale = (float)p.grad_scale;
+        const adam_factors f = {
+                .lr = (float)(p.lr * t.lr_scale), .decay = (float)t.weight_decay, .beta1 = (float)p.beta1, .beta2 = (float)p.beta2, .one_beta1 = (float)(1 - p.beta1),
+                .one_beta2 = (float)(1 - p.beta2), .eps = (float)p.eps, .bias1 = (float)p.bias1, .bias2 = (float)p.bias2, .grad_scale = (float)p.grad_scale,
+        };
+        const bool m_random = p.beta1 > NEAREST_MAX_BETA, v_random = p.beta2 > NEAREST_MAX_BETA;
+        const uint64_t m_key = rounding_key(t, p.rng, 0), v_key = rounding_key(t, p.rng, 1);
 
         if (p.skip)
                 return;
+        if (b.vectors >> blockIdx.y & 1) {
+                if (b.moments == DT_BF16)
+                        adam_vectors<DT_BF16>(t, f, m_random, v_random, m_key, v_key);
+                else
+                        adam_vectors<DT_F32>(t, f, m_random, v_random, m_key, v_key);
+                return;
+        }
         for (int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 8; i < t.count; i += (int64_t)gridDim.x * THREADS * 8) {
                 const int n = (int)(t.count - i < 8 ? t.count - i : 8);
                 float w[8], g[8], m[8], v[8];
@@ -136,20 +186,18 @@ __global__ void __launch_bounds__(THREADS) adamw(const __grid_constant__ adam_ba
                 load8(t.grad, DT_F32, i, n, g);
                 load8(t.m, b.moments, i, n, m);
                 load8(t.v, b.moments, i, n, v);
-#pragma unroll
-                for (int k = 0; k < 8; k++) {
-                        const float x = g[k] * grad_scale;
-
-                        m[k] = beta1 * m[k] + one_beta1 * x;
-                        v[k] = beta2 * v[k] + one_beta2 * (x * x);
-                        w[k] -= lr * (__fdiv_rn(__fdiv_rn(m[k], bias1), __fsqrt_rn(__fdiv_rn(v[k], bias2)) + eps) + decay * w[k]);
-                }
+                adam_step(f, w, g, m, v);
                 store8(t.master, DT_F32, i, n, w);
-                store_moment(t, t.m, b.moments, i, n, m, p.beta1 > NEAREST_MAX_BETA, rounding_key(t, p.rng, 0));
-                store_moment(t, t.v, b.moments, i, n, v, p.beta2 > NEAREST_MAX_BETA, rounding_key(t, p.rng, 1));
+                store_moment(t, t.m, b.moments, i, n, m, m_random, m_key);
+                store_moment(t, t.v, b.moments, i, n, v, v_random, v_key);
                 if (t.param)
                         store8(t.param, b.param, i, n, w);
         }
+}
+
+static bool adam_aligned(const struct adamw_tensor *t, enum dtype param) {
+        return t->count % 8 == 0 && vector_aligned(t->master) && vector_aligned(t->grad) && vector_aligned(t->m) && vector_aligned(t->v) &&
+               (!t->param || (param == DT_BF16 && vector_aligned(t->param)));
 }
 
 extern "C" int cuda_launch_adamw(int n, const struct adamw_tensor *t, enum dtype moments, enum dtype param, const struct step_params *p, int sms, cudaStream_t s) {
@@ -160,8 +208,10 @@ extern "C" int cuda_launch_adamw(int n, const struct adamw_tensor *t, enum dtype
                 b.p = p;
                 b.moments = moments;
                 b.param = param;
-                for (int i = 0; i < count; i++)
+                for (int i = 0; i < count; i++) {
                         b.t[i] = t[first + i];
+                        b.vectors |= (uint32_t)adam_aligned(&b.t[i], param) << i;
+                }
                 adamw<<<dim3((unsigned)sms * 4, (unsigned)count), THREADS, 0, s>>>(b);
         }
         return launched();

@@ -62,6 +62,68 @@ int cuda_quantize(const void *x, enum dtype xt, const struct quant_spec *q, stru
         return cuda_launch_quantize(&l, s->stream);
 }
 
+/* What the fused quantisers take: 1x128, E4M3. */
+static bool fused_launch(const struct quant_spec *q, const struct qtensor *t, const void *x, struct quantize_launch *l) {
+        if (q->scaling != Q_1X128 || q->dtype != DT_E4M3 || (q->want_row && (!t->row || !t->row_scale)) || (q->want_col && (!t->col || !t->col_scale)))
+                return false;
+        *l = (struct quantize_launch){
+                .x = x, .pow2 = q->pow2, .rows = t->rows, .cols = t->cols, .row = q->want_row ? t->row : NULL, .col = q->want_col ? t->col : NULL,
+                .row_scale = t->row_scale, .col_scale = t->col_scale, .row_ld = pad4(t->rows), .col_ld = pad4(t->cols),
+                .amax = q->amax, .bad = (unsigned long long *)q->bad, .index = q->index,
+        };
+        return true;
+}
+
+static void quantised_as(struct qtensor *t, const struct quant_spec *q) {
+        t->scaling = q->scaling;
+        t->dtype = q->dtype;
+}
+
+int cuda_norm_quant(const void *x, const float *rstd, const float *w, const struct quant_spec *q, struct qtensor *out, struct dev_stream *s) {
+        struct quantize_launch l;
+
+        if (!fused_launch(q, out, x, &l))
+                return -EOPNOTSUPP;
+        quantised_as(out, q);
+        return cuda_launch_norm_quant(&l, rstd, w, s->stream);
+}
+
+static bool same_shape(const struct qtensor *a, const struct qtensor *b, const struct qtensor *c) {
+        return a->rows == b->rows && a->rows == c->rows && a->cols == b->cols && a->cols == c->cols;
+}
+
+int cuda_swiglu_cache_fwd(const void *g, const void *u, enum dtype act, const struct quant_spec *sg, struct qtensor *gq, const struct quant_spec *su, struct qtensor *uq,
+                          const struct quant_spec *sa, struct qtensor *out, struct dev_stream *s) {
+        struct quantize_launch lg, lu, la;
+
+        if (act != DT_BF16 || !fused_launch(sg, gq, g, &lg) || !fused_launch(su, uq, u, &lu) || !fused_launch(sa, out, NULL, &la))
+                return -EOPNOTSUPP;
+        if (!same_shape(gq, uq, out))
+                return -EINVAL;
+        quantised_as(gq, sg);
+        quantised_as(uq, su);
+        quantised_as(out, sa);
+        return cuda_launch_swiglu_cache(&lg, &lu, &la, s->stream);
+}
+
+int cuda_swiglu_cached_bwd(const struct qtensor *gq, const struct qtensor *uq, const void *da, enum dtype act, const struct quant_spec *sa, struct qtensor *aq, const struct quant_spec *sg,
+                           struct qtensor *dg, const struct quant_spec *su, struct qtensor *du, struct dev_stream *s) {
+        struct quantize_launch la, lg, lu;
+
+        if (act != DT_BF16 || gq->scaling != Q_1X128 || uq->scaling != Q_1X128 || gq->dtype != DT_E4M3 || uq->dtype != DT_E4M3 || !fused_launch(sa, aq, da, &la) ||
+            !fused_launch(sg, dg, gq->row, &lg) || !fused_launch(su, du, uq->row, &lu))
+                return -EOPNOTSUPP;
+        if (!same_shape(aq, dg, du) || !same_shape(aq, gq, uq))
+                return -EINVAL;
+        lg.x_scale = gq->row_scale;
+        lu.x_scale = uq->row_scale;
+        lg.x_scale_ld = lu.x_scale_ld = pad4(gq->rows);
+        quantised_as(aq, sa);
+        quantised_as(dg, sg);
+        quantised_as(du, su);
+        return cuda_launch_swiglu_cached_bwd(&la, &lg, &lu, s->stream);
+}
+
 int cuda_requantize_col(struct qtensor *t, const struct quant_spec *q, struct dev_stream *s) {
         const struct quantize_launch l = {
                 .x = t->row, .f32 = true, .e5m2 = q->dtype == DT_E5M2, .pow2 = q->pow2, .rows = t->rows, .cols = t->cols,

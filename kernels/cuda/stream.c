@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "kernels/cuda/attention_library.h"
 #include "kernels/cuda/blas.h"
 #include "kernels/cuda/hopper.h"
 
@@ -39,6 +40,7 @@ struct dev_stream *cuda_stream_free(struct dev_stream *s) {
                 return NULL;
         (void)cudaStreamSynchronize(s->stream);
         s->blas = cuda_blas_free(s->blas);
+        s->attention = attention_library_free(s->attention);
         for (int i = 0; i < CUDA_SLOTS; i++)
                 (void)cudaFree(s->scratch[i]);
         (void)cudaStreamDestroy(s->stream);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* worker/data/dataset.h over tokens made from the sample's number: a noisy walk that a model can learn, in documents of 5 to 20 tokens. */
+/* worker/data/dataset.h over tokens made from the sample's number: a noisy walk that a model can learn, in documents of 5 to 20 tokens (data.pack false: one a sequence). */
 #include "worker/data/dataset.h"
 
 #include <errno.h>
@@ -8,6 +8,7 @@
 struct dataset {
         int64_t seq_len, vocab;
         uint64_t seed;
+        bool pack;
 };
 
 static uint64_t mix(uint64_t x) { /* SplitMix64 */
@@ -22,7 +23,7 @@ int dataset_open(const struct job_spec *spec, struct dataset **ret, struct error
 
         if (!d)
                 return error_set(e, -ENOMEM, "no memory");
-        *d = (struct dataset){ spec->data.seq_len, spec->model.vocab_size, (uint64_t)spec->data.seed };
+        *d = (struct dataset){ spec->data.seq_len, spec->model.vocab_size, (uint64_t)spec->data.seed, spec->data.pack };
         *ret = d;
         return 0;
 }
@@ -53,7 +54,7 @@ int dataset_sample(struct dataset *d, bool validation, uint64_t index, int32_t *
                 r = mix(r);
                 if (i == next) {
                         doc_starts[(*ret_n_docs)++] = (int32_t)i;
-                        next = i + 5 + (int64_t)(r >> 40) % 16;
+                        next = d->pack ? i + 5 + (int64_t)(r >> 40) % 16 : d->seq_len;
                 }
                 ids[i] = at;
                 at = (int32_t)((at * 3 + 1 + (int32_t)(r % 2)) % d->vocab);

@@ -18,14 +18,6 @@ int attention_forward(struct model *m, struct layer *l, struct layer_acts *a, co
         return tp_row_linear(m, &l->o, &a->oq, m->work.delta, e);
 }
 
-/* One of q, k, v: its weight gradient, and its share of the input's. */
-static int projection_backward(struct model *m, struct linear *p, const struct quant_spec *spec, const void *dy, struct qtensor *dyq,
-                               const struct qtensor *x, bool first, bool last, struct error *e) {
-        TRY(quantize_at(m, spec, dy, m->act, m->T, p->tensor->rows, dyq, e));
-        TRY(linear_dgrad_input(m, p, dyq, first, last, e));
-        return linear_wgrad(m, p, dyq, x, e);
-}
-
 int attention_backward(struct model *m, struct layer *l, struct layer_acts *a, const struct doc_bounds *docs, struct error *e) {
         const struct dev_ops *ops = m->ops;
         struct work *w = &m->work;
@@ -39,8 +31,12 @@ int attention_backward(struct model *m, struct layer *l, struct layer_acts *a, c
         TRY_DEV(e, ops->attention_bwd(a->q, a->k, a->v, a->attn, a->lse, w->dwide, docs, w->dq, w->dk, w->dv, m->heads, m->kv_heads, m->D, m->act,
                                       w->attention, m->stream));
         TRY_DEV(e, ops->rope(w->dq, w->dk, docs, m->config->rope_theta, m->heads, m->kv_heads, m->D, true, m->act, m->stream));
-        TRY(projection_backward(m, &l->q, &l->spec[SITE_DY_Q], w->dq, &wq->dq, &a->xq1, true, false, e));
-        TRY(projection_backward(m, &l->k, &l->spec[SITE_DY_K], w->dk, &wq->dk, &a->xq1, false, false, e));
-        TRY(projection_backward(m, &l->v, &l->spec[SITE_DY_V], w->dv, &wq->dv, &a->xq1, false, true, e));
+        TRY(quantize_at(m, &l->spec[SITE_DY_Q], w->dq, m->act, m->T, m->Q, &wq->dq, e));
+        TRY(quantize_at(m, &l->spec[SITE_DY_K], w->dk, m->act, m->T, m->K, &wq->dk, e));
+        TRY(quantize_at(m, &l->spec[SITE_DY_V], w->dv, m->act, m->T, m->K, &wq->dv, e));
+        TRY(linear_dgrad_inputs(m, 3, (const struct linear *[]){ &l->q, &l->k, &l->v }, (const struct qtensor *[]){ &wq->dq, &wq->dk, &wq->dv }, e));
+        TRY(linear_wgrad(m, &l->q, &wq->dq, &a->xq1, e));
+        TRY(linear_wgrad(m, &l->k, &wq->dk, &a->xq1, e));
+        TRY(linear_wgrad(m, &l->v, &wq->dv, &a->xq1, e));
         return norm_backward(m, &l->attn_norm, a->x1, a->rstd1, e);
 }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* A Linear's three products, and what tensor parallelism puts around them (Megatron-LM, Shoeybi et al. 2019; sequence parallelism: Korthikanti et al. 2022). */
+#include <errno.h>
+
 #include "worker/model/model.h"
 
 int linear_forward(struct model *m, const struct linear *l, const struct qtensor *x, void *y, enum dtype yt, struct error *e) {
@@ -16,8 +18,20 @@ enum dtype tp_dx_dtype(const struct model *m) {
         return m->layout->tp > 1 ? m->reduce : m->act;
 }
 
-int linear_dgrad_input(struct model *m, const struct linear *l, const struct qtensor *dy, bool first, bool last, struct error *e) {
-        return linear_dgrad(m, l, dy, !first, last ? m->work.partial : NULL, tp_dx_dtype(m), e);
+int linear_dgrad_inputs(struct model *m, int n, const struct linear *const *l, const struct qtensor *const *dy, struct error *e) {
+        const struct qtensor *w[3];
+        int r;
+
+        for (int i = 0; i < n; i++)
+                w[i] = &l[i]->q;
+        r = m->ops->gemm_dgrad_sum(n, dy, w, m->work.partial, tp_dx_dtype(m), m->stream);
+        if (r != -EOPNOTSUPP) {
+                TRY_DEV(e, r);
+                return 0;
+        }
+        for (int i = 0; i < n; i++)
+                TRY(linear_dgrad(m, l[i], dy[i], i > 0, i == n - 1 ? m->work.partial : NULL, tp_dx_dtype(m), e));
+        return 0;
 }
 
 int linear_wgrad(struct model *m, const struct linear *l, const struct qtensor *dy, const struct qtensor *x, struct error *e) {

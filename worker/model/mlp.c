@@ -3,10 +3,22 @@
  * Norm, gate, up, SwiGLU, down.  In recipe block SwiGLU's inputs are kept in FP8 and its output is made again from them in backward (DeepSeek-V3,
  * section 3.3.3); otherwise g, u stay in the activations' type and the quantised output is kept.
  */
+#include <errno.h>
+
 #include "worker/model/model.h"
 
 static bool caches_fp8(const struct model *m, const struct layer *l) {
         return l->fp8 && m->spec->precision.recipe == RECIPE_BLOCK;
+}
+
+/* Both inputs quantised, and the output, in one operation. 1: done, 0: this device has none. */
+static int activate_at_once(struct model *m, struct layer *l, struct layer_acts *a, const struct quant_spec *down, struct error *e) {
+        int r = m->ops->swiglu_cache_fwd(a->g, a->u, m->act, &l->spec[SITE_CACHE_GATE], &a->gq, &l->spec[SITE_CACHE_UP], &a->uq, down, &a->aq, m->stream);
+
+        if (r == -EOPNOTSUPP)
+                return 0;
+        TRY_DEV(e, r);
+        return 1;
 }
 
 static int activate(struct model *m, struct layer *l, struct layer_acts *a, struct error *e) {
@@ -17,7 +29,12 @@ static int activate(struct model *m, struct layer *l, struct layer_acts *a, stru
                 return 0;
         }
         if (caches_fp8(m, l)) {
+                int r;
+
                 down.want_col = false;
+                r = activate_at_once(m, l, a, &down, e);
+                if (r != 0)
+                        return r < 0 ? r : 0;
                 TRY(quantize_at(m, &l->spec[SITE_CACHE_GATE], a->g, m->act, m->T, m->I, &a->gq, e));
                 TRY(quantize_at(m, &l->spec[SITE_CACHE_UP], a->u, m->act, m->T, m->I, &a->uq, e));
         }
@@ -62,20 +79,40 @@ static int swiglu_backward(struct model *m, struct layer *l, struct layer_acts *
         return 0;
 }
 
+/* What restore and swiglu_backward do, in one operation. 1: done, 0: this device has none. */
+static int cached_backward(struct model *m, struct layer *l, struct layer_acts *a, struct error *e) {
+        struct work_gradients *wq = &m->work.q[l->fp8];
+        struct quant_spec down = l->spec[SITE_X_DOWN];
+        int r;
+
+        if (!caches_fp8(m, l))
+                return 0;
+        down.want_row = false;
+        r = m->ops->swiglu_cached_bwd(&a->gq, &a->uq, m->work.dwide, m->act, &down, &a->aq, &l->spec[SITE_DY_GATE], &wq->dg, &l->spec[SITE_DY_UP], &wq->du, m->stream);
+        if (r == -EOPNOTSUPP)
+                return 0;
+        TRY_DEV(e, r);
+        return 1;
+}
+
 int mlp_backward(struct model *m, struct layer *l, struct layer_acts *a, struct error *e) {
         struct work *w = &m->work;
         struct work_gradients *wq = &w->q[l->fp8];
         const void *dy;
+        int r;
 
         TRY(tp_gather(m, w->dres, w->gathered, &dy, e));
         TRY(quantize_at(m, &l->spec[SITE_DY_DOWN], dy, m->act, m->T, m->H, &wq->dy, e));
-        if (caches_fp8(m, l))
-                TRY(restore(m, l, a, e));
         TRY(linear_dgrad(m, &l->down, &wq->dy, 0, w->dwide, m->act, e));
+        r = cached_backward(m, l, a, e);
+        if (r < 0)
+                return r;
+        if (r == 0 && caches_fp8(m, l))
+                TRY(restore(m, l, a, e));
         TRY(linear_wgrad(m, &l->down, &wq->dy, &a->aq, e));
-        TRY(swiglu_backward(m, l, a, e));
-        TRY(linear_dgrad_input(m, &l->gate, &wq->dg, true, false, e));
-        TRY(linear_dgrad_input(m, &l->up, &wq->du, false, true, e));
+        if (r == 0)
+                TRY(swiglu_backward(m, l, a, e));
+        TRY(linear_dgrad_inputs(m, 2, (const struct linear *[]){ &l->gate, &l->up }, (const struct qtensor *[]){ &wq->dg, &wq->du }, e));
         TRY(linear_wgrad(m, &l->gate, &wq->dg, &a->xq2, e));
         TRY(linear_wgrad(m, &l->up, &wq->du, &a->xq2, e));
         return norm_backward(m, &l->mlp_norm, a->x2, a->rstd2, e);

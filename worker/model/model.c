@@ -247,6 +247,11 @@ int model_init(struct model *m, const struct job_spec *spec, const struct layout
         m->batches = calloc((size_t)m->n_slots, sizeof(*m->batches));
         if (!m->layers || !m->acts || !m->batches)
                 return error_set(e, -ENOMEM, "no memory for the model's tables");
+        for (int i = 0; i < m->n_slots; i++) {
+                m->batches[i].host_cu = calloc((size_t)m->T + 1, sizeof(int32_t));
+                if (!m->batches[i].host_cu)
+                        return error_set(e, -ENOMEM, "no memory for the bounds of documents");
+        }
         layers_init(m);
         TRY_DEV(e, ops->stream_new(dev, &m->stream));
         TRY_DEV(e, take_all(m, m->arenas));
@@ -264,6 +269,8 @@ void model_done(struct model *m) {
                 arena_release(&m->arenas[i], m->ops, m->dev);
         if (m->stream)
                 m->ops->stream_free(m->stream);
+        for (int i = 0; m->batches && i < m->n_slots; i++)
+                free(m->batches[i].host_cu);
         free(m->layers);
         free(m->acts);
         free(m->batches);

@@ -113,6 +113,7 @@ struct layer_acts {
 struct batch {
         int32_t *ids, *labels;  /* device [T] */
         int32_t *cu, *pos, *doc;/* device [T + 1], [T], [T] */
+        int32_t *host_cu;       /* host, as cu */
         struct doc_bounds docs;
         int64_t labelled;       /* labels >= 0 */
 };
@@ -223,8 +224,8 @@ void qtensor_take(const struct quant_spec *spec, int64_t rows, int64_t cols, str
 int linear_forward(struct model *m, const struct linear *l, const struct qtensor *x, void *y, enum dtype yt, struct error *e);
 /* dx of type xt, or, where it is NULL, one more product into work.dx (dev.h, gemm_dgrad). */
 int linear_dgrad(struct model *m, const struct linear *l, const struct qtensor *dy, int beta, void *dx, enum dtype xt, struct error *e);
-/* The gradient of an input [T, H] that the whole stage shares: one of its products; the last one leaves the rank's part in work.partial. */
-int linear_dgrad_input(struct model *m, const struct linear *l, const struct qtensor *dy, bool first, bool last, struct error *e);
+/* The gradient of an input [T, H] that n (at most 3) Linears share: the rank's part of the sum, in work.partial. */
+int linear_dgrad_inputs(struct model *m, int n, const struct linear *const *l, const struct qtensor *const *dy, struct error *e);
 int linear_wgrad(struct model *m, const struct linear *l, const struct qtensor *dy, const struct qtensor *x, struct error *e);
 
 /* [Ts, H] act -> [T, H] act: all-gathered into `room` under sequence parallelism, else `x` itself. */

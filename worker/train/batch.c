@@ -4,6 +4,7 @@
  * step's sequences does not: every layout trains on the same ones.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "worker/train/trainer_private.h"
 
@@ -37,7 +38,8 @@ static int upload(struct trainer *t, struct batch *b, const int32_t *host, int n
         TRY_DEV(e, m->ops->copy_in(b->doc, host + 3 * m->T, bytes, m->stream));
         TRY_DEV(e, m->ops->copy_in(b->cu, host + 4 * m->T, sizeof(int32_t) * (size_t)(n_docs + 1), m->stream));
         TRY_DEV(e, m->ops->stream_sync(m->stream)); /* the host buffer is filled anew for the next one */
-        b->docs = (struct doc_bounds){ .cu = b->cu, .pos = b->pos, .doc = b->doc, .n = n_docs, .tokens = (int32_t)m->T };
+        memcpy(b->host_cu, host + 4 * m->T, sizeof(int32_t) * (size_t)(n_docs + 1));
+        b->docs = (struct doc_bounds){ .cu = b->cu, .pos = b->pos, .doc = b->doc, .n = n_docs, .tokens = (int32_t)m->T, .host_cu = b->host_cu };
         return 0;
 }
 
