@@ -175,6 +175,12 @@ static int run(struct bench *b, bool table, struct error *e) {
         if (rc == 0)
                 rc = steps(&r, b->steps, &seconds, &last, e);
         if (rc == 0) {
+                if (table) {
+                        char plan[256];
+
+                        trainer_memory_plan(r.trainer, plan, sizeof plan);
+                        printf("%s (%lld parameters)\n", plan, (long long)r.trainer->table.elements);
+                }
                 (void)cudaMemGetInfo(&free_bytes, &total);
                 (void)snprintf(name, sizeof name, "%s %s micro %lld%s", b->model, b->recipe, (long long)s.train.micro_batch, b->any_order ? " any order" : "");
                 if (table)

@@ -10,7 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define WORKSPACE ((size_t)64 << 20)
 #define MAX_PLANS 256
 
 struct plan_key {
@@ -83,7 +82,7 @@ static uint32_t alignment(const void *p) {
 }
 
 static bool preference_set(cublasLtMatmulPreference_t p, const struct plan_key *k) {
-        const size_t workspace = WORKSPACE;
+        const size_t workspace = CUDA_BLAS_WORKSPACE;
 
         return cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace) == CUBLAS_STATUS_SUCCESS &&
                cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &k->a_align, sizeof k->a_align) == CUBLAS_STATUS_SUCCESS &&
@@ -163,7 +162,7 @@ static int plan_find(struct cuda_blas *b, const struct blas_call *c, struct plan
 
 int cuda_blas(const struct blas_call *c, struct dev_stream *s) {
         const float alpha = 1, beta = (float)c->beta;
-        void *workspace = cuda_scratch(s, CUDA_SLOT_BLAS, WORKSPACE);
+        void *workspace = cuda_scratch(s, CUDA_SLOT_BLAS, CUDA_BLAS_WORKSPACE);
         struct plan *p;
         int r = 0;
 
@@ -181,7 +180,7 @@ int cuda_blas(const struct blas_call *c, struct dev_stream *s) {
                 r = scales_set(p, c);
         if (r < 0)
                 return r;
-        return cublasLtMatmul(s->blas->handle, p->desc, &alpha, c->a, p->a, c->b, p->b, &beta, c->d, p->d, c->d, p->d, &p->algo, workspace, WORKSPACE, s->stream) ==
+        return cublasLtMatmul(s->blas->handle, p->desc, &alpha, c->a, p->a, c->b, p->b, &beta, c->d, p->d, c->d, p->d, &p->algo, workspace, CUDA_BLAS_WORKSPACE, s->stream) ==
                                CUBLAS_STATUS_SUCCESS
                        ? 0
                        : -EIO;

@@ -2,6 +2,8 @@
 #pragma once
 #include "kernels/cuda/hopper.h"
 
+#define CUDA_BLAS_WORKSPACE ((size_t)64 << 20)
+
 /* d[m,n] (+)= op(a) op(b) as cuBLASLt counts, by columns; leading dimensions in elements. beta needs d of DT_F32. */
 struct blas_call {
         bool ta, tb;

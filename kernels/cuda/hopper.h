@@ -39,6 +39,8 @@ struct dev_stream {
 /* A stream on the current device; -ENODEV unless that has compute capability 9.0. */
 int cuda_stream_new(struct dev_stream **ret, struct error *e);
 struct dev_stream *cuda_stream_free(struct dev_stream *s);
+/* What training needs at every step is taken at once, so that a step takes nothing. */
+int cuda_scratch_reserve(struct dev_stream *s);
 /* At least `bytes` with undefined contents; NULL: no memory. What was there is freed only when the stream is done with it. */
 void *cuda_scratch(struct dev_stream *s, enum cuda_slot slot, size_t bytes);
 

@@ -216,6 +216,11 @@ extern "C" int cuda_norm_parts(int64_t T, int64_t H, int sms) {
         return (int)(T < parts ? T : parts);
 }
 
+/* A block has at most 8 columns a thread, and 1024 threads of blocks are there at a time; a last warp may be empty but for one thread. */
+extern "C" size_t cuda_norm_room(int sms) {
+        return (size_t)sms * 1024 * 8 * sizeof(float);
+}
+
 extern "C" int cuda_launch_norm_bwd(void *dresidual, float *dw, const void *dy, enum dtype dyt, const void *x, const float *w, const float *rstd, enum dtype act, int64_t T, int64_t H,
                                     float *partial, int parts, cudaStream_t s) {
         const void *const all[] = { dresidual, dy, x, w };

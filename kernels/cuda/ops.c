@@ -116,6 +116,11 @@ static int gpu_stream_new(struct dev *d, struct dev_stream **ret) {
         r = cuda_stream_new(&s, &e);
         if (r < 0)
                 return r;
+        r = cuda_scratch_reserve(s);
+        if (r < 0) {
+                (void)cuda_stream_free(s);
+                return r;
+        }
         s->dev = d;
         *ret = s;
         return 0;

@@ -24,6 +24,8 @@ int cuda_launch_embed_bwd(float *dtable, const int32_t *ids, const void *dout, e
 int cuda_launch_norm_fwd(void *residual, const void *delta, const float *w, float eps, void *y, float *rstd, enum dtype act, int64_t T, int64_t H, cudaStream_t s);
 /* partial: parts * H floats, parts as cuda_norm_parts says */
 int cuda_norm_parts(int64_t T, int64_t H, int sms);
+/* Bytes that are enough for rows of up to 8192. */
+size_t cuda_norm_room(int sms);
 int cuda_launch_norm_bwd(void *dresidual, float *dw, const void *dy, enum dtype dyt, const void *x, const float *w, const float *rstd, enum dtype act, int64_t T, int64_t H,
                          float *partial, int parts, cudaStream_t s);
 

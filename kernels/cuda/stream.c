@@ -5,6 +5,7 @@
 #include "kernels/cuda/attention_library.h"
 #include "kernels/cuda/blas.h"
 #include "kernels/cuda/hopper.h"
+#include "kernels/cuda/ops.h"
 
 int cuda_stream_new(struct dev_stream **ret, struct error *e) {
         struct dev_stream *s;
@@ -46,6 +47,23 @@ struct dev_stream *cuda_stream_free(struct dev_stream *s) {
         (void)cudaStreamDestroy(s->stream);
         free(s);
         return NULL;
+}
+
+int cuda_scratch_reserve(struct dev_stream *s) {
+        const struct {
+                enum cuda_slot slot;
+                size_t bytes;
+        } all[] = {
+                { CUDA_SLOT_AMAX, sizeof(uint32_t) },
+                { CUDA_SLOT_NORM, cuda_norm_room(s->multiprocessors) },
+                { CUDA_SLOT_STATS, sizeof(double) * CUDA_STATS_BATCH * CUDA_STATS_BLOCKS },
+                { CUDA_SLOT_BLAS, CUDA_BLAS_WORKSPACE },
+        };
+
+        for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+                if (!cuda_scratch(s, all[i].slot, all[i].bytes))
+                        return -ENOMEM;
+        return 0;
 }
 
 void *cuda_scratch(struct dev_stream *s, enum cuda_slot slot, size_t bytes) {

@@ -133,6 +133,13 @@ static int open_collectives(struct session *s, struct error *e) {
         return comm_device_new(s->ops, s->dev, &n, (size_t)spec->nccl.scratch, &s->collectives, e);
 }
 
+static void log_memory(const struct trainer *t) {
+        char plan[256];
+
+        trainer_memory_plan(t, plan, sizeof plan);
+        log_info("memory: %s", plan);
+}
+
 /* All that depends on the layout. */
 static int open_engine(struct session *s, struct error *e) {
         struct trainer_config t = { .spec = s->spec, .rank = (int)s->id->rank, .flight = s->flight, .test_hooks_armed = s->id->epoch == 1, .ops = s->ops, .dev = s->dev };
@@ -152,8 +159,10 @@ static int open_engine(struct session *s, struct error *e) {
                 r = replicate_new(s->id, s->control, RANK_FD_REPLICA, rdma_lanes(s->rdma), &s->replicate, e);
         if (r == 0)
                 r = metrics_new(s->id, s->spec, s->trainer, s->flight, &s->metrics, e);
-        if (r == 0)
+        if (r == 0) {
                 trainer_before_agree(s->trainer, finish_snapshot, s);
+                log_memory(s->trainer);
+        }
         return r;
 }
 

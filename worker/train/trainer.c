@@ -328,6 +328,18 @@ int64_t trainer_tokens_per_step(const struct trainer *t) {
         return t->spec->train.global_batch * t->spec->data.seq_len;
 }
 
+void trainer_memory_plan(const struct trainer *t, char *buf, size_t size) {
+        static const char *const names[ARENA_KINDS] = {
+                [ARENA_PARAM] = "weights", [ARENA_GRAD] = "gradients", [ARENA_OPTIMIZER] = "master weights and moments", [ARENA_ACT] = "activations", [ARENA_WORK] = "workspaces",
+        };
+        size_t at = 0;
+
+        for (int i = 0; i < ARENA_KINDS && at < size; i++)
+                at += (size_t)snprintf(buf + at, size - at, "%s %.1f MB, ", names[i], (double)t->model.arenas[i].size / 1e6);
+        if (at < size)
+                (void)snprintf(buf + at, size - at, "together %.1f MB, all taken now", (double)model_memory(&t->model) / 1e6);
+}
+
 const char *trainer_fingerprint(const struct trainer *t) {
         return t->fingerprint;
 }

@@ -79,6 +79,8 @@ uint64_t trainer_step_number(const struct trainer *t); /* steps done */
 double trainer_loss_first(const struct trainer *t);
 bool trainer_reports_loss(const struct trainer *t);    /* the rank that writes the metrics: last stage, dp 0, tp 0 */
 int64_t trainer_tokens_per_step(const struct trainer *t);
+/* One line: what the arenas hold, in MB, for the log. */
+void trainer_memory_plan(const struct trainer *t, char *buf, size_t size);
 const char *trainer_fingerprint(const struct trainer *t);
 /* Called in each step before its agreement: the last moment at which the state of the step before is what it was. Not 0: trainer_step returns that. */
 void trainer_before_agree(struct trainer *t, int (*fn)(void *arg, struct error *e), void *arg);
