@@ -34,7 +34,6 @@ static struct {
         ncclResult_t (*group_start)(void);
         ncclResult_t (*group_end)(void);
         const char *(*error_string)(ncclResult_t r);
-        int channels;
         char fingerprint[48];
 } nccl;
 
@@ -79,7 +78,10 @@ static int nccl_load(const struct dev_comm_settings *s, struct error *e) {
         set_number("NCCL_IB_TIMEOUT", s->ib_timeout);
         set_number("NCCL_IB_RETRY_CNT", s->ib_retry_cnt);
         set_number("NCCL_NVLS_ENABLE", s->nvls ? 1 : 0);
-        nccl.channels = s->channels;
+        if (s->channels > 0) { /* all data goes by sends and receives, of which NCCL makes one peer's with few channels by itself */
+                set_number("NCCL_NCHANNELS_PER_PEER", s->channels);
+                set_number("NCCL_MIN_P2P_NCHANNELS", s->channels);
+        }
         path = path ? path : "libnccl.so.2";
         library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
         if (!library)
@@ -129,8 +131,6 @@ static int nccl_start(struct dev *d, const uint8_t id[DEV_COMM_ID], int n, int i
         if (!c)
                 return error_errno(e, ENOMEM, "NCCL");
         config.blocking = 0;
-        if (nccl.channels > 0)
-                config.minCTAs = config.maxCTAs = nccl.channels;
         memcpy(unique.internal, id, DEV_COMM_ID);
         r = cudaSetDevice(d->index) == cudaSuccess ? nccl.init(&c->comm, n, unique, index, &config) : ncclUnhandledCudaError;
         if (r != ncclSuccess && r != ncclInProgress) {

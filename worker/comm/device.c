@@ -187,7 +187,8 @@ static int end_links(struct device_epoch *d, pthread_t *threads, int most) {
 
                 if (!x)
                         continue;
-                *x = (struct ending){ .comm = d->device->comm, .dev = d->device->dev, .handle = STEAL_PTR(l->handle) };
+                *x = (struct ending){ .comm = d->device->comm, .dev = d->device->dev, .handle = l->handle };
+                l->handle = NULL;
                 if (pthread_create(&threads[n], NULL, end_one, x) == 0)
                         n++;
                 else
