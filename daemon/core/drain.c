@@ -74,9 +74,12 @@ void node_window_tick(struct controller *c, struct node *n) {
 }
 
 uint64_t node_window_deadline(const struct controller *c, const struct node *n) {
-        uint64_t at = n->window_from_ms ? n->window_from_ms : n->window_until_ms, wall = c->io.wall_ms(c->io.arg);
+        uint64_t at = n->window_from_ms ? n->window_from_ms : n->window_until_ms, wall;
 
-        return !at ? 0 : core_now(c) + (at > wall ? at - wall : 0) * NSEC_PER_MSEC;
+        if (!at)
+                return 0;
+        wall = c->io.wall_ms(c->io.arg);
+        return core_now(c) + (at > wall ? at - wall : 0) * NSEC_PER_MSEC;
 }
 
 /* ------------------------------------------------------------------ asked for */

@@ -406,7 +406,11 @@ static void check_lost(struct sim *s, const char *text) {
                 char said[64];
 
                 snprintf(said, sizeof(said), "%s is lost", n->name);
-                if (!n->up || s->now > n->lease_until || !strstr(text, said))
+                if (!n->up || !strstr(text, said))
+                        continue;
+                for (int i = 0; i < 16; i++)
+                        s->covered_losses[i]++; /* with its memory; who lost power was counted then */
+                if (s->now > n->lease_until)
                         continue;
                 for (int i = 0; i < SIM_RANKS_MAX; i++)
                         if (n->procs[i].used && !n->procs[i].dead)
@@ -636,8 +640,6 @@ void sim_partition(struct sim *s, int node, uint64_t ns, int which) {
                 s->nodes[node].held_up = s->now + ns;
         if (which & 2)
                 s->nodes[node].held_down = s->now + ns;
-        for (int i = 0; ns > 4 * SEC && i < 16; i++)
-                s->covered_losses[i]++; /* its lease may run out, and then it is lost to the controller */
         if (sim_chance(s, 50))
                 return; /* all of it arrives late */
         e = sim_after(s, ns > MS ? ns - MS : 0, partition_over);
