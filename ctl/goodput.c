@@ -17,6 +17,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/robust.h"
 #include "ctl/handlers.h"
 #include "ctl/history.h"
 #include "ctl/job_view.h"
@@ -25,12 +26,6 @@ struct goodput {
         uint64_t new_steps;
         double wall, median, productive, lost, recovering, checkpointing, skipped, waiting, other;
 };
-
-static int compare(const void *a, const void *b) {
-        double x = *(const double *)a, y = *(const double *)b;
-
-        return (x > y) - (x < y);
-}
 
 static double number(const struct metrics_row *r, const char *key) {
         const json_t *v = json_object_get(r->row, key);
@@ -52,8 +47,7 @@ static int median_step(const struct metrics_row *rows, size_t n, double *ret) {
         for (size_t i = 1; i < n; i++)
                 if (rows[i].epoch == rows[i - 1].epoch && rows[i].step == rows[i - 1].step + 1 && !was_skipped(&rows[i]))
                         d[k++] = number(&rows[i], "t") - number(&rows[i - 1], "t");
-        qsort(d, k, sizeof(*d), compare);
-        *ret = k == 0 ? 0 : k % 2 ? d[k / 2] : (d[k / 2 - 1] + d[k / 2]) / 2;
+        *ret = robust_median(d, k);
         return 0;
 }
 

@@ -50,6 +50,12 @@ static int check_is_rank(uint32_t pid, uint64_t job, struct error *e) {
         return 0;
 }
 
+static bool drills_allowed(const Fp8ctl__V1__Job *j) {
+        _cleanup_json_ json_t *file = j->job_file ? json_loads(j->job_file, 0, NULL) : NULL;
+
+        return json_is_true(json_object_get(json_object_get(file, "recovery"), "drills"));
+}
+
 int inject_run(struct ctl *c, int n, char **args) {
         _cleanup_(client_freep) struct client *cl = NULL;
         _cleanup_message_ Fp8ctl__V1__Job *j = NULL;
@@ -64,6 +70,10 @@ int inject_run(struct ctl *c, int n, char **args) {
         }
         if (client_new(c, &cl, &e) < 0 || client_get_job(cl, id, &j, &e) < 0)
                 return ctl_fail(&e);
+        if (!drills_allowed(j)) {
+                error_set(&e, -EPERM, "job %" PRIu64 " allows no drills, expected recovery.drills: true in its job file", id);
+                return ctl_fail(&e);
+        }
         for (size_t i = 0; j->plan && i < j->plan->n_ranks; i++) {
                 const Fp8ctl__V1__PlanRank *r = j->plan->ranks[i];
 

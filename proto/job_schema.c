@@ -158,6 +158,7 @@ const struct job_key job_keys[] = {
           .doc = "When devices are lost and no others are free the job goes on with fewer replicas, at least so many, and the same global batch; 0: it waits for devices." },
         { "recovery.grow_delay_ms", INTS(0, 86400000), .offset = AT(recovery.grow_delay_ms), .def = "10000",
           .doc = "How long it runs with fewer replicas before it takes free devices again, at the end of a step." },
+        { "recovery.drills", KEY_BOOL, AT(recovery.drills), .def = "false", .doc = "Whether `fp8ctl inject` may send its ranks signals." },
 
         { "nccl.ib_timeout", INTS(1, 31), .offset = AT(nccl.ib_timeout), .def = "22",
           .doc = "GPUs: `NCCL_IB_TIMEOUT`; a try over InfiniBand takes 4.096 us times two to the power of this (22: 17 s). With the retries it must last longer than a flap to be ridden out." },
@@ -170,6 +171,8 @@ const struct job_key job_keys[] = {
 
         { "metrics.digests", KEY_BOOL, AT(metrics.digests), .def = "false", .doc = "Whether each step's row holds a digest of master weights and moments." },
         { "metrics.max_bytes", INTS(65536, INT64_C(1) << 40), .offset = AT(metrics.max_bytes), .def = "16777216", .doc = "Bound of a rank's log and of the metrics file, each." },
+        { "metrics.loss_spike", INTS(0, 1000000), .offset = AT(metrics.loss_spike), .def = "10",
+          .doc = "A loss so many robust standard deviations (1.4826 times the median absolute deviation) above the median of the last 64 is told by the event `loss_spike`; 0: never." },
 
         { "test.overflow_step", INTS(-1, 1000000000), .offset = AT(test.overflow_step), .def = "-1",
           .doc = "Puts an infinity into the gradient of `test.overflow_tensor` in this step; -1: off." },

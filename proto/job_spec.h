@@ -106,6 +106,7 @@ struct job_spec {
                 int64_t grace_ms;           /* for the last save on SIGTERM or cancel */
                 int64_t min_dp;             /* replicas it goes on with when devices are lost and none are free; 0: parallel.dp */
                 int64_t grow_delay_ms;      /* so long it must have run with fewer before it takes free devices again */
+                bool drills;                /* fp8ctl inject may hurt its ranks */
         } recovery;
         struct {
                 int64_t ib_timeout, ib_retry_cnt, channels, scratch;
@@ -114,6 +115,7 @@ struct job_spec {
         struct {
                 bool digests;      /* per-step digest of master weights and moments in the metrics */
                 int64_t max_bytes; /* bound of a rank's log and metrics file each */
+                int64_t loss_spike; /* robust standard deviations above the median; 0: off */
         } metrics;
         /* Refused unless fp8d runs with --allow-test-hooks. -1 / NULL: off. */
         struct {

@@ -119,11 +119,12 @@ is 'a job folder is its user'"'"'s own' "$(stat -c %a "$FP8CTL_HOME"/nodes/*/job
 # A second cluster beside it, a long job there: save, a rank killed, cancel.
 other=(--dir "$dir/other")
 run ctl "${other[@]}" cluster up --nodes 1 --devices 2; expect 'a second cluster' 0
-run ctl "${other[@]}" submit "$job" --set parallel.dp=1 --set train.steps=1000000 --set checkpoint.dir="$dir/ckpt3" -o name; expect 'submit there' 0; is 'its number' "$out" 1
+run ctl "${other[@]}" submit "$job" --set parallel.dp=1 --set train.steps=1000000 --set recovery.drills=true --set checkpoint.dir="$dir/ckpt3" -o name; expect 'submit there' 0; is 'its number' "$out" 1
 stepped() { [ "$(ctl "${other[@]}" get 1 -o yaml | sed -n 's/^step: //p')" -ge "$1" ]; }
 until_true 'a few steps' 60 stepped 3
 run ctl "${other[@]}" save 1 -o json; expect save 0
 is 'saved' "$(json "$dir/out" 'j["step"] > 0 and str(j["step"]) in j["checkpoint"]')" True
+run ctl inject "$id" --rank 1; expect 'inject without leave' 4; has 'inject without leave' err 'recovery.drills'
 run ctl "${other[@]}" inject 1 --rank 1; expect inject 0; has inject out 'SIGKILL to rank 1'
 recovered() { [ "$(ctl "${other[@]}" get 1 -o yaml | sed -n 's/^restarts: //p')" -eq 1 ]; }
 until_true 'the recovery' 30 recovered

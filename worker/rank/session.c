@@ -31,6 +31,7 @@
 #include "proto/job_spec.h"
 #include "worker/comm/comm.h"
 #include "worker/rank/control.h"
+#include "worker/rank/loss_watch.h"
 #include "worker/rank/metrics.h"
 #include "worker/rank/replicate.h"
 #include "worker/rank/report.h"
@@ -68,6 +69,8 @@ struct session {
         bool rolled_back; /* past bad batches, and no step was made since */
         bool stopped;
         bool device_broken; /* it has failed in a way that stays: the process must be replaced */
+
+        struct loss_watch losses;
 };
 
 static int move(struct session *s, enum rank_event event, struct error *e) {
@@ -478,6 +481,17 @@ static int keep(struct session *s, const struct step_result *res, bool last, str
         return 0;
 }
 
+static void tell_loss(struct session *s, const struct step_result *res) {
+        double median, limit = (double)s->spec->metrics.loss_spike;
+        char text[256];
+
+        if (!trainer_reports_loss(s->trainer) || res->skipped || !loss_watch_add(&s->losses, (double)res->loss, limit, &median))
+                return;
+        snprintf(text, sizeof(text), "the loss of step %" PRIu64 " is %.4f; the median of the steps before it is %.4f", res->step, (double)res->loss, median);
+        log_warning("%s", text);
+        report_notice(s->control, s->id, s->epoch, res->step, "loss_spike", "warning", text);
+}
+
 static void tell_skip(struct session *s, const struct step_result *res) {
         char text[512];
 
@@ -540,6 +554,7 @@ static int step(struct session *s, struct error *e) {
         if (r < 0)
                 return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
         tell_skip(s, &res);
+        tell_loss(s, &res);
         r = overflow(s, &res, &over, e);
         if (r < 0 || over)
                 return r;
