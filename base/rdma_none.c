@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Built without libibverbs. */
+#include <errno.h>
+#include <stddef.h>
+
 #include "base/rdma.h"
 
 int rdma_open(const char *want, struct rdma **ret, struct error *e) {

@@ -17,6 +17,8 @@ from cluster import Cluster, Failure, median, wait_for  # noqa: E402
 
 # Losses of one GPU and of two differ by the order of sums and by blocks of other tokens: the tests of the CPU allow the same (docs/numerics.md).
 TOLERANCE = 5e-3
+# Within EARLY steps nothing has grown yet. Later, where the learning rate is at its top, rounding does: as much as another size of micro-batches makes in the same run, and some more.
+EARLY, EARLY_TOLERANCE, TIMES_NOISE = 8, 1e-3, 4
 JOB = """version: 1
 name: two-gpus
 model:
@@ -53,11 +55,26 @@ def speed(c, job, skip=5):
     return median([r["ms"] for r in rows])
 
 
+def apart(got, want):
+    """Greatest relative difference of losses in the first steps, and in all."""
+    d = {s: abs(got[s] - want[s]) / want[s] for s in want}
+    return max(d[s] for s in d if s <= EARLY), max(d.values())
+
+
+def show(d):
+    return f"relative difference at most {d[0]:.1e} in {EARLY} steps, {d[1]:.1e} in all"
+
+
 def case_layouts(c):
     job = submit(c, "one")
     c.wait_done(job, 120)
     want = losses(c, job)
     print(f"one GPU: {speed(c, job):.1f} ms a step, loss {want[1]:.4f} -> {want[40]:.4f}", flush=True)
+    # What another order of sums alone does: the same job on one GPU in micro-batches of another size.
+    other = submit(c, "one-again", micro=8)
+    c.wait_done(other, 90)
+    noise = apart(losses(c, other), want)
+    print(f"the same in micro-batches of 8: {show(noise)}", flush=True)
     for name, layout in (("tp2", {"tp": 2}), ("pp2", {"pp": 2}), ("dp2", {"dp": 2})):
         job = submit(c, name, **layout)
         try:
@@ -69,11 +86,10 @@ def case_layouts(c):
             c.ctl("cancel", str(job), "--now", check=False)
             continue
         got = losses(c, job)
-        worst = max(abs(got[s] - want[s]) / want[s] for s in want)
-        ok = worst < TOLERANCE
+        found = apart(got, want)
+        ok = found[0] < EARLY_TOLERANCE and found[1] < max(TOLERANCE, TIMES_NOISE * noise[1])
         c.failed += not ok
-        print(f"{'ok' if ok else 'FAILED'}  {name}: {speed(c, job):.1f} ms a step, loss {got[1]:.4f} -> {got[40]:.4f}, worst relative difference {worst:.2e} "
-              f"(step 1: {abs(got[1] - want[1]) / want[1]:.2e})", flush=True)
+        print(f"{'ok' if ok else 'FAILED'}  {name}: {speed(c, job):.1f} ms a step, loss {got[1]:.4f} -> {got[40]:.4f}, {show(found)}", flush=True)
 
 
 STEPS = 120
@@ -145,6 +161,17 @@ def case_scaling(c):
 CASES = {"layouts": case_layouts, "kill": case_kill, "stop": case_stop, "overflow": case_overflow, "scaling": case_scaling}
 
 
+def own_text(c):
+    """The guides, 70 kB of English, where FP8_TEXT names no other text."""
+    docs = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../docs")
+    path = c.home + "/text"
+    with open(path, "w") as out:
+        for name in sorted(n for n in os.listdir(docs) if n.endswith(".md")):
+            with open(os.path.join(docs, name)) as h:
+                out.write(h.read() + "\n")
+    return path
+
+
 def main():
     build, names = sys.argv[1], sys.argv[2:] or list(CASES)
     if not os.path.exists("/dev/nvidia1"):
@@ -152,7 +179,7 @@ def main():
         return 77
     with Cluster(build, nodes=1, devices=2, test_hooks=True, device="cuda") as c:
         c.failed = 0
-        c.text = os.environ.get("FP8_TEXT") or os.path.abspath(os.path.join(os.path.dirname(__file__), "../../docs/numerics.md"))
+        c.text = os.environ.get("FP8_TEXT") or own_text(c)
         for name in names:
             began = time.monotonic()
             try:

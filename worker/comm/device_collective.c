@@ -23,8 +23,10 @@ static int parts_room(struct comm *c, struct dev_comm_part **ret, struct error *
         if (d->n_parts < 2 * c->n) {
                 struct dev_comm_part *p = realloc(d->parts, 2 * (size_t)c->n * sizeof(*p));
 
-                if (!p)
-                        return broke(c, -ENOMEM, e);
+                if (!p) {
+                        (void)broke(c, -ENOMEM, e);
+                        return -ENOMEM;
+                }
                 d->parts = p;
                 d->n_parts = 2 * c->n;
         }
