@@ -165,6 +165,8 @@ uint64_t sim_open_stream(struct sim *s, int node);
 void sim_break_stream(struct sim *s, uint64_t id);
 void sim_to_core(struct sim *s, uint64_t stream, const Fp8ctl__V1__WorkerMessage *m);
 const struct kv *sim_stored(const struct sim *s, const char *key);
+/* What the store says of a job; NULL: nothing. fp8ctl__v1__job_record__free_unpacked() it. */
+Fp8ctl__V1__JobRecord *sim_stored_job(const struct sim *s, uint64_t job);
 void sim_replay(struct sim *s);
 void sim_partition(struct sim *s, int node, uint64_t ns, int which); /* 1: what it says, 2: what it is told, 3: both */
 void sim_free(struct sim *s);

@@ -226,21 +226,15 @@ static bool all_ended(struct sim *s) {
         bool ended = true;
 
         for (int i = 0; i < s->n_jobs; i++) {
-                char key[64];
-                const struct kv *at;
                 Fp8ctl__V1__JobRecord *r;
 
                 if (!s->jobs[i])
                         return false;
-                snprintf(key, sizeof(key), "job/%" PRIu64, s->jobs[i]);
-                at = sim_stored(s, key);
-                if (!at) {
+                r = sim_stored_job(s, s->jobs[i]);
+                if (!r) {
                         sim_fail(s, "job %" PRIu64 " is forgotten", s->jobs[i]);
                         continue;
                 }
-                r = fp8ctl__v1__job_record__unpack(NULL, at->len, at->value);
-                if (!r)
-                        abort();
                 s->job_state[i] = r->job->state;
                 s->job_restarts[i] = r->job->restarts;
                 snprintf(s->job_reason[i], sizeof(s->job_reason[i]), "%s", r->job->reason);

@@ -348,15 +348,9 @@ static void loaded(struct sim *s, struct ev *e) {
 
 /* What the store says of roll-backs: generations of older epochs are poisoned. */
 static uint64_t undone_before(struct sim *s, uint64_t job) {
-        Fp8ctl__V1__JobRecord *r;
-        const struct kv *at;
-        char key[64];
-        uint64_t epoch;
+        Fp8ctl__V1__JobRecord *r = sim_stored_job(s, job);
+        uint64_t epoch = r ? r->min_replica_epoch : 0;
 
-        snprintf(key, sizeof(key), "job/%" PRIu64, job);
-        at = sim_stored(s, key);
-        r = at ? fp8ctl__v1__job_record__unpack(NULL, at->len, at->value) : NULL;
-        epoch = r ? r->min_replica_epoch : 0;
         if (r)
                 fp8ctl__v1__job_record__free_unpacked(r, NULL);
         return epoch;

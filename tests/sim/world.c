@@ -102,6 +102,15 @@ const struct kv *sim_stored(const struct sim *s, const char *key) {
         return NULL;
 }
 
+Fp8ctl__V1__JobRecord *sim_stored_job(const struct sim *s, uint64_t job) {
+        const struct kv *at;
+        char key[64];
+
+        snprintf(key, sizeof(key), "job/%" PRIu64, job);
+        at = sim_stored(s, key);
+        return at ? fp8ctl__v1__job_record__unpack(NULL, at->len, at->value) : NULL;
+}
+
 static void store_put(struct sim *s, const struct kv *op) {
         struct kv *at = (struct kv *)sim_stored(s, op->key);
 
