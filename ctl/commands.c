@@ -37,6 +37,9 @@ const struct command commands[] = {
         { "node list", "", 0, 0, FORMATS_USUAL, NULL, node_list_run, "list nodes and their devices", NULL, false },
         { "node get", "NODE", 1, 1, FORMATS_USUAL, NULL, node_get_run, "show one node", NULL, false },
         { "node describe", "NODE", 1, 1, FORMATS_PLAIN, NULL, node_describe_run, "show all about one node", NULL, false },
+        { "node test", "NODE", 1, 1, FORMATS_PLAIN, NULL, node_test_run, "test a node's arithmetic, memory, copies, disk and clock",
+          "Its ranks compute beside the test, so it should have none: drain it first. A part that fails keeps the node from ranks until `node uncordon`.\n"
+          "Exit code 0: passed; 1: not.", false },
         { "node cordon", "NODE", 1, 1, FORMATS_USUAL, node_cordon_opts, node_cordon_run, "give a node no new ranks", NULL, false },
         { "node drain", "NODE", 1, 1, FORMATS_USUAL, node_drain_opts, node_drain_run, "give a node no new ranks, and move those it has to other nodes",
           "Each of its jobs saves at the end of a step and goes on from there on free devices of other nodes, or with fewer replicas if recovery.min_dp\n"

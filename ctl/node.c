@@ -7,6 +7,7 @@
 #include "base/text.h"
 #include "ctl/client.h"
 #include "ctl/handlers.h"
+#include "ctl/node_health.h"
 #include "ctl/print.h"
 
 static struct {
@@ -28,7 +29,7 @@ const struct opt node_drain_opts[] = {
 
 static void print_sheet(const struct ctl *c, Fp8ctl__V1__Node *const *nodes, size_t n) {
         static const struct sheet_column columns[] = {
-                { "NODE", false, false, false },  { "STATE", false, false, true },   { "DEVICES", true, false, false }, { "FREE", true, false, false },
+                { "NODE", false, false, false },  { "STATE", false, false, true },   { "HEALTH", false, false, true },  { "DEVICES", true, false, false }, { "FREE", true, false, false },
                 { "JOBS", false, false, false },  { "CPUS", true, false, false },    { "MEMORY", true, false, false },  { "SEEN", true, false, false },
                 { "VERSION", false, true, false }, { "KERNEL", false, true, false }, { "ADDRESS", false, true, false }, { "REASON", false, false, false },
         };
@@ -51,6 +52,7 @@ static void print_sheet(const struct ctl *c, Fp8ctl__V1__Node *const *nodes, siz
                 }
                 sheet_add(s, "%s", nd->name);
                 sheet_add(s, nd->duty && *nd->duty && strcmp(nd->duty, "open") != 0 ? "%s,%s" : "%s", nd->state, nd->duty);
+                sheet_add(s, *nd->rma ? "%s,rma" : "%s", *nd->health ? nd->health : "-");
                 sheet_add(s, "%zu %s", nd->n_devices, nd->n_devices ? nd->devices[0]->kind : "");
                 sheet_add(s, "%zu", free_devices);
                 sheet_add(s, "%s", jobs);
@@ -60,7 +62,7 @@ static void print_sheet(const struct ctl *c, Fp8ctl__V1__Node *const *nodes, siz
                 sheet_add(s, "%s", nd->version);
                 sheet_add(s, "%s", nd->kernel);
                 sheet_add(s, "%s", nd->address);
-                sheet_add(s, "%s", nd->reason && *nd->reason ? nd->reason : nd->duty_reason);
+                sheet_add(s, "%s", *nd->reason ? nd->reason : *nd->health_reason ? nd->health_reason : nd->duty_reason);
         }
         sheet_print(s, c->format == FORMAT_WIDE, stdout);
 }
@@ -129,6 +131,7 @@ int node_describe_run(struct ctl *c, int n, char **args) {
         static const struct sheet_column columns[] = {
                 { "DEVICE", true, false, false }, { "KIND", false, false, false }, { "NAME", false, false, false },
                 { "MEMORY", true, false, false }, { "JOB", true, false, false },   { "RANK", true, false, false },
+                { "PCI", false, false, false },   { "HEALTH", false, false, false },
         };
         _cleanup_(sheet_freep) struct sheet *s = sheet_new(columns, ARRAY_SIZE(columns));
         _cleanup_message_ Fp8ctl__V1__Node *nd = NULL;
@@ -156,8 +159,11 @@ int node_describe_run(struct ctl *c, int n, char **args) {
                 sheet_add(s, "%s", text_bytes(buf, dev->memory_bytes));
                 sheet_add(s, dev->job_id ? "%" PRIu64 : "-", dev->job_id);
                 sheet_add(s, dev->job_id ? "%u" : "-", dev->rank);
+                sheet_add(s, "%s", *dev->pci ? dev->pci : "-");
+                sheet_add(s, "%s", *dev->health ? dev->health : "ok");
         }
         sheet_print(s, false, stdout);
+        node_health_print(nd);
         return EXIT_DONE;
 }
 

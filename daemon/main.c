@@ -21,8 +21,8 @@
 struct options {
         const char *socket, *state, *listen, *group, *level;
         struct tls_files tls;
-        int64_t lease_ttl_ms, heartbeat_ms, keep_jobs, keep_event_days;
-        bool test_hooks, version, help;
+        int64_t lease_ttl_ms, heartbeat_ms, keep_jobs, keep_event_days, health_share, health_window_ms, health_settle_ms;
+        bool test_nodes, test_hooks, version, help;
 };
 
 static const char *const levels[] = { "error", "warning", "info", "debug", NULL };
@@ -40,6 +40,10 @@ static int parse(int argc, char **argv, struct options *o, struct error *e) {
                 { "heartbeat", 0, OPT_DURATION_MS, "TIME", "how often workers are to report (default 1s)", &o->heartbeat_ms, 50, 60000, NULL },
                 { "keep-jobs", 0, OPT_INT, "N", "how many jobs that have ended are kept, the newest (default 1000)", &o->keep_jobs, 1, 100000, NULL },
                 { "keep-event-days", 0, OPT_INT, "DAYS", "how long events are kept, at most 2000 of them (default 30)", &o->keep_event_days, 1, 3650, NULL },
+                { "health-share", 0, OPT_INT, "PERCENT", "of all devices that may be kept from ranks for their health within --health-window (default 50)", &o->health_share, 1, 100, NULL },
+                { "health-window", 0, OPT_DURATION_MS, "TIME", "see --health-share (default 5m)", &o->health_window_ms, 1000, 86400000, NULL },
+                { "health-settle", 0, OPT_DURATION_MS, "TIME", "a node whose checks are well again gets ranks after that, and after twice as long each time (default 1m)", &o->health_settle_ms, 1, 86400000, NULL },
+                { "test-nodes", 0, OPT_FLAG, NULL, "a node gets ranks when its test has passed, once a boot (fp8ctl node test)", &o->test_nodes, 0, 0, NULL },
                 { "allow-test-hooks", 0, OPT_FLAG, NULL, "accept job files with test.* keys", &o->test_hooks, 0, 0, NULL },
                 { "log-level", 0, OPT_CHOICE, "LEVEL", "error, warning, info (default) or debug", &o->level, 0, 0, levels },
                 { "version", 'V', OPT_FLAG, NULL, "print the version and stop", &o->version, 0, 0, NULL },
@@ -89,7 +93,8 @@ static int run(struct loop *l, const struct options *o, struct error *e) {
         char socket[4096];
         struct fp8d_config c = { .state_dir = o->state, .socket = socket, .group = o->group, .listen = o->listen, .tls = &o->tls,
                                  .lease_ttl_ms = (uint32_t)o->lease_ttl_ms, .heartbeat_ms = (uint32_t)o->heartbeat_ms,
-                                 .keep_jobs = (uint32_t)o->keep_jobs, .keep_event_days = (uint32_t)o->keep_event_days, .test_hooks = o->test_hooks };
+                                 .keep_jobs = (uint32_t)o->keep_jobs, .keep_event_days = (uint32_t)o->keep_event_days, .health_share = (uint32_t)o->health_share,
+                                 .health_window_ms = (uint32_t)o->health_window_ms, .health_settle_ms = (uint32_t)o->health_settle_ms, .test_nodes = o->test_nodes, .test_hooks = o->test_hooks };
         struct notify *notify = NULL;
         struct fp8d *d = NULL;
         int r;
@@ -117,7 +122,7 @@ static int run(struct loop *l, const struct options *o, struct error *e) {
 }
 
 int main(int argc, char **argv) {
-        struct options o = { .lease_ttl_ms = 10000, .heartbeat_ms = 1000, .keep_jobs = 1000, .keep_event_days = 30 };
+        struct options o = { .lease_ttl_ms = 10000, .heartbeat_ms = 1000, .keep_jobs = 1000, .keep_event_days = 30, .health_share = 50, .health_window_ms = 300000, .health_settle_ms = 60000 };
         struct error e = { 0 };
         struct loop *l = NULL;
         sigset_t block;

@@ -125,6 +125,12 @@ int controller_new(const struct cluster_io *io, const struct controller_config *
                 c->config.keep_jobs = 1000;
         if (!c->config.keep_event_days)
                 c->config.keep_event_days = 30;
+        if (!c->config.health_share)
+                c->config.health_share = 50;
+        if (!c->config.health_window_ms)
+                c->config.health_window_ms = 300000;
+        if (!c->config.health_settle_ms)
+                c->config.health_settle_ms = 60000;
         core_text(c->version, sizeof(c->version), config->version);
         c->config.version = c->version;
         c->next_job = c->next_event = c->next_lease = c->next_relay = c->next_file = 1;
@@ -433,6 +439,8 @@ static void dispatch(struct controller *c, struct session *s, const Fp8ctl__V1__
         case FP8CTL__V1__WORKER_MESSAGE__BODY_PREFLIGHT_REPLY: NODE_MESSAGE(m->preflight_reply, request_preflight_reply); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_FETCH_REPLY: NODE_MESSAGE(m->fetch_reply, request_fetch_reply); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_LEAVING: NODE_MESSAGE(m->leaving, node_leaving); break;
+        case FP8CTL__V1__WORKER_MESSAGE__BODY_HEALTH_REPORT: NODE_MESSAGE(m->health_report, health_report); break;
+        case FP8CTL__V1__WORKER_MESSAGE__BODY_NODE_TEST_REPLY: NODE_MESSAGE(m->node_test_reply, node_test_reply); break;
         default: core_drop(c, DROP_MALFORMED, "worker message"); break;
         }
 }

@@ -28,7 +28,7 @@ struct caller {
 };
 
 enum request_kind { REQ_STATUS, REQ_SUBMIT, REQ_LIST_JOBS, REQ_GET_JOB, REQ_CANCEL_JOB, REQ_SAVE_JOB, REQ_LIST_NODES, REQ_GET_NODE, REQ_LIST_EVENTS,
-                    REQ_READ_FILE, REQ_LIST_CHECKPOINTS, REQ_REMOVE_CHECKPOINT, REQ_SCALE_JOB, REQ_SET_NODE };
+                    REQ_READ_FILE, REQ_LIST_CHECKPOINTS, REQ_REMOVE_CHECKPOINT, REQ_SCALE_JOB, REQ_SET_NODE, REQ_TEST_NODE };
 
 /* File work done outside the loop by a helper running as the submitting user. */
 struct file_work {
@@ -61,6 +61,10 @@ struct controller_config {
         uint32_t keep_jobs;         /* that have ended, the newest; 1000 */
         uint32_t keep_event_days;   /* 30 */
         bool test_hooks;
+        uint32_t health_share;      /* percent of all devices: no more than those are kept from ranks because of their health within health_window_ms; 50 */
+        uint32_t health_window_ms;  /* 300000 */
+        uint32_t health_settle_ms;  /* a node whose checks are well again takes ranks again after that, and after twice as long each time; 60000 */
+        bool test_nodes;            /* a node gets ranks after its test only, once a boot */
         const char *version;
 };
 

@@ -43,6 +43,9 @@ struct device {
         uint64_t memory_bytes;
         uint64_t job, incarnation; /* job 0: free */
         uint32_t rank;
+        char pci[24];              /* "": none, or unknown */
+        char unfit[200];           /* why it gets no rank until it was reset; "": it does */
+        uint64_t taken_ms;         /* wall clock: since then */
 };
 
 struct node {
@@ -64,6 +67,7 @@ struct node {
         size_t n_devices;
         uint64_t *held;            /* jobs of which it was told to keep peers' generations */
         size_t n_held;
+        struct node_health *health; /* NULL: nothing was ever said of it (health.h) */
 };
 
 /* A stream that has not said hello yet, or has. */
@@ -244,7 +248,7 @@ struct event {
         char *text;
 };
 
-enum pending_kind { PENDING_EVENTS, PENDING_SAVE, PENDING_SUBMIT, PENDING_READ };
+enum pending_kind { PENDING_EVENTS, PENDING_SAVE, PENDING_SUBMIT, PENDING_READ, PENDING_TEST };
 
 struct preflight {
         uint64_t id;
@@ -367,6 +371,21 @@ void node_check_drained(struct controller *c, struct node *n);
 void node_window_tick(struct controller *c, struct node *n);
 uint64_t node_window_deadline(const struct controller *c, const struct node *n); /* 0: none */
 void node_request_set(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);
+
+/* health.c, health_decide.c, node_test.c; health.h */
+void health_report(struct controller *c, struct session *s, const Fp8ctl__V1__HealthReport *m);
+void health_hello(struct controller *c, struct node *n, bool rebooted); /* before it takes ranks */
+void health_opened(struct controller *c, struct node *n);    /* an administrator says that it is fit again */
+void health_tick(struct controller *c, struct node *n);
+uint64_t health_deadline(const struct controller *c, const struct node *n); /* 0: none */
+bool health_unfit(const struct node *n, uint32_t device);    /* no rank may stay there */
+bool health_untested(const struct node *n);                  /* it has still to pass its test */
+/* A network fault was told of by somebody else than its own worker; the second within five minutes evicts. */
+void health_network_alert(struct controller *c, struct node *n, const char *why);
+struct node_health *health_free(struct node_health *h);
+void node_set_duty(struct controller *c, struct node *n, enum node_duty duty, const char *why); /* drain.c */
+void node_test_request(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);
+void node_test_reply(struct controller *c, struct session *s, const Fp8ctl__V1__NodeTestReply *m);
 
 /* job.c */
 enum job_event { JOB_E_PLACE, JOB_E_RUN, JOB_E_FAULT, JOB_E_STOP, JOB_E_REQUEUE, JOB_E_FINISH, JOB_E_FAIL, JOB_E_CANCEL, JOB_E_SUBMIT, N_JOB_EVENTS };

@@ -10,7 +10,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
-#include "daemon/core/core.h"
+#include "daemon/core/health.h"
 #include "daemon/core/request_private.h"
 
 static const char *const duty_names[] = { "open", "cordoned", "draining" };
@@ -40,7 +40,7 @@ void node_check_drained(struct controller *c, struct node *n) {
         event_add(c, &(struct event_of){ .node = n, .rank = -1 }, "node_drained", "no rank is left on %s: it can be stopped", n->name);
 }
 
-static void set_duty(struct controller *c, struct node *n, enum node_duty duty, const char *why) {
+void node_set_duty(struct controller *c, struct node *n, enum node_duty duty, const char *why) {
         static const char *const kinds[] = { "node_uncordoned", "node_cordoned", "node_draining" };
 
         core_text(n->duty_reason, sizeof(n->duty_reason), why);
@@ -63,13 +63,16 @@ void node_window_tick(struct controller *c, struct node *n) {
 
         if (n->window_until_ms && wall >= n->window_until_ms) {
                 n->window_from_ms = n->window_until_ms = 0;
-                set_duty(c, n, NODE_OPEN, "its window is over");
+                if (n->health && n->health->hold != HOLD_NONE)
+                        n->health->duty_before = NODE_OPEN; /* and then, when it is well */
+                else
+                        node_set_duty(c, n, NODE_OPEN, "its window is over");
         } else if (n->window_from_ms && wall >= n->window_from_ms) {
                 char why[TEXT_MAX_LEN];
 
                 core_text(why, sizeof(why), n->duty_reason);
                 n->window_from_ms = 0;
-                set_duty(c, n, NODE_DRAINING, why);
+                node_set_duty(c, n, NODE_DRAINING, why);
         }
 }
 
@@ -102,6 +105,8 @@ void node_request_set(struct controller *c, uint64_t request, const ProtobufCMes
                 return;
         }
         core_text(why, sizeof(why), q->reason);
+        if (n->health)
+                n->health->duty_before = (enum node_duty)q->duty;
         n->window_from_ms = q->after_ms ? wall + q->after_ms : 0;
         n->window_until_ms = q->for_ms ? wall + q->after_ms + q->for_ms : 0;
         if (n->window_from_ms) {
@@ -109,7 +114,9 @@ void node_request_set(struct controller *c, uint64_t request, const ProtobufCMes
                 event_add(c, &(struct event_of){ .node = n, .rank = -1 }, "node_window", "%s will be emptied in %.0f s%s%s", n->name, (double)q->after_ms / 1e3, why[0] ? ": " : "", why);
                 record_put_node(c, n);
         } else {
-                set_duty(c, n, (enum node_duty)q->duty, why);
+                node_set_duty(c, n, (enum node_duty)q->duty, why);
         }
+        if (q->duty == FP8CTL__V1__SET_NODE_REQUEST__DUTY__OPEN)
+                health_opened(c, n);
         request_answer_node(c, request, n);
 }

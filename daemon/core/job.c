@@ -229,7 +229,7 @@ static int board_make(const struct controller *c, struct board *b) {
                         const struct device *d = &n->devices[k];
 
                         b->devices[at] = (struct sched_device){ .index = d->index, .memory_bytes = d->memory_bytes, .kind = device_kind(d->kind), .in_host_memory = node_device_in_host_memory(d),
-                                                                .state = !node_takes(n) ? SCHED_GONE : d->job ? SCHED_BUSY : SCHED_FREE };
+                                                                .state = !node_takes(n) || health_unfit(n, d->index) ? SCHED_GONE : d->job ? SCHED_BUSY : SCHED_FREE };
                         b->idle += b->devices[at].state == SCHED_FREE;
                 }
         }
@@ -355,7 +355,7 @@ void job_schedule(struct controller *c) {
 }
 
 static bool stays(const struct rank *k, bool evacuate) {
-        return k->node && k->node->state != NODE_LOST && k->node->state != NODE_LEAVING && !(evacuate && k->node->duty == NODE_DRAINING);
+        return k->node && k->node->state != NODE_LOST && k->node->state != NODE_LEAVING && !(evacuate && k->node->duty == NODE_DRAINING) && !health_unfit(k->node, k->device);
 }
 
 /* The devices of ranks that it does not have any more, or that move, are its own to use again. */
@@ -364,7 +364,7 @@ static void board_release(const struct controller *c, struct board *b, const str
                 const struct rank *k = &j->ranks[i];
                 int n = job_node_index(c, k->node);
 
-                if (n < 0 || !node_takes(k->node) || (i < world && stays(k, evacuate)))
+                if (n < 0 || !node_takes(k->node) || health_unfit(k->node, k->device) || (i < world && stays(k, evacuate)))
                         continue;
                 for (size_t d = 0; d < k->node->n_devices; d++)
                         if (k->node->devices[d].index == k->device && k->node->devices[d].job == j->id)

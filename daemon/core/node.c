@@ -52,7 +52,7 @@ bool node_usable(const struct node *n) {
 }
 
 bool node_takes(const struct node *n) {
-        return node_usable(n) && n->duty == NODE_OPEN;
+        return node_usable(n) && n->duty == NODE_OPEN && !health_untested(n);
 }
 
 static size_t node_position(const struct controller *c, const char *name) {
@@ -98,6 +98,7 @@ struct node *node_get_or_add(struct controller *c, const char *name) {
 
 struct node *node_free(struct node *n) {
         if (n) {
+                health_free(n->health);
                 free(n->devices);
                 free(n->held);
         }
@@ -146,6 +147,7 @@ int node_set_devices(struct node *n, Fp8ctl__V1__NodeDevice *const *d, size_t n_
                 list[k].index = d[i]->index;
                 core_text(list[k].kind, sizeof(list[k].kind), d[i]->kind);
                 core_text(list[k].name, sizeof(list[k].name), d[i]->name);
+                core_text(list[k].pci, sizeof(list[k].pci), d[i]->pci);
                 list[k++].memory_bytes = d[i]->memory_bytes;
         }
         qsort(list, k, sizeof(*list), by_index);
@@ -315,7 +317,7 @@ void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__Worke
         struct node *n;
         enum node_state was;
         uint64_t was_seen;
-        bool moved;
+        bool moved, rebooted;
         int r = refuse_hello(s, m, why, sizeof(why));
 
         n = r == 0 ? node_get_or_add(c, m->node->name) : NULL;
@@ -332,6 +334,7 @@ void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__Worke
         replace_session(c, s, n);
         request_node_gone(c, n);
         moved = m->node->replica_endpoint && strcmp(n->replica_endpoint, m->node->replica_endpoint) != 0;
+        rebooted = n->boot_id[0] && m->node->boot_id && m->node->boot_id[0] && strcmp(n->boot_id, m->node->boot_id) != 0;
         describe(n, m->node);
         node_move(c, n, NODE_E_HELLO);
         n->reason[0] = 0;
@@ -342,6 +345,7 @@ void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__Worke
         n->last_seen_ms = c->io.wall_ms(c->io.arg);
         record_put_node(c, n);
         send_welcome(c, n);
+        health_hello(c, n, rebooted);
         take_inventory(c, n, m);
         if (was != NODE_READY)
                 event_add(c, &(struct event_of){ .node = n, .rank = -1 }, was == NODE_LOST ? "node_returned" : "node_ready", "%s %s: %zu device%s, %zu rank%s alive", n->name,
@@ -455,6 +459,8 @@ void node_tick(struct controller *c, uint64_t now) {
                         node_lost(c, n);
                 if (n->window_from_ms || n->window_until_ms)
                         node_window_tick(c, n);
+                if (n->health)
+                        health_tick(c, n);
         }
 }
 
@@ -462,12 +468,14 @@ uint64_t node_next_deadline(const struct controller *c) {
         uint64_t best = 0;
 
         for (size_t i = 0; i < c->n_nodes; i++) {
-                uint64_t window = node_window_deadline(c, c->nodes[i]);
+                uint64_t window = node_window_deadline(c, c->nodes[i]), health = c->nodes[i]->health ? health_deadline(c, c->nodes[i]) : 0;
 
                 if (c->nodes[i]->state != NODE_LOST && c->nodes[i]->lease_until && (!best || c->nodes[i]->lease_until < best))
                         best = c->nodes[i]->lease_until;
                 if (window && (!best || window < best))
                         best = window;
+                if (health && (!best || health < best))
+                        best = health;
         }
         return best;
 }

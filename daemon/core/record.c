@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "daemon/core/core.h"
+#include "daemon/core/health.h"
 #include "daemon/core/rank_plan.h"
 
 #define STR(s) ((s) ? (char *)(s) : (char *)"")
@@ -323,6 +323,7 @@ void record_put_node(struct controller *c, const struct node *n) {
         Fp8ctl__V1__Node m = FP8CTL__V1__NODE__INIT;
         _cleanup_free_ Fp8ctl__V1__NodeDevice *ds = calloc(n->n_devices + 1, sizeof(*ds));
         _cleanup_free_ Fp8ctl__V1__NodeDevice **ps = calloc(n->n_devices + 1, sizeof(*ps));
+        _cleanup_(health_message_free) struct health_message health = { 0 };
         char key[STORE_KEY_MAX];
 
         if (!ds || !ps) {
@@ -336,6 +337,7 @@ void record_put_node(struct controller *c, const struct node *n) {
                 ds[i].kind = n->devices[i].kind;
                 ds[i].name = n->devices[i].name;
                 ds[i].memory_bytes = n->devices[i].memory_bytes;
+                ds[i].pci = n->devices[i].pci;
                 ps[i] = &ds[i];
         }
         m.name = STR(n->name);
@@ -354,6 +356,11 @@ void record_put_node(struct controller *c, const struct node *n) {
         m.n_devices = n->n_devices;
         rec.version = RECORD_VERSION;
         rec.node = &m;
+        if (health_fill_record(n, &rec, &health) < 0) {
+                c->failed = true;
+                snprintf(c->failed_why, sizeof(c->failed_why), "no memory to store node %s", n->name);
+                return;
+        }
         m.duty = (char *)node_duty_name(n->duty);
         m.duty_reason = STR(n->duty_reason);
         m.window_from_unix_ms = n->window_from_ms;
@@ -392,6 +399,9 @@ static int load_node(struct controller *c, const void *value, size_t len, struct
                         n->window_from_ms = rec->node->window_from_unix_ms;
                         n->window_until_ms = rec->node->window_until_unix_ms;
                         n->lease_number = rec->lease_number;
+                        core_text(n->boot_id, sizeof(n->boot_id), rec->node->boot_id);
+                        if (health_load(n, rec) < 0)
+                                r = error_set(e, -ENOMEM, "no memory for nodes");
                         if (rec->node->state && strcmp(rec->node->state, node_state_name(NODE_LOST)) == 0) {
                                 n->state = NODE_LOST;
                                 core_text(n->reason, sizeof(n->reason), rec->node->reason);

@@ -197,7 +197,7 @@ void recovery_act(struct controller *c, struct job *j, const char *cause, const 
         }
         for (int i = 0; i < j->world; i++) {
                 lost += j->ranks[i].state == RANK_LOST;
-                moved = moved || (j->ranks[i].state == RANK_LOST && (j->ranks[i].node->state == NODE_LOST || j->ranks[i].node->state == NODE_LEAVING));
+                moved = moved || (j->ranks[i].state == RANK_LOST && (j->ranks[i].node->state == NODE_LOST || j->ranks[i].node->state == NODE_LEAVING || health_unfit(j->ranks[i].node, j->ranks[i].device)));
         }
         incident_open(c, j, cause, final, incarnation);
         if (count && !final)

@@ -294,6 +294,11 @@ void request_node_gone(struct controller *c, struct node *n) {
                         pending_remove(c, p);
                         continue;
                 }
+                if (p->kind == PENDING_TEST && p->node == n) {
+                        request_refuse(c, p->request, ST_UNAVAILABLE, "node %s went away before its test was over", n->name);
+                        pending_remove(c, p);
+                        continue;
+                }
                 if (p->kind == PENDING_SUBMIT)
                         submit_node_gone(c, p, n);
         }
@@ -315,6 +320,9 @@ void request_tick(struct controller *c, uint64_t now) {
                         break;
                 case PENDING_READ:
                         request_refuse(c, p->request, ST_DEADLINE, "node %s did not answer within %u s", p->node->name, FETCH_MS / 1000);
+                        break;
+                case PENDING_TEST:
+                        request_refuse(c, p->request, ST_DEADLINE, "node %s did not end its test in time", p->node->name);
                         break;
                 case PENDING_SUBMIT:
                         submit_check(c, p, true);
@@ -351,6 +359,7 @@ void request_handle(struct controller *c, uint64_t request, enum request_kind ki
                 [REQ_LIST_CHECKPOINTS] = { &fp8ctl__v1__list_checkpoints_request__descriptor, read_list_checkpoints },
                 [REQ_SCALE_JOB] = { &fp8ctl__v1__scale_job_request__descriptor, layout_request_scale },
                 [REQ_SET_NODE] = { &fp8ctl__v1__set_node_request__descriptor, node_request_set },
+                [REQ_TEST_NODE] = { &fp8ctl__v1__test_node_request__descriptor, node_test_request },
                 [REQ_REMOVE_CHECKPOINT] = { &fp8ctl__v1__remove_checkpoint_request__descriptor, checkpoint_request_remove },
         };
 

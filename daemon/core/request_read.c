@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "base/cleanup.h"
+#include "daemon/core/health.h"
 #include "daemon/core/request_private.h"
 
 /* Thresholds. */
@@ -67,9 +68,11 @@ void read_get_job(struct controller *c, uint64_t request, const ProtobufCMessage
 struct node_message {
         Fp8ctl__V1__Node node;
         Fp8ctl__V1__NodeDevice *devices, **ptrs;
+        struct health_message health;
 };
 
-static int node_message_fill(const struct node *n, struct node_message *m) {
+/* all: with what is kept of its health. */
+static int node_message_fill(const struct node *n, bool all, struct node_message *m) {
         fp8ctl__v1__node__init(&m->node);
         m->devices = calloc(n->n_devices + 1, sizeof(*m->devices));
         m->ptrs = calloc(n->n_devices + 1, sizeof(*m->ptrs));
@@ -86,6 +89,8 @@ static int node_message_fill(const struct node *n, struct node_message *m) {
                 o->memory_bytes = d->memory_bytes;
                 o->job_id = d->job;
                 o->rank = d->rank;
+                o->health = (char *)d->unfit;
+                o->pci = (char *)d->pci;
                 m->ptrs[i] = o;
         }
         m->node.name = (char *)n->name;
@@ -109,10 +114,11 @@ static int node_message_fill(const struct node *n, struct node_message *m) {
         m->node.window_until_unix_ms = n->window_until_ms;
         m->node.devices = m->ptrs;
         m->node.n_devices = n->n_devices;
-        return 0;
+        return health_fill(n, &m->node, all, &m->health);
 }
 
 static void node_message_free(struct node_message *m) {
+        health_message_free(&m->health);
         free(m->devices);
         free(m->ptrs);
 }
@@ -124,7 +130,7 @@ void read_list_nodes(struct controller *c, uint64_t request, const ProtobufCMess
         int rc = list && ptrs ? 0 : -ENOMEM;
 
         for (size_t i = 0; rc == 0 && i < c->n_nodes; i++) {
-                rc = node_message_fill(c->nodes[i], &list[i]);
+                rc = node_message_fill(c->nodes[i], false, &list[i]);
                 ptrs[i] = &list[i].node;
         }
         r.nodes = ptrs;
@@ -140,7 +146,7 @@ void read_list_nodes(struct controller *c, uint64_t request, const ProtobufCMess
 void request_answer_node(struct controller *c, uint64_t request, const struct node *n) {
         struct node_message nm = { 0 };
 
-        if (node_message_fill(n, &nm) < 0)
+        if (node_message_fill(n, true, &nm) < 0)
                 request_refuse(c, request, ST_EXHAUSTED, "no memory");
         else
                 request_answer(c, request, &nm.node.base);

@@ -269,6 +269,7 @@ static const struct {
         { "RemoveCheckpoint", REQ_REMOVE_CHECKPOINT, &fp8ctl__v1__remove_checkpoint_request__descriptor },
         { "ScaleJob", REQ_SCALE_JOB, &fp8ctl__v1__scale_job_request__descriptor },
         { "SetNode", REQ_SET_NODE, &fp8ctl__v1__set_node_request__descriptor },
+        { "TestNode", REQ_TEST_NODE, &fp8ctl__v1__test_node_request__descriptor },
 };
 #define N_REQUESTS ARRAY_SIZE(requests)
 
@@ -317,6 +318,7 @@ REQUEST(10)
 REQUEST(11)
 REQUEST(12)
 REQUEST(13)
+REQUEST(14)
 
 static void on_request_gone(void *arg, struct rpc_call *call) {
         struct fp8d *d = arg;
@@ -393,6 +395,7 @@ static const struct rpc_method methods[] = {
         UNARY("RemoveCheckpoint", 11),
         UNARY("ScaleJob", 12),
         UNARY("SetNode", 13),
+        UNARY("TestNode", 14),
         { .path = "/fp8ctl.v1.WorkerService/Attach", .stream = true, .on_opened = on_worker_opened, .on_message = on_worker_message, .on_closed = on_worker_closed },
 };
 _Static_assert(ARRAY_SIZE(methods) == N_REQUESTS + 1, "a method for each request, and the workers' stream");
@@ -425,7 +428,8 @@ static int start_core(struct fp8d *d, const struct fp8d_config *c, struct error 
         const struct cluster_io io = { .arg = d, .mono_ns = io_mono_ns, .wall_ms = io_wall_ms, .random = io_random, .persist = io_persist, .send_worker = io_send_worker,
                                        .close_worker = io_close_worker, .reply = io_reply, .file_work = io_file_work, .wake_at = io_wake_at, .log = io_log };
         const struct controller_config config = { .lease_ttl_ms = c->lease_ttl_ms, .heartbeat_ms = c->heartbeat_ms, .restart_budget_ms = RESTART_BUDGET_MS,
-                                                  .keep_jobs = c->keep_jobs, .keep_event_days = c->keep_event_days, .test_hooks = c->test_hooks, .version = FP8CTL_VERSION };
+                                                  .keep_jobs = c->keep_jobs, .keep_event_days = c->keep_event_days, .test_hooks = c->test_hooks, .health_share = c->health_share,
+                                                  .health_window_ms = c->health_window_ms, .health_settle_ms = c->health_settle_ms, .test_nodes = c->test_nodes, .version = FP8CTL_VERSION };
         int r = controller_new(&io, &config, &d->core, e);
 
         if (r == 0)

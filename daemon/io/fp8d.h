@@ -21,6 +21,8 @@ struct fp8d_config {
         const struct tls_files *tls;
         uint32_t lease_ttl_ms, heartbeat_ms;
         uint32_t keep_jobs, keep_event_days;
+        uint32_t health_share, health_window_ms, health_settle_ms;
+        bool test_nodes;
         bool test_hooks;
 };
 

@@ -437,6 +437,7 @@ static void start_ranks(struct world *w, uint64_t session, const Fp8ctl__V1__Sta
                 w->ranks[r] = (struct world_rank){ .job = m->job_id, .session = session, .incarnation = m->ranks[i]->incarnation, .epoch = m->epoch, .phase = FP8CTL__V1__RANK_PHASE__RANK_PARKED };
                 x.endpoint = (char *)"unix:/w";
                 x.fingerprint = (char *)"test";
+                x.pid = 100 + r;
                 SAY(w, r, RANK_READY, rank_ready, x);
         }
 }

@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "proto/ipc.h"
+#include "proto/message.h"
 
 struct waiting {
         struct waiting *next;
@@ -23,16 +24,6 @@ struct outbox {
         struct waiting *first, **tail;
         size_t n;
 };
-
-ProtobufCMessage *message_copy(const ProtobufCMessage *m) {
-        size_t len = protobuf_c_message_get_packed_size(m);
-        _cleanup_free_ uint8_t *buf = malloc(len ? len : 1);
-
-        if (!buf)
-                return NULL;
-        protobuf_c_message_pack(m, buf);
-        return protobuf_c_message_unpack(m->descriptor, NULL, len, buf);
-}
 
 static struct waiting *waiting_free(struct waiting *w) {
         if (!w)

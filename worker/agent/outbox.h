@@ -19,6 +19,3 @@ int outbox_new(struct loop *l, int fd, struct outbox **ret);
 struct outbox *outbox_free(struct outbox *o);
 /* 0 when sent or queued; -ENOBUFS when OUTBOX_MAX wait; -EPIPE and others: the peer is gone. */
 int outbox_send(struct outbox *o, const ProtobufCMessage *m, const int *fds, size_t n_fds, struct error *e);
-
-/* A deep copy (free with protobuf_c_message_free_unpacked), NULL on no memory. */
-ProtobufCMessage *message_copy(const ProtobufCMessage *m);

@@ -5,6 +5,7 @@
  */
 #include <string.h>
 
+#include "proto/message.h"
 #include "worker/agent/agent_private.h"
 
 static void forget_at(struct local_rank *r, size_t i) {

@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "proto/message.h"
 #include "worker/agent/spawner_private.h"
 
 #define KEPT_MAX 8192 /* descriptors: a rank of another node each */

@@ -14,6 +14,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "proto/message.h"
 #include "worker/agent/agent_private.h"
 
 #define HELD_JOBS_MAX 256

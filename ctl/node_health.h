@@ -1,0 +1,6 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+#include "proto/fp8ctl.pb-c.h"
+
+/* The evidence: what its checks say, what was found, what tests came to. Nothing when there is nothing. */
+void node_health_print(const Fp8ctl__V1__Node *nd);

@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Tests of a node: asked for by a client, or before it gets its first rank of a boot (--test-nodes).  What a part of it came to is kept with the node and acted on as a check's word is: arithmetic that
+ * is wrong evicts at once.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "daemon/core/health.h"
+#include "daemon/core/request_private.h"
+#include "proto/message.h"
+
+/* Thresholds. */
+#define TEST_MS 120000u
+
+static void ask(struct controller *c, struct node *n, uint64_t relay) {
+        Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
+        Fp8ctl__V1__NodeTestRequest t = FP8CTL__V1__NODE_TEST_REQUEST__INIT;
+
+        t.request = relay;
+        m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_NODE_TEST_REQUEST;
+        m.node_test_request = &t;
+        node_send(c, n, &m);
+}
+
+void node_test_begin(struct controller *c, struct node *n) {
+        struct node_health *h = n->health;
+
+        h->untested = true;
+        h->test_relay = c->next_relay++;
+        h->test_deadline = core_now(c) + TEST_MS * NSEC_PER_MSEC;
+        ask(c, n, h->test_relay);
+}
+
+void node_test_request(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who) {
+        const char *name = ((const Fp8ctl__V1__TestNodeRequest *)m)->name;
+        struct node *n = node_find(c, name);
+        struct pending *p;
+
+        if (!who->admin) {
+                request_refuse(c, request, ST_DENIED, "only administrators test nodes");
+                return;
+        }
+        if (!n) {
+                request_refuse(c, request, ST_NOT_FOUND, "node '%.128s' is not known", name ? name : "");
+                return;
+        }
+        if (!n->session || !health_get(n)) {
+                request_refuse(c, request, ST_UNAVAILABLE, "node %s is not connected", n->name);
+                return;
+        }
+        p = pending_add(c, PENDING_TEST, request, TEST_MS, who);
+        if (!p)
+                return;
+        p->node = n;
+        p->relay = c->next_relay++;
+        ask(c, n, p->relay);
+}
+
+static void clean(char *s, size_t max) {
+        if (s && s[0]) /* the empty one is protobuf's own */
+                core_text(s, strlen(s) < max ? strlen(s) + 1 : max, s);
+}
+
+/* A copy that can be kept and shown. NULL: not sound, or no memory. */
+static Fp8ctl__V1__NodeTest *take(const struct controller *c, const Fp8ctl__V1__NodeTest *m) {
+        Fp8ctl__V1__NodeTest *t;
+
+        if (!m || m->n_parts > HEALTH_TEST_PARTS_MAX)
+                return NULL;
+        t = (Fp8ctl__V1__NodeTest *)message_copy(&m->base);
+        if (!t)
+                return NULL;
+        t->unix_ms = c->io.wall_ms(c->io.arg);
+        t->passed = !t->error || !t->error[0];
+        clean(t->error, HEALTH_TEXT_LEN);
+        for (size_t i = 0; i < t->n_parts; i++) {
+                clean(t->parts[i]->name, HEALTH_NAME_LEN);
+                clean(t->parts[i]->verdict, HEALTH_NAME_LEN);
+                clean(t->parts[i]->unit, HEALTH_NAME_LEN);
+                clean(t->parts[i]->text, HEALTH_TEXT_LEN);
+                t->passed = t->passed && health_verdict_parse(t->parts[i]->verdict) < HEALTH_DRAIN;
+        }
+        return t;
+}
+
+static void keep(struct node_health *h, Fp8ctl__V1__NodeTest *t) {
+        if (h->n_tests == HEALTH_TESTS_MAX) {
+                fp8ctl__v1__node_test__free_unpacked(h->tests[0], NULL);
+                memmove(h->tests, h->tests + 1, --h->n_tests * sizeof(h->tests[0]));
+        }
+        h->tests[h->n_tests++] = t;
+}
+
+static void judge(struct controller *c, struct node *n, const Fp8ctl__V1__NodeTest *t) {
+        const Fp8ctl__V1__NodeTestPart *worst = NULL;
+        char why[HEALTH_TEXT_LEN];
+        int verdict = HEALTH_OK;
+
+        for (size_t i = 0; i < t->n_parts; i++) {
+                int v = health_verdict_parse(t->parts[i]->verdict);
+
+                if (v > verdict && v != HEALTH_ABSENT) {
+                        verdict = v;
+                        worst = t->parts[i];
+                }
+        }
+        if (verdict >= HEALTH_DRAIN) {
+                snprintf(why, sizeof(why), "test %.40s%s: %.160s", worst->name, worst->device >= 0 ? " of a device" : "", worst->text);
+                event_add(c, &(struct event_of){ .node = n, .rank = -1, .severity = "error", .ms = t->ms }, "node_test_failed", "%s: %s", n->name, why);
+                health_take(c, n, (enum health_verdict)verdict, HOLD_ADMIN, why);
+                return;
+        }
+        if (!t->passed) {
+                event_add(c, &(struct event_of){ .node = n, .rank = -1, .severity = "warning", .ms = t->ms }, "node_test_failed", "%s could not be tested: %s", n->name, t->error);
+                return;
+        }
+        event_add(c, &(struct event_of){ .node = n, .rank = -1, .ms = t->ms }, "node_tested", "%s passed its test: %zu parts in %.1f s", n->name, t->n_parts, t->ms / 1e3);
+        if (n->health->untested)
+                c->schedule_wanted = true;
+        n->health->untested = false;
+}
+
+void node_test_reply(struct controller *c, struct session *s, const Fp8ctl__V1__NodeTestReply *m) {
+        struct node *n = s->node;
+        struct node_health *h = n->health;
+        Fp8ctl__V1__NodeTest *t;
+        struct pending *p = c->pending;
+
+        while (p && !(p->kind == PENDING_TEST && p->node == n && p->relay == m->request))
+                p = p->next;
+        if (!h || (!p && (!m->request || m->request != h->test_relay))) {
+                core_drop(c, DROP_MALFORMED, "node_test_reply");
+                return;
+        }
+        t = take(c, m->test);
+        if (m->request == h->test_relay)
+                h->test_relay = h->test_deadline = 0;
+        if (!t) {
+                core_drop(c, DROP_MALFORMED, "node_test_reply");
+                return;
+        }
+        keep(h, t);
+        judge(c, n, t);
+        record_put_node(c, n);
+        if (p) {
+                request_answer(c, p->request, &t->base);
+                pending_remove(c, p);
+        }
+}
