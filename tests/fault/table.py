@@ -19,75 +19,12 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, Failure, compare, median, wait_for  # noqa: E402
+from blow import TIMEOUT_MS, NotHere, Run, ordinary  # noqa: E402
+from cluster import ROOT, Failure, median, wait_for  # noqa: E402
+import network  # noqa: E402
 
-JOB = os.path.join(ROOT, "tests/fault/job.yaml")
-STEPS = 40
-TIMEOUT_MS = 2000
 PLACES = {"first": 0, "middle": 3, "last": 7}
 BEGIN, END = "<!-- table.py: begin -->", "<!-- table.py: end -->"
-TROUBLE = ("rank_lost", "rank_fault", "rank_exited", "node_lost", "recovery_started", "step_skipped", "rollback", "failed", "save_dropped", "storage")
-
-
-class NotHere(Exception):
-    """This machine has no means for the fault."""
-
-
-class Run:
-    """One job that a fault is done to."""
-    def __init__(self, c, name, *more):
-        self.c, self.name = c, name
-        self.job = c.submit(JOB, "--name", name, "--set", f"train.steps={STEPS}", "--set", f"checkpoint.dir={c.home}/ckpt-{name}",
-                            "--set", f"recovery.collective_timeout_ms={TIMEOUT_MS}", "--set", "test.slow_ms=20", *more)
-        self.t0 = None
-
-    def at(self, step):
-        self.c.wait_step(self.job, step)
-
-    def blow(self, deed):
-        self.t0 = time.time()
-        deed()
-
-    def signal_rank(self, rank, sig):
-        pid = wait_for(f"a pid of rank {rank}", lambda: self.c.pids(self.job).get(rank), 30)
-        self.blow(lambda: os.kill(pid, sig))
-
-    def node_of(self, rank):
-        d = self.c.describe(self.job)
-        return next(r["node"] for r in (d.get("plan") or d["job"]["plan"])["ranks"] if r["rank"] == rank)
-
-    def new_step(self, seconds=60):
-        def look():
-            rows = self.c.rows(self.job)
-            old = max((r["step"] for r in rows if r["t"] <= self.t0), default=0)
-            epoch = max((r["epoch"] for r in rows if r["t"] <= self.t0), default=0)
-            done = max((r["step"] for r in rows if r["epoch"] <= epoch), default=old)
-            fresh = [r for r in rows if r["epoch"] > epoch and r["step"] > done]
-            again = {r["step"] for r in rows if r["epoch"] > epoch and r["step"] <= done}
-            return (fresh[0]["t"] - self.t0, len(again)) if fresh else None
-        return wait_for(f"{self.name}: a new step", look, seconds, 0.02)
-
-    def first_word(self):
-        """Seconds to the first event after the blow that speaks of trouble. Event times are rounded down to milliseconds."""
-        t = [e["unix_ms"] / 1e3 - self.t0 for e in self.c.events(self.job)["events"] if e["kind"] in TROUBLE and e["unix_ms"] / 1e3 >= self.t0 - 0.001]
-        return max(min(t), 0.001) if t else None
-
-    def causes(self):
-        since = (self.t0 - 0.001) * 1000
-        return [e["text"] for e in self.c.events(self.job)["events"] if e["kind"] in ("recovered", "failed", "rollback", "step_skipped") and e["unix_ms"] >= since]
-
-    def finish(self, want):
-        self.c.wait_done(self.job)
-        compare(self.name, want, self.c.final(self.job))
-
-
-def ordinary(run, rank, cause, want, wait=60):
-    """The common end: a new step, the cause, the same bits."""
-    recover, again = run.new_step(wait)
-    told = wait_for(f"{run.name}: its recovery to be told", run.causes, 20)[-1]
-    detect = run.first_word()
-    run.finish(want)
-    return dict(detect=detect, recover=recover, lost=again, named=bool(re.search(cause, told)), bitwise=True, told=told)
 
 
 def by_signal(sig, cause):
@@ -310,7 +247,7 @@ def point(at):
     return fault
 
 
-FAULTS = [
+PROCESSES = [
     ("1", "sigkill", "SIGKILL", by_signal(signal.SIGKILL, "SIGKILL"), "all"),
     ("2", "sigsegv", "SIGSEGV", by_signal(signal.SIGSEGV, "SIGSEGV"), "all"),
     ("3", "sigabrt", "SIGABRT", by_signal(signal.SIGABRT, "SIGABRT"), "all"),
@@ -330,6 +267,15 @@ FAULTS = [
     ("39", "replacement", "the replacement dies while it joins", replacement_dies, "all"),
     ("40", "loop", "deterministic crash loop (must stop)", crash_loop, "first"),
 ]
+
+
+def processes(build):
+    return Bare(build, nodes=5, devices=2, controller=["--allow-test-hooks", "--lease-ttl", "3200ms", "--heartbeat", "300ms"])
+
+
+# Each group on a cluster of its kind.
+GROUPS = [(processes, PROCESSES), (network.cluster, network.FAULTS)]
+FAULTS = sorted(sum((g[1] for g in GROUPS), []), key=lambda f: int(f[0]))
 
 
 def seconds(v):
@@ -360,6 +306,39 @@ def write(path, rows, how):
     os.replace(path + ".new", path)
 
 
+def group(args, make, faults):
+    places = args.ranks.split(",")
+    rows = [{"number": f[0], "what": f[2], "place": p, "fault": f} for f in faults for p in places if f[4] == "all" or p == "first"]
+    try:
+        c = make(args.build)
+    except NotHere as e:
+        for row in rows:
+            row["absent"] = str(e)
+        return rows
+    with c:
+        calm = Run(c, "calm")
+        c.wait_done(calm.job)
+        want = c.final(calm.job)
+        for row in rows:
+            name = f"{row['fault'][1]} {row['place']}"
+            try:
+                row.update(row["fault"][3](c, want, name.replace(" ", "-"), PLACES[row["place"]]))
+            except NotHere as e:
+                row["absent"] = str(e)
+            except (Failure, OSError) as e:
+                row["failed"] = str(e).splitlines()[0][:160]
+            for left in c.json("list")["jobs"]:
+                c.ctl("cancel", str(left["id"]), "--now", check=False)
+            if "absent" in row:
+                print(f"not here {name}: {row['absent']}", flush=True)
+            elif "failed" in row:
+                print(f"FAILED {name}: {row['failed']}", flush=True)
+            else:
+                print(f"{'ok ' if row['named'] is not False else 'NOT NAMED'} {name}: detected {seconds(row['detect'])} s, new step {seconds(row['recover'])} s, "
+                      f"lost {row['lost']}: {row['told']}", flush=True)
+    return rows
+
+
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("--build", default=os.path.join(ROOT, "build"))
@@ -377,33 +356,11 @@ def main():
     if unknown:
         a.error(f"no fault {sorted(unknown)}; see --list")
     rows = []
-    with Bare(args.build, nodes=5, devices=2, controller=["--allow-test-hooks", "--lease-ttl", "3200ms", "--heartbeat", "300ms"]) as c:
-        calm = Run(c, "calm")
-        c.wait_done(calm.job)
-        want = c.final(calm.job)
-        for number, name, what, fault, where in FAULTS:
-            if only and name not in only:
-                continue
-            for place in args.ranks.split(","):
-                if where == "first" and place != "first":
-                    continue
-                row = {"number": number, "what": what, "place": place}
-                try:
-                    row.update(fault(c, want, f"{name}-{place}", PLACES[place]))
-                except NotHere as e:
-                    row["absent"] = str(e)
-                except (Failure, OSError) as e:
-                    row["failed"] = str(e).splitlines()[0][:160]
-                for left in c.json("list")["jobs"]:
-                    c.ctl("cancel", str(left["id"]), "--now", check=False)
-                rows.append(row)
-                if "absent" in row:
-                    print(f"not here {name} {place}: {row['absent']}", flush=True)
-                elif "failed" in row:
-                    print(f"FAILED {name} {place}: {row['failed']}", flush=True)
-                else:
-                    print(f"{'ok ' if row['named'] is not False else 'NOT NAMED'} {name} {place}: detected {seconds(row['detect'])} s, new step {seconds(row['recover'])} s, "
-                          f"lost {row['lost']}: {row['told']}", flush=True)
+    for make, faults in GROUPS:
+        wanted = [f for f in faults if not only or f[1] in only]
+        if wanted:
+            rows += group(args, make, wanted)
+    rows.sort(key=lambda r: int(r["number"]))
     rows_run = [r for r in rows if "absent" not in r]
     bad = [r for r in rows_run if "failed" in r or r["named"] is False]
     if args.write:
