@@ -10,7 +10,7 @@
 #define LINE_MAX_BYTES ((size_t)64 * 1024)
 
 const char *const metrics_keys[] = { "step", "epoch", "loss", "loss_hex", "grad_norm", "lr", "loss_scale", "skipped", "tokens", "tokens_per_s", "ms", "memory",
-                                     "val_loss", "snapshot_ms", "saves_skipped", "replicas_skipped", "replicas_missed", "replica_bytes", "replica_rdma_bytes", "digest", "t", NULL };
+                                     "val_loss", "snapshot_ms", "saves_skipped", "replicas_skipped", "replicas_missed", "replica_bytes", "replica_rdma_bytes", "local_copies", "local_skipped", "digest", "t", NULL };
 
 struct metrics {
         struct metrics_row *rows; /* sorted by step when asked for */

@@ -145,6 +145,11 @@ const struct job_key job_keys[] = {
           .doc = "A write without progress for so long is told as stalled storage; training goes on, and its end does not wait for it any longer." },
         { "checkpoint.replica_every", INTS(1, 1000000), .offset = AT(checkpoint.replica_every), .def = "1",
           .doc = "Steps between snapshots into replica memory, from which a job resumes after a lost rank; each is also sent to another node's memory, for the loss of a whole node, unless an earlier one is still on its way." },
+        { "checkpoint.local_every", INTS(0, 1000000000), .offset = AT(checkpoint.local_every), .def = "0",
+          .doc = "Steps between copies of each rank's snapshot on its node's own disk (`fp8-worker --local-dir`), from which a job resumes when replica memory is lost, a rack without power for example; written in the "
+                 "background, and not while a checkpoint is; 0: none." },
+        { "checkpoint.local_keep", INTS(1, 16), .offset = AT(checkpoint.local_keep), .def = "2",
+          .doc = "How many of them that all ranks have are kept; there is room on disk for one more while it is written." },
         { "checkpoint.at_end", KEY_BOOL, AT(checkpoint.at_end), .def = "true", .doc = "Whether the last step is saved." },
 
         { "recovery.max_restarts", INTS(-1, 1000000), .offset = AT(recovery.max_restarts), .def = "-1", .doc = "Recoveries allowed in all; -1: any number." },

@@ -96,6 +96,7 @@ struct job_spec {
                 int64_t bandwidth;     /* bytes per second and rank; 0: no limit */
                 int64_t stall_timeout_ms;
                 int64_t replica_every; /* snapshot into replica memory every N steps; 1 */
+                int64_t local_every, local_keep; /* copies on the node's own disk; every 0: none */
                 bool at_end;
         } checkpoint;
         struct {

@@ -10,6 +10,15 @@ import tempfile
 from cluster import Cluster, Failure, wait_for
 
 
+def gone(pid):
+    """Dead, whether it was reaped or not."""
+    try:
+        with open(f"/proc/{pid}/stat") as h:
+            return h.read().rsplit(")", 1)[1].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 class Bare(Cluster):
     """home: the cluster's folder. launcher: words before each daemon's own, {name: [word...]}; env: {name: {variable: value}}."""
 
@@ -78,6 +87,7 @@ class Bare(Cluster):
         p.kill()
         os.kill(spawner, signal.SIGKILL)
         p.wait()
+        wait_for("the spawner's end", lambda: gone(spawner), 10, 0.002)
 
     def __exit__(self, kind, value, trace):
         if kind is not None:

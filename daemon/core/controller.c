@@ -424,6 +424,10 @@ static void on_inventory(struct controller *c, struct session *s, const Fp8ctl__
                 recovery_inventory(c, j, s->node, m);
 }
 
+static void on_local_copies(struct controller *c, struct session *s, const Fp8ctl__V1__LocalCopies *m) {
+        replicas_local(c, s->node, m);
+}
+
 static void dispatch(struct controller *c, struct session *s, const Fp8ctl__V1__WorkerMessage *m) {
         switch (m->body_case) {
         case FP8CTL__V1__WORKER_MESSAGE__BODY_HEARTBEAT: NODE_MESSAGE(m->heartbeat, node_heartbeat); break;
@@ -438,6 +442,7 @@ static void dispatch(struct controller *c, struct session *s, const Fp8ctl__V1__
         case FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_NOTICE: RANK_MESSAGE(m->rank_notice, EPOCH_ANY, on_notice); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_PREFLIGHT_REPLY: NODE_MESSAGE(m->preflight_reply, request_preflight_reply); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_FETCH_REPLY: NODE_MESSAGE(m->fetch_reply, request_fetch_reply); break;
+        case FP8CTL__V1__WORKER_MESSAGE__BODY_LOCAL_COPIES: NODE_MESSAGE(m->local_copies, on_local_copies); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_LEAVING: NODE_MESSAGE(m->leaving, node_leaving); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_HEALTH_REPORT: NODE_MESSAGE(m->health_report, health_report); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_NODE_TEST_REPLY: NODE_MESSAGE(m->node_test_reply, node_test_reply); break;

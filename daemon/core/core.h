@@ -110,6 +110,7 @@ struct generation {
         struct node *node;
         uint64_t step, epoch;
         bool held; /* for a rank of another node: a rank gets it from there; else only its own rank can use it */
+        bool disk; /* on that node's own disk, not in memory */
         char layout[256];
 };
 
@@ -487,6 +488,7 @@ void replicas_free(struct job *j);
 void replicas_load(struct controller *c, struct job *j, char *const *names, size_t n); /* as the store has it */
 void replicas_begin(struct controller *c, struct job *j); /* of an epoch: key, holders; told to the nodes that get no RankPlan */
 void replicas_hello(struct controller *c, struct node *n, const Fp8ctl__V1__WorkerHello *m, bool moved /* its endpoint */);
+void replicas_local(struct controller *c, struct node *n, const Fp8ctl__V1__LocalCopies *m); /* copies on its disk: of jobs that are over they go */
 void replicas_node_lost(struct controller *c, struct node *n);
 void replicas_replan(struct controller *c); /* who may hold has changed */
 void replicas_loaded(struct rank *r, const Fp8ctl__V1__RankRunning *m);

@@ -4,7 +4,7 @@
 
 #include "daemon/core/recovery_private.h"
 
-#define GENERATIONS_PER_RANK 8u    /* told by one node for one rank, at most: REPLICA_SLOTS of its own and of a peer's copy */
+#define GENERATIONS_PER_RANK 40u   /* told by one node for one rank, at most: REPLICA_SLOTS of its own and of a peer's copy, and those on its disk */
 
 /* What a node said about its replica memory is void: it is lost, or it says hello again and may have been through a boot. */
 void generations_forget(struct job *j, const struct node *n) {
@@ -53,7 +53,7 @@ void recovery_inventory(struct controller *c, struct job *j, struct node *n, con
                                 core_drop(c, DROP_MALFORMED, "generation");
                                 continue;
                         }
-                        list[j->n_generations] = (struct generation){ .rank = g->rank, .node = n, .step = g->step, .epoch = g->epoch, .held = g->held };
+                        list[j->n_generations] = (struct generation){ .rank = g->rank, .node = n, .step = g->step, .epoch = g->epoch, .held = g->held && !g->disk, .disk = g->disk };
                         core_text(list[j->n_generations].layout, sizeof(list[0].layout), g->layout);
                         j->n_generations++;
                 }

@@ -446,6 +446,7 @@ void job_release_node(struct controller *c, struct job *j, struct node *n) {
 
         rel.job_id = j->id;
         rel.epoch = j->epoch;
+        rel.keep_local = !job_ended(j);
         m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB;
         m.release_job = &rel;
         node_send(c, n, &m);

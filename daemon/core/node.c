@@ -256,6 +256,7 @@ static void take_inventory(struct controller *c, struct node *n, const Fp8ctl__V
                         if (!j || !job_placed(j)) {
                                 rel.job_id = st->job_id;
                                 rel.epoch = j ? j->epoch : st->epoch;
+                                rel.keep_local = j && !job_ended(j);
                                 rm.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB;
                                 rm.release_job = &rel;
                                 node_send(c, n, &rm);

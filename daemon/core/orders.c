@@ -36,6 +36,7 @@ void order_starts(struct controller *c, struct job *j, struct node *n) {
         start.uid = j->uid;
         start.gid = j->gid;
         start.ranks = ptrs;
+        start.cluster_id = c->cluster_id;
         m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_START_RANKS;
         m.start_ranks = &start;
         node_send(c, n, &m);
@@ -51,6 +52,11 @@ void order_abort(struct controller *c, struct job *j, struct node *n, const char
         m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_ABORT_EPOCH;
         m.abort_epoch = &abort_epoch;
         node_send(c, n, &m);
+}
+
+/* A job that was placed before may have copies on disks; in memory there is nothing of it any more. */
+bool order_inventory_wanted(const struct job *j) {
+        return !j->start_is_new || (j->spec->checkpoint.local_every > 0 && j->epoch > 1);
 }
 
 void order_inventory(struct controller *c, struct job *j, struct node *n) {

@@ -155,7 +155,7 @@ static void fence(struct controller *c, struct job *j, const char *why) {
                         continue;
                 if (j->inc.survivors && job_on_node(j, n))
                         order_abort(c, j, n, why);
-                if (!j->start_is_new)
+                if (order_inventory_wanted(j))
                         order_inventory(c, j, n);
         }
         start_lost(c, j);

@@ -28,6 +28,7 @@ bool incident_restarts_used_up(struct controller *c, struct job *j); /* counts t
 void order_starts(struct controller *c, struct job *j, struct node *n);
 void order_abort(struct controller *c, struct job *j, struct node *n, const char *why);
 void order_inventory(struct controller *c, struct job *j, struct node *n);
+bool order_inventory_wanted(const struct job *j); /* is there anything that a node could list? */
 void order_plan(struct controller *c, struct job *j, struct node *only);
 
 /* generations.c */

@@ -109,7 +109,7 @@ void recovery_hello(struct controller *c, struct job *j, struct node *n, const F
                 if (res.abort_needed)
                         order_abort(c, j, n, "an epoch began while the stream was away");
                 generations_forget(j, n);
-                if (!j->start_is_new)
+                if (order_inventory_wanted(j))
                         order_inventory(c, j, n);
         }
         if (res.lost)

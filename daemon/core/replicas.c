@@ -229,9 +229,19 @@ static void release(struct controller *c, struct node *n, uint64_t job) {
 
         rel.job_id = job;
         rel.epoch = j ? j->epoch : 0;
+        rel.keep_local = j && !job_ended(j);
         m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB;
         m.release_job = &rel;
         node_send(c, n, &m);
+}
+
+void replicas_local(struct controller *c, struct node *n, const Fp8ctl__V1__LocalCopies *m) {
+        for (size_t i = 0; i < m->n_jobs && i < HELD_JOBS_MAX; i++) {
+                const struct job *j = job_find(c, m->jobs[i]);
+
+                if (!j || job_ended(j))
+                        release(c, n, m->jobs[i]);
+        }
 }
 
 void replicas_hello(struct controller *c, struct node *n, const Fp8ctl__V1__WorkerHello *m, bool moved) {
@@ -300,7 +310,7 @@ void replicas_loaded(struct rank *r, const Fp8ctl__V1__RankRunning *m) {
 }
 
 void replicas_say_loaded(const struct job *j, char *buf, size_t size) {
-        int own = 0, peer = 0, disk = 0, initial = 0;
+        int own = 0, peer = 0, disk = 0, local = 0, initial = 0;
         uint64_t bytes = 0;
 
         for (int i = 0; i < j->world; i++) {
@@ -309,11 +319,14 @@ void replicas_say_loaded(const struct job *j, char *buf, size_t size) {
                 own += r->loaded == FP8CTL__V1__LOADED_FROM__LOADED_OWN_MEMORY;
                 peer += r->loaded == FP8CTL__V1__LOADED_FROM__LOADED_PEER_MEMORY;
                 disk += r->loaded == FP8CTL__V1__LOADED_FROM__LOADED_DISK;
+                local += r->loaded == FP8CTL__V1__LOADED_FROM__LOADED_LOCAL_DISK;
                 initial += r->loaded == FP8CTL__V1__LOADED_FROM__LOADED_INITIAL;
                 bytes += r->loaded == FP8CTL__V1__LOADED_FROM__LOADED_PEER_MEMORY ? r->loaded_bytes : 0;
         }
-        if (own + peer + disk + initial == 0)
+        if (own + peer + disk + local + initial == 0)
                 buf[0] = 0; /* of workers that do not say */
+        else if (local)
+                snprintf(buf, size, "; slices: %d from their own node's memory, %d from peers' (%" PRIu64 " bytes), %d from their own node's disk, %d from disk", own, peer, bytes, local, disk);
         else
                 snprintf(buf, size, "; slices: %d from their own node's memory, %d from peers' (%" PRIu64 " bytes), %d from disk", own, peer, bytes, disk);
 }

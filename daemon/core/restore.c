@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a new epoch loads: the newest generation in replica memory that covers every rank, in the memory of the node where that rank will run or in a peer's, else the newest commit that is not known bad, else
+ * What a new epoch loads: the newest generation that covers every rank, in the memory or on the disk of the node where that rank will run or in a peer's memory, else the newest commit that is not known bad, else
  * the newest that is, else the checkpoint the job was submitted with, else a fresh initialisation.  A generation is whole only when all ranks wrote it under one epoch and one layout.
  */
 #include <inttypes.h>
@@ -11,8 +11,10 @@
 #include "base/cleanup.h"
 #include "daemon/core/core.h"
 
-/* Its own node's memory, or a copy that a peer keeps and gives to whoever proves to be that rank. */
+/* Its own node's memory or disk, or a copy that a peer keeps and gives to whoever proves to be that rank. After a job was taken off its nodes only disks have anything. */
 static bool within_reach(const struct job *j, const struct generation *g) {
+        if (j->start_is_new && !g->disk)
+                return false;
         return g->held ? replicas_give(g->node) : j->ranks[g->rank].node == g->node;
 }
 
@@ -61,33 +63,45 @@ static void use(struct job *j, Fp8ctl__V1__LoadSource__Kind kind, uint64_t step,
                 j->load.data_step = j->skip_to_step;
 }
 
+/* Where a rank finds that generation, in the order in which it looks: its own node's memory, a peer's, its own node's disk. NULL: nowhere. */
+static const struct generation *place_of(const struct job *j, const struct generation *chosen, uint32_t rank) {
+        const struct generation *best = NULL;
+
+        for (size_t i = 0; i < j->n_generations; i++) {
+                const struct generation *g = &j->generations[i];
+
+                if (g->rank != rank || g->step != chosen->step || g->epoch != chosen->epoch || !within_reach(j, g))
+                        continue;
+                if (!best || (best->disk && !g->disk) || (best->held && !g->held && !g->disk))
+                        best = g;
+        }
+        return best;
+}
+
 static void say_where(struct job *j, const struct generation *chosen) {
         const struct node *from = NULL;
-        int peers = j->world;
+        char peer_text[120] = "", disk_text[60] = "";
+        int peers = 0, disks = 0;
         bool several = false;
 
-        for (size_t i = 0; i < j->n_generations; i++) {
-                const struct generation *g = &j->generations[i];
+        for (int i = 0; i < j->world; i++) {
+                const struct generation *g = place_of(j, chosen, (uint32_t)i);
 
-                if (g->step == chosen->step && g->epoch == chosen->epoch && !g->held && within_reach(j, g))
-                        peers--;
+                if (g && g->held) {
+                        peers++;
+                        several = several || (from && from != g->node);
+                        from = g->node;
+                }
+                disks += g && g->disk;
         }
-        for (size_t i = 0; i < j->n_generations; i++) {
-                const struct generation *g = &j->generations[i];
-                bool own = false;
-
-                if (g->step != chosen->step || g->epoch != chosen->epoch || !g->held)
-                        continue;
-                for (size_t k = 0; k < j->n_generations && !own; k++)
-                        own = j->generations[k].rank == g->rank && j->generations[k].step == g->step && j->generations[k].epoch == g->epoch && !j->generations[k].held &&
-                              within_reach(j, &j->generations[k]);
-                several = several || (!own && from && from != g->node);
-                from = own ? from : g->node;
-        }
-        if (peers <= 0 || !from)
-                snprintf(j->inc.source, sizeof(j->inc.source), "in replica memory");
+        if (peers)
+                snprintf(peer_text, sizeof(peer_text), ", %d of %d slices from peers (%.60s%s)", peers, j->world, from->name, several ? " and others" : "");
+        if (disks && disks < j->world)
+                snprintf(disk_text, sizeof(disk_text), ", %d of %d slices from their nodes' disks", disks, j->world);
+        if (disks == j->world)
+                snprintf(j->inc.source, sizeof(j->inc.source), "from copies on the nodes' disks");
         else
-                snprintf(j->inc.source, sizeof(j->inc.source), "in replica memory, %d of %d slices from peers (%.60s%s)", peers, j->world, from->name, several ? " and others" : "");
+                snprintf(j->inc.source, sizeof(j->inc.source), "in replica memory%s%s", peer_text, disk_text);
 }
 
 bool restore_has_source(const struct job *j) {
@@ -105,7 +119,7 @@ static const struct checkpoint *last_resort(const struct job *j) {
 }
 
 void restore_choose(struct controller *c, struct job *j) {
-        const struct generation *g = j->start_is_new ? NULL : newest_generation(j);
+        const struct generation *g = newest_generation(j);
         const struct checkpoint *k = checkpoint_newest(j);
 
         if (!g && !k)

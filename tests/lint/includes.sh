@@ -27,7 +27,7 @@ check kernels kernels/ base/ version.h
 check daemon daemon/ proto/ base/ version.h
 check ctl ctl/ proto/ format/ base/ version.h
 for d in rank comm model train ckpt data; do check "worker/$d" "$rank" kernels/ proto/ format/ base/ version.h; done
-for d in agent health; do check "worker/$d" "$agent" kernels/ proto/ base/ driver/fp8guard_uapi.h version.h; done
+for d in agent health; do check "worker/$d" "$agent" kernels/ proto/ format/ base/ driver/fp8guard_uapi.h version.h; done
 check daemon/core daemon/core/ daemon/store/store.h proto/ base/ version.h
 
 grpc=$(grep -rlE --include='*.[ch]' 'include[[:space:]]*[<"]grpc/' base format proto kernels daemon worker ctl tests bench 2>/dev/null |

@@ -223,13 +223,13 @@ void world_return(struct world *w) {
 }
 
 static const char job[] = "{\"version\": 1, \"name\": \"j\", \"model\": {\"preset\": \"tiny\"}, \"data\": {\"path\": \"/data\", \"seq_len\": 32}, \"parallel\": {\"tp\": 2, \"dp\": %d},"
-                          " \"train\": {\"steps\": 100, \"global_batch\": 4, \"micro_batch\": 1}, \"checkpoint\": {\"dir\": \"/ckpt%d\", \"every_steps\": 1, \"keep_last\": 3}%s}";
+                          " \"train\": {\"steps\": 100, \"global_batch\": 4, \"micro_batch\": 1}, \"checkpoint\": {\"dir\": \"/ckpt%d\", \"every_steps\": 1, \"keep_last\": 3, \"local_every\": %d}%s}";
 
 void world_submit(struct world *w, const char *id, int dp, int dir, const char *spec, bool dry_run, const struct caller *who) {
         Fp8ctl__V1__SubmitRequest q = FP8CTL__V1__SUBMIT_REQUEST__INIT;
         char text[1024];
 
-        snprintf(text, sizeof(text), job, dp, dir, spec);
+        snprintf(text, sizeof(text), job, dp, dir, w->local_every, spec);
         q.job_file = text;
         q.request_id = (char *)id;
         q.dry_run = dry_run;
@@ -478,20 +478,22 @@ static void run_plan(struct world *w, uint64_t session, const Fp8ctl__V1__RankPl
 static void inventory(struct world *w, uint64_t session, const Fp8ctl__V1__InventoryRequest *m) {
         Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__Inventory x = FP8CTL__V1__INVENTORY__INIT;
-        Fp8ctl__V1__Generation list[WORLD_RANKS * 64], *ptrs[WORLD_RANKS * 64];
+        Fp8ctl__V1__Generation list[WORLD_RANKS * 128], *ptrs[WORLD_RANKS * 128];
 
         for (uint32_t r = 0; r < WORLD_RANKS; r++)
-                for (uint64_t step = 0; step < 64; step++) {
+                for (uint64_t i = 0; i < 128; i++) {
                         Fp8ctl__V1__Generation *g = &list[x.n_generations];
+                        bool disk = i >= 64;
 
-                        if (w->ranks[r].job != m->job_id || w->ranks[r].session != session || !(w->replicas >> step & 1))
+                        if (w->ranks[r].job != m->job_id || w->ranks[r].session != session || !((disk ? w->disks : w->replicas) >> i % 64 & 1))
                                 continue;
                         fp8ctl__v1__generation__init(g);
                         g->rank = r;
-                        g->step = step;
+                        g->step = i % 64;
                         g->epoch = 1;
                         g->shard_count = 4;
                         g->layout = (char *)"tp2.pp1.dp2/test";
+                        g->disk = disk;
                         ptrs[x.n_generations++] = g;
                 }
         x.generations = ptrs;

@@ -55,6 +55,8 @@ struct world {
         bool lose_plans;                        /* on their way */
         uint64_t bad_checkpoints, bad_replicas; /* bit s: rank 0 cannot load step s */
         uint64_t replicas;                      /* bit s: every rank has step s of epoch 1 in replica memory */
+        uint64_t disks;                         /* ... on its node's disk */
+        int local_every;                        /* of world_submit */
         const char *from_checkpoint;            /* of world_submit */
         struct controller_config config;
 };

@@ -30,6 +30,34 @@ static void save(struct world *w, uint64_t step) {
         world_pump(w);
 }
 
+/* The newest ReleaseJob leaves copies on disks alone. */
+static bool released_keeps(const struct world *w) {
+        bool keep = false;
+
+        for (size_t i = 0; i < w->n_sent; i++)
+                if (w->sent[i].m->body_case == FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB)
+                        keep = w->sent[i].m->release_job->keep_local;
+        return keep;
+}
+
+TEST(copies_of_jobs_that_are_over_or_unknown_are_released) {
+        struct world w;
+        uint64_t id = world_start_job(&w, ""), jobs[] = { 99, 0 };
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__LocalCopies x = FP8CTL__V1__LOCAL_COPIES__INIT;
+        size_t since = w.n_sent;
+
+        jobs[1] = id;
+        x.jobs = jobs;
+        x.n_jobs = 2;
+        m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_LOCAL_COPIES;
+        m.local_copies = &x;
+        controller_worker_message(w.c, 1, &m);
+        CU_ASSERT_EQUAL(world_told(&w, since, FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB, 1, 0), 1); /* 99; this one runs */
+        CU_ASSERT_FALSE(released_keeps(&w));
+        world_stop(&w);
+}
+
 TEST(the_same_cause_without_a_step_gained_stops_the_job) {
         struct world w;
         uint64_t id = world_start_job(&w, "");
@@ -147,6 +175,50 @@ TEST(an_overflow_without_end_fails_the_job_and_names_it) {
         world_pump(&w);
         EXPECT(&w, id, S(FAILED), 0, "rank 2 (incarnation 3) on b: 32 steps skipped in a row: layers.3.mlp.up");
         CU_ASSERT_EQUAL(world_told(&w, 0, FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB, 0, 0), 2);
+        world_stop(&w);
+}
+
+/* Every node lost its memory, by a boot or because the job was taken off them; their disks are there. */
+TEST(copies_on_disks_are_loaded_where_memory_is_gone) {
+        struct world w;
+        uint64_t id;
+        char text[1200];
+
+        world_start(&w, false);
+        w.local_every = 3;
+        id = world_run_job(&w, "");
+        CU_ASSERT_EQUAL(world_told(&w, 0, FP8CTL__V1__CONTROLLER_MESSAGE__BODY_INVENTORY_REQUEST, 0, 0), 0); /* there can be none yet */
+        save(&w, 3);
+        world_progress(&w, 8);
+        w.disks = 1 << 2 | 1 << 6;
+        dies(&w, 1, "killed by SIGKILL");
+        CU_ASSERT(w.load_kind == LOAD(REPLICA) && w.load_step == 6);
+        CU_ASSERT_PTR_NOT_NULL(strstr(world_event(&w, "plan", text, sizeof(text)), "from copies on the nodes' disks"));
+        w.replicas = 1 << 7;
+        dies(&w, 2, "killed by SIGSEGV");
+        CU_ASSERT(w.load_kind == LOAD(REPLICA) && w.load_step == 7); /* memory is newer */
+        w.replicas = 1 << 6;
+        dies(&w, 2, "killed by SIGABRT");
+        CU_ASSERT_PTR_NOT_NULL(strstr(world_event(&w, "plan", text, sizeof(text)), "in replica memory"));
+        w.replicas = 1 << 7; /* said by a worker that has not freed it yet: it will */
+        controller_worker_closed(w.c, 2);
+        world_pass(&w, 12000);
+        EXPECT(&w, id, S(PENDING), 4, "needs 4 devices");
+        CU_ASSERT(released_keeps(&w));
+        world_attach(&w, 2, "b");
+        world_pump(&w);
+        EXPECT(&w, id, S(RUNNING), 4, "");
+        CU_ASSERT(w.load_kind == LOAD(REPLICA) && w.load_step == 6);
+        w.replicas = 0;
+        w.bad_replicas = 1 << 6;
+        dies(&w, 1, "killed by SIGTERM");
+        CU_ASSERT(w.load_kind == LOAD(CHECKPOINT) && w.load_step == 3); /* and not the older copy of step 2 */
+        w.disks = 1 << 9;
+        w.replicas = w.bad_replicas = 0;
+        save(&w, 10);
+        world_progress(&w, 11);
+        dies(&w, 1, "killed by SIGBUS");
+        CU_ASSERT(w.load_kind == LOAD(CHECKPOINT) && w.load_step == 10); /* the commit is newer */
         world_stop(&w);
 }
 

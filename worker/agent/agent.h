@@ -13,6 +13,8 @@ struct agent_config {
         const char *rack;            /* "": unknown */
         const char *rdma;            /* as rdma_open's */
         uint32_t replica_percent;    /* of the node's memory for generations of other nodes' ranks */
+        const char *local_dir;       /* for copies of snapshots on this node's disk; NULL: none */
+        uint64_t local_space;        /* bytes of it for each device */
         uint32_t grace_ms;           /* of the last save after SIGTERM */
 };
 

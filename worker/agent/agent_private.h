@@ -67,6 +67,7 @@ struct agent {
         uint32_t failures;             /* in a row, for the log */
         uint64_t dropped;              /* messages of another epoch, incarnation or lease number, and those not understood */
         struct lease lease;
+        char cluster[40];                       /* of the newest welcome; names folders on this node's disk */
         char why[512];                          /* the stream was closed last */
         ProtobufCMessage *held[AGENT_HELD_MAX]; /* WorkerMessages said while nobody listened */
         size_t n_held;
@@ -123,6 +124,11 @@ void prepared_keep(struct local_rank *r, const Fp8ctl__V1__WorkerMessage *m);
 void prepared_answered(struct agent *a, uint64_t job, uint64_t epoch, uint64_t step, uint32_t attempt);
 void prepared_forget(struct local_rank *r);
 void prepared_send(struct agent *a);
+
+/* local_files.c: copies of snapshots on this node's disk, in threads */
+void local_files_say(struct agent *a);                                     /* of which jobs there are any; after a welcome */
+void local_files_prune(struct agent *a, const Fp8ctl__V1__StartRanks *m); /* ranks come */
+void local_files_release(struct agent *a, uint64_t job);
 
 /* inventory.c, preflight.c, fetch.c: answered later through stream_send */
 void inventory_begin(struct agent *a, const Fp8ctl__V1__InventoryRequest *m);

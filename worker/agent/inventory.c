@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which snapshots of a job are whole in this node's replica memory: every valid slot, its payload's digest computed again. */
+/*
+ * Which snapshots of a job are whole in this node's replica memory: every valid slot, its payload's digest computed again.  And which are on its disk: those are read only
+ * when they are loaded, and verified then.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -13,10 +16,13 @@
 #include "base/log.h"
 #include "proto/replica.h"
 #include "worker/agent/agent_private.h"
+#include "worker/agent/local_copies.h"
+
+#define ON_DISK_MAX 32 /* of one rank; more than checkpoint.local_keep and the one being written */
 
 struct found {
         struct replica_slot slot;
-        bool held;
+        bool held, disk;
         char digest[DIGEST_HEX_SIZE];
 };
 
@@ -27,6 +33,8 @@ struct inventory {
         size_t n_fds, n_own; /* those of ranks of this node come first */
         struct found *found;
         size_t n_found;
+        char *local_dir; /* NULL: none */
+        char cluster[40];
 };
 
 static void look(struct inventory *v, int fd, bool held) {
@@ -46,10 +54,39 @@ static void look(struct inventory *v, int fd, bool held) {
                         continue;
                 memcpy(&f->slot, slot, sizeof(f->slot));
                 f->held = held;
+                f->disk = false;
                 digest_hex((struct digest){ .hi = slot->digest_hi, .lo = slot->digest_lo }, f->digest);
                 v->n_found++;
         }
         replica_unmap(r);
+}
+
+static void look_on_disk(struct inventory *v) {
+        _cleanup_free_ struct local_copy *list = NULL;
+        struct error e = { 0 };
+        struct found *more;
+        size_t n = 0;
+
+        if (local_copies_of(v->local_dir, v->cluster, v->job_id, &list, &n, &e) < 0) {
+                log_warning("copies of job %" PRIu64 " on this node's disk: %s", v->job_id, e.text);
+                return;
+        }
+        more = reallocarray(v->found, v->n_found + n + 1, sizeof(*more));
+        if (!more)
+                return;
+        v->found = more;
+        for (size_t i = 0, of_rank = 0; i < n; i++) { /* of each rank together, the newest first */
+                const struct local_copy *c = &list[i];
+                struct found *f = &more[v->n_found];
+
+                of_rank = i > 0 && list[i - 1].rank == c->rank ? of_rank + 1 : 0;
+                if (of_rank >= ON_DISK_MAX || c->job != v->job_id)
+                        continue;
+                *f = (struct found){ .slot = { .step = c->step, .epoch = c->epoch, .job_id = c->job, .rank = c->rank, .shard_count = c->ranks, .bytes = c->bytes }, .disk = true };
+                snprintf(f->slot.layout, sizeof(f->slot.layout), "%s", c->layout);
+                digest_hex(c->digest, f->digest);
+                v->n_found++;
+        }
 }
 
 static void work(void *arg) {
@@ -57,6 +94,8 @@ static void work(void *arg) {
 
         for (size_t i = 0; i < v->n_fds; i++)
                 look(v, v->fds[i], i >= v->n_own);
+        if (v->local_dir)
+                look_on_disk(v);
 }
 
 static struct inventory *inventory_free(struct inventory *v) {
@@ -66,6 +105,7 @@ static struct inventory *inventory_free(struct inventory *v) {
                 close(v->fds[i]);
         free(v->fds);
         free(v->found);
+        free(v->local_dir);
         free(v);
         return NULL;
 }
@@ -90,6 +130,7 @@ static void answer(struct inventory *v) {
                 g[i].bytes = f->slot.bytes;
                 g[i].shard_count = (uint32_t)f->slot.shard_count;
                 g[i].held = f->held;
+                g[i].disk = f->disk;
                 list[i] = &g[i];
         }
         out.job_id = v->job_id;
@@ -118,6 +159,8 @@ void inventory_begin(struct agent *a, const Fp8ctl__V1__InventoryRequest *m) {
         v->agent = a;
         v->job_id = m->job_id;
         v->epoch = m->epoch;
+        v->local_dir = a->config->local_dir ? strdup(a->config->local_dir) : NULL;
+        snprintf(v->cluster, sizeof(v->cluster), "%s", a->cluster);
         v->fds = calloc(n + 1, sizeof(*v->fds));
         v->found = calloc(n * REPLICA_SLOTS + 1, sizeof(*v->found));
         if (!v->fds || !v->found) {

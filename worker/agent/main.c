@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -24,8 +25,8 @@
 #define EXIT_USAGE 2
 
 struct options {
-        const char *name, *dir, *controller, *host, *device_kind, *rank_binary, *log_level, *ca, *cert, *key, *rack, *rdma;
-        int64_t devices, grace_ms, replica_percent;
+        const char *name, *dir, *controller, *host, *device_kind, *rank_binary, *log_level, *ca, *cert, *key, *rack, *rdma, *local_dir;
+        int64_t devices, grace_ms, replica_percent, local_percent;
         bool help, version;
 };
 
@@ -79,7 +80,27 @@ static char *beside_ourselves(const char *name) {
         return file_path("%s/%s", path, name);
 }
 
+/* The folder for copies of snapshots, and each device's part of its space. */
+static int local_disk(const struct options *o, const char *dir, char **ret_dir, uint64_t *ret_space, struct error *e) {
+        _cleanup_free_ char *path = o->local_dir ? strdup(o->local_dir) : file_path("%s/local", dir), *real = NULL;
+        struct statvfs fs;
+        int r;
+
+        if (!path)
+                return error_errno(e, ENOMEM, "--local-dir");
+        r = o->local_percent > 0 ? file_mkdir_p(path, 0711, e) : 0; /* ranks of other users pass through */
+        if (r < 0 || o->local_percent == 0)
+                return r;
+        real = realpath(path, NULL);
+        if (!real || statvfs(real, &fs) < 0)
+                return error_errno(e, errno, "%s", path);
+        *ret_space = (uint64_t)fs.f_blocks * fs.f_frsize / 100 * (uint64_t)o->local_percent / (uint64_t)o->devices;
+        *ret_dir = STEAL_PTR(real);
+        return 0;
+}
+
 static int run(const struct options *o, const char *dir, struct error *e) {
+        _cleanup_free_ char *local = NULL;
         _cleanup_free_ char *rank = o->rank_binary ? strdup(o->rank_binary) : beside_ourselves("fp8-rank");
         struct tls_files tls = { .ca = o->ca, .cert = o->cert, .key = o->key };
         struct agent_config agent = { .name = o->name, .dir = dir, .controller = o->controller, .host = o->host, .device_kind = o->device_kind,
@@ -94,8 +115,12 @@ static int run(const struct options *o, const char *dir, struct error *e) {
         if (!rank || access(rank, X_OK) < 0)
                 return error_set(e, -ENOENT, "no rank program at %s; see --rank-binary", rank ? rank : "?");
         r = take_lock(dir, &lock, e);
+        if (r == 0)
+                r = local_disk(o, dir, &local, &agent.local_space, e);
         if (r < 0)
                 return r;
+        agent.local_dir = spawner.local_dir = local;
+        spawner.local_space = agent.local_space;
         if (leftovers_find_spawner(dir)) {
                 log_info("a spawner lives in %s: taking its ranks over", dir);
         } else {
@@ -132,7 +157,7 @@ static int prepare(const struct options *o, char **ret_dir, struct error *e) {
 }
 
 int main(int argc, char **argv) {
-        struct options o = { .host = "127.0.0.1", .device_kind = "cpu", .log_level = "info", .rack = "", .rdma = "", .devices = 1, .grace_ms = 30000, .replica_percent = 25 };
+        struct options o = { .host = "127.0.0.1", .device_kind = "cpu", .log_level = "info", .rack = "", .rdma = "", .devices = 1, .grace_ms = 30000, .replica_percent = 25, .local_percent = 25 };
         const struct opt table[] = {
                 { "name", 0, OPT_STRING, "NAME", "name of this node", &o.name, 0, 0, NULL },
                 { "dir", 0, OPT_STRING, "DIR", "folder of this node's files", &o.dir, 0, 0, NULL },
@@ -146,6 +171,8 @@ int main(int argc, char **argv) {
                 { "rack", 0, OPT_STRING, "NAME", "what fails together with this node: second copies of snapshots go to another rack", &o.rack, 0, 0, NULL },
                 { "rdma", 0, OPT_STRING, "DEVICE[:PORT]", "InfiniBand or RoCE device for second copies of snapshots (default: the first with an active port; off: sockets only)", &o.rdma, 0, 0, NULL },
                 { "replica-memory", 0, OPT_INT, "PERCENT", "of this node's memory for snapshots of other nodes' ranks (default 25; 0: none)", &o.replica_percent, 0, 90, NULL },
+                { "local-dir", 0, OPT_STRING, "DIR", "on this node's own disk, for copies of snapshots of jobs that want them (default: local in --dir)", &o.local_dir, 0, 0, NULL },
+                { "local-space", 0, OPT_INT, "PERCENT", "of that file system's size for them (default 25; 0: none)", &o.local_percent, 0, 95, NULL },
                 { "rank-binary", 0, OPT_STRING, "FILE", "the rank program (default: fp8-rank beside this program)", &o.rank_binary, 0, 0, NULL },
                 { "grace", 0, OPT_DURATION_MS, "TIME", "for a last save after SIGTERM (default 30s)", &o.grace_ms, 0, 3600000, NULL },
                 { "log-level", 0, OPT_CHOICE, "LEVEL", "error, warning, info (default) or debug", &o.log_level, 0, 0, log_levels },

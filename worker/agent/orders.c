@@ -85,6 +85,7 @@ static void on_start(struct agent *a, Fp8ctl__V1__StartRanks *m) {
         out.start = m;
         link_send(a, &out);
         prune_folders(a, m->job_id);
+        local_files_prune(a, m);
 }
 
 /*
@@ -135,6 +136,8 @@ static void on_release(struct agent *a, Fp8ctl__V1__ReleaseJob *m) {
         link_send(a, &out);
         holder_release(a->holder, m->job_id);
         local_rank_release(a, m->job_id);
+        if (!m->keep_local)
+                local_files_release(a, m->job_id);
 }
 
 void orders_dispatch(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {

@@ -25,6 +25,8 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/log.h"
+#include "format/local_copy.h"
 #include "proto/ipc.h"
 #include "proto/replica.h"
 #include "worker/agent/user.h"
@@ -147,13 +149,31 @@ static int make_environment(char ***ret) {
         return 0;
 }
 
-static int spawn(struct rank_proc *p, const struct rank_proc_config *c, int sock, int log, struct error *e) {
-        char job[24], rank[16], incarnation[24], device[16], epoch[24];
+/* The job's folder on this node's disk, the user's own; NULL: there is none, which the rank says when its job wants one. */
+static char *local_folder(const struct rank_proc_config *c, const struct rank_proc_identity *id) {
+        _cleanup_free_ char *dir = c->local_dir ? local_copies_of_job(c->local_dir, id->cluster ? id->cluster : "", id->job_id) : NULL;
+        struct error e = { 0 };
+        int r = dir ? file_mkdir_p(c->local_dir, 0711, &e) : 0;
+
+        if (dir && r == 0)
+                r = file_mkdir_p(dir, 0700, &e);
+        if (dir && r == 0 && user_is_other(id->uid) && lchown(dir, id->uid, id->gid) < 0)
+                r = error_errno(&e, errno, "%s", dir);
+        if (r == 0)
+                return STEAL_PTR(dir);
+        log_warning("no copies of snapshots on this node's disk: %s", e.text);
+        return NULL;
+}
+
+static int spawn(struct rank_proc *p, const struct rank_proc_config *c, const struct rank_proc_identity *id, int sock, int log, struct error *e) {
+        _cleanup_free_ char *local = id->local ? local_folder(c, id) : NULL;
+        char job[24], rank[16], incarnation[24], device[16], epoch[24], space[24];
         char *argv[] = { (char *)"fp8-rank",      (char *)"--job",    job,                (char *)"--rank",        rank,
                          (char *)"--incarnation", incarnation,        (char *)"--device", device,                  (char *)"--dir",
                          (char *)c->dir,          (char *)"--node",   (char *)c->node,    (char *)"--epoch",       epoch,
                          (char *)"--host",        (char *)c->host,    (char *)"--device-kind", (char *)c->device_kind, (char *)"--log-level",
-                         (char *)c->log_level,    (char *)"--rdma",   (char *)c->rdma,    NULL };
+                         (char *)c->log_level,    (char *)"--rdma",   (char *)c->rdma,    (char *)"--local-dir",   local ? local : (char *)"",
+                         (char *)"--local-space", space,              NULL };
         _cleanup_free_ char **env = NULL;
         struct child child = { .p = p, .binary = c->rank_binary, .argv = argv, .sock = sock, .log = log, .parent = getpid() };
         int r;
@@ -163,6 +183,7 @@ static int spawn(struct rank_proc *p, const struct rank_proc_config *c, int sock
         snprintf(incarnation, sizeof(incarnation), "%" PRIu64, p->incarnation);
         snprintf(device, sizeof(device), "%" PRIu32, p->device);
         snprintf(epoch, sizeof(epoch), "%" PRIu64, p->epoch);
+        snprintf(space, sizeof(space), "%" PRIu64, c->local_space);
         if (user_is_other(p->uid)) {
                 struct passwd *pw = getpwuid(p->uid);
 
@@ -275,7 +296,7 @@ int rank_proc_start(struct loop *l, const struct rank_proc_config *c, const stru
         cgroup_make(c->cgroups, name, p->cgroup, sizeof(p->cgroup));
         p->oom_before = oom_kills(p->cgroup);
         p->replica_fd = replica_fd >= 0 ? replica_fd : new_replica;
-        r = spawn(p, c, peer, log, e);
+        r = spawn(p, c, id, peer, log, e);
         if (r < 0) {
                 cgroup_remove(p->cgroup);
                 if (replica_fd >= 0)

@@ -15,6 +15,8 @@
 
 struct rank_proc_config {
         const char *dir, *node, *host, *device_kind, *rank_binary, *log_level, *rdma;
+        const char *local_dir; /* for copies of snapshots on this node's disk; NULL: none */
+        uint64_t local_space;  /* bytes that a rank may fill there */
         const struct cgroup_base *cgroups;
 };
 
@@ -25,7 +27,8 @@ struct rank_proc_identity {
         uid_t uid;
         gid_t gid;
         uint64_t log_max_bytes;
-        const char *job_name;
+        const char *job_name, *cluster; /* "": unknown */
+        bool local;                     /* its job wants copies on this node's disk */
 };
 
 struct rank_proc {

@@ -179,12 +179,13 @@ static int proc_watch(struct spawner *s, struct rank_proc *p) {
 
 /* ------------------------------------------------------------------ what the agent asks for */
 
-/* The bound of a rank's log from the job file; the rest of it is the rank's business. */
-static uint64_t log_bound(const char *job_file) {
+/* The bound of a rank's log, and whether it makes copies on this node's disk, from the job file; the rest of it is the rank's business. */
+static uint64_t read_job_file(const char *job_file, bool *ret_local) {
         json_error_t je;
         json_t *root = json_loads(job_file, JSON_REJECT_DUPLICATES, &je);
         json_int_t n = json_integer_value(json_object_get(json_object_get(root, "metrics"), "max_bytes"));
 
+        *ret_local = json_integer_value(json_object_get(json_object_get(root, "checkpoint"), "local_every")) > 0;
         json_decref(root);
         return n > 0 ? (uint64_t)n : DEFAULT_LOG_BYTES;
 }
@@ -218,9 +219,10 @@ size_t spawner_count(const struct spawner *s, bool living) {
         return n;
 }
 
-static void start_one(struct spawner *s, const Fp8ctl__V1__StartRanks *m, const Fp8ctl__V1__RankStart *start, uint64_t log_max) {
+static void start_one(struct spawner *s, const Fp8ctl__V1__StartRanks *m, const Fp8ctl__V1__RankStart *start, uint64_t log_max, bool local) {
         struct rank_proc_identity id = { .job_id = m->job_id, .epoch = m->epoch, .incarnation = start->incarnation, .rank = start->rank, .device = start->device,
-                                         .uid = m->uid, .gid = m->gid, .log_max_bytes = log_max, .job_name = m->job_name };
+                                         .uid = m->uid, .gid = m->gid, .log_max_bytes = log_max, .job_name = m->job_name, .cluster = m->cluster_id,
+                                         .local = local };
         struct rank_proc *old = proc_newest(s, m->job_id, start->rank), *p = NULL;
         struct error e = { 0 };
         int r;
@@ -260,7 +262,8 @@ static void start_one(struct spawner *s, const Fp8ctl__V1__StartRanks *m, const 
 }
 
 void spawner_start(struct spawner *s, const Fp8ctl__V1__StartRanks *m) {
-        uint64_t log_max = log_bound(m->job_file);
+        bool local;
+        uint64_t log_max = read_job_file(m->job_file, &local);
         struct error e = { 0 };
         int r = make_job_folder(s, m, &e);
 
@@ -270,7 +273,7 @@ void spawner_start(struct spawner *s, const Fp8ctl__V1__StartRanks *m) {
                 if (r < 0)
                         spawner_say_never_was(s, m->job_id, m->epoch, m->ranks[i]->rank, m->ranks[i]->incarnation, e.text);
                 else
-                        start_one(s, m, m->ranks[i], log_max);
+                        start_one(s, m, m->ranks[i], log_max, local);
         }
 }
 
@@ -455,7 +458,7 @@ int spawner_run(const struct spawner_config *c, int ready_fd) {
         struct error e = { 0 };
         int r;
 
-        s.proc_config = (struct rank_proc_config){ .dir = c->dir, .node = c->node, .host = c->host, .device_kind = c->device_kind, .rank_binary = c->rank_binary, .rdma = c->rdma ? c->rdma : "",
+        s.proc_config = (struct rank_proc_config){ .dir = c->dir, .node = c->node, .host = c->host, .device_kind = c->device_kind, .rank_binary = c->rank_binary, .rdma = c->rdma ? c->rdma : "", .local_dir = c->local_dir, .local_space = c->local_space,
                                                    .log_level = c->log_level, .cgroups = &s.cgroups };
         the_spawner = &s;
         r = spawner_open(&s, &e);

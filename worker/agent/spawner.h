@@ -12,6 +12,8 @@
 struct spawner_config {
         const char *dir;          /* the node's folder, made already */
         const char *node, *host, *device_kind, *rank_binary, *log_level, *rdma;
+        const char *local_dir; /* for copies of snapshots on this node's disk; NULL: none */
+        uint64_t local_space;  /* bytes that a rank may fill there */
         int devices;
 };
 

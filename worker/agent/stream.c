@@ -278,6 +278,7 @@ void stream_welcome(struct agent *a, const Fp8ctl__V1__Welcome *w) {
                 return;
         }
         a->welcomed = true;
+        snprintf(a->cluster, sizeof(a->cluster), "%s", w->cluster_id);
         a->failures = 0;
         a->heartbeat_ns = w->heartbeat_ms * NSEC_PER_MSEC;
         a->last_ack_ns = clock_mono_ns();
@@ -294,6 +295,7 @@ void stream_welcome(struct agent *a, const Fp8ctl__V1__Welcome *w) {
                 return;
         stream_heartbeat(a);
         loop_timer_set(a->heartbeat, clock_mono_ns() + a->heartbeat_ns);
+        local_files_say(a);
 }
 
 void stream_acknowledged(struct agent *a, const Fp8ctl__V1__HeartbeatAck *m) {

@@ -7,4 +7,6 @@ struct identity {
         uint64_t job, incarnation, epoch; /* epoch: of the StartRanks */
         uint32_t rank, device;
         const char *dir, *node, *host, *device_kind, *rdma;
+        const char *local_dir; /* the job's folder on this node's disk for copies of snapshots; NULL or "": none */
+        uint64_t local_space;  /* bytes of it that this rank may fill */
 };

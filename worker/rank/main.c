@@ -17,8 +17,8 @@
 static const char *const log_levels[] = { "error", "warning", "info", "debug", NULL };
 
 int main(int argc, char **argv) {
-        int64_t job = 0, rank = -1, incarnation = 0, device = -1, epoch = 0;
-        const char *dir = NULL, *node = NULL, *host = "127.0.0.1", *kind = "cpu", *level = "info", *rdma = "";
+        int64_t job = 0, rank = -1, incarnation = 0, device = -1, epoch = 0, local_space = 0;
+        const char *local_dir = "", *dir = NULL, *node = NULL, *host = "127.0.0.1", *kind = "cpu", *level = "info", *rdma = "";
         bool help = false, version = false;
         const struct opt table[] = {
                 { "job", 0, OPT_INT, "N", "number of the job", &job, 1, INT64_MAX, NULL },
@@ -31,6 +31,8 @@ int main(int argc, char **argv) {
                 { "host", 0, OPT_STRING, "ADDRESS", "where ranks of other nodes reach this one", &host, 0, 0, NULL },
                 { "device-kind", 0, OPT_STRING, "KIND", "cpu (default) or cuda", &kind, 0, 0, NULL },
                 { "rdma", 0, OPT_STRING, "DEVICE[:PORT]", "for second copies of snapshots (default: any; off: none)", &rdma, 0, 0, NULL },
+                { "local-dir", 0, OPT_STRING, "DIR", "the job's folder for copies of snapshots on this node's disk", &local_dir, 0, 0, NULL },
+                { "local-space", 0, OPT_INT, "BYTES", "that this rank may fill there", &local_space, 0, INT64_MAX, NULL },
                 { "log-level", 0, OPT_CHOICE, "LEVEL", "error, warning, info (default) or debug", &level, 0, 0, log_levels },
                 { "version", 0, OPT_FLAG, NULL, "print the version", &version, 0, 0, NULL },
                 { "help", 'h', OPT_FLAG, NULL, "print this help", &help, 0, 0, NULL },
@@ -61,7 +63,8 @@ int main(int argc, char **argv) {
         }
         signal(SIGPIPE, SIG_IGN);
         id = (struct identity){ .job = (uint64_t)job, .incarnation = (uint64_t)incarnation, .epoch = (uint64_t)epoch, .rank = (uint32_t)rank,
-                                .device = (uint32_t)device, .dir = dir, .node = node, .host = host, .device_kind = kind, .rdma = rdma };
+                                .device = (uint32_t)device, .dir = dir, .node = node, .host = host, .device_kind = kind, .rdma = rdma,
+                                .local_dir = local_dir, .local_space = (uint64_t)local_space };
         snprintf(name, sizeof(name), "rank %d", (int)rank);
         log_open(name, (enum log_level)log_level_parse(level));
         r = session_run(&id, &e);

@@ -91,13 +91,13 @@ void metrics_row(struct metrics *m, uint64_t epoch, const struct step_result *r,
         memcpy(&loss_bits, &r->loss, sizeof(loss_bits));
         snprintf(hex, sizeof(hex), "%08" PRIx32, loss_bits);
         digest_hex(r->state_digest, digest);
-        row = json_pack("{s:i, s:I, s:I, s:f, s:o, s:s, s:o, s:f, s:f, s:b, s:I, s:f, s:f, s:I, s:o, s:f, s:I, s:I, s:I, s:I, s:I, s:o}", "v", 1, "step", (json_int_t)r->step, "epoch",
+        row = json_pack("{s:i, s:I, s:I, s:f, s:o, s:s, s:o, s:f, s:f, s:b, s:I, s:f, s:f, s:I, s:o, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "v", 1, "step", (json_int_t)r->step, "epoch",
                         (json_int_t)epoch, "t", (double)clock_wall_ns() / 1e9, "loss", number((double)r->loss), "loss_hex", hex, "grad_norm",
                         number(r->grad_norm), "lr", r->lr, "loss_scale", r->loss_scale, "skipped", (int)r->skipped, "tokens", (json_int_t)r->tokens,
                         "tokens_per_s", tokens / m->seconds, "ms", m->seconds * 1e3, "memory", (json_int_t)r->memory_bytes, "val_loss", number(r->val_loss),
                         "snapshot_ms", (double)k->waited_ns / 1e6, "saves_skipped", (json_int_t)k->saves_skipped, "replicas_skipped", (json_int_t)k->replicas_skipped,
                         "replicas_missed", (json_int_t)k->replicas_missed, "replica_bytes", (json_int_t)k->replica_bytes, "replica_rdma_bytes",
-                        (json_int_t)k->replica_rdma_bytes, "digest", r->has_digest ? json_string(digest) : json_null());
+                        (json_int_t)k->replica_rdma_bytes, "local_copies", (json_int_t)k->local_copies, "local_skipped", (json_int_t)k->local_skipped, "digest", r->has_digest ? json_string(digest) : json_null());
         text = row ? json_dumps(row, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
         json_decref(row);
         if (text) {

@@ -21,6 +21,7 @@ struct metrics_ckpt {
         uint64_t waited_ns;                                        /* for the snapshot of the step before */
         uint64_t saves_skipped, replicas_skipped, replicas_missed; /* since the rank began */
         uint64_t replica_bytes, replica_rdma_bytes;                /* of second copies delivered; likewise */
+        uint64_t local_copies, local_skipped;                      /* on the node's disk; likewise */
 };
 void metrics_row(struct metrics *m, uint64_t epoch, const struct step_result *r, const struct metrics_ckpt *k);
 /* Puts the step into the recorder, its number last. After the snapshot. */

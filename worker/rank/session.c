@@ -31,6 +31,7 @@
 #include "proto/job_spec.h"
 #include "worker/comm/comm.h"
 #include "worker/rank/control.h"
+#include "worker/rank/local_tier.h"
 #include "worker/rank/loss_watch.h"
 #include "worker/rank/metrics.h"
 #include "worker/rank/replicate.h"
@@ -56,6 +57,7 @@ struct session {
         struct trainer *trainer;
         struct snapshot *snapshot;
         struct save *save;
+        struct local_tier *local;
         struct rdma *rdma; /* NULL: no device */
         struct replicate *replicate;
         struct metrics *metrics;
@@ -64,7 +66,7 @@ struct session {
         /* of the epoch */
         Fp8ctl__V1__ControllerMessage *plan;
         struct comm_mesh *mesh;
-        uint64_t epoch;
+        uint64_t epoch, saved_step; /* a save was begun of it last */
         struct report_loaded loaded;
         bool rolled_back; /* past bad batches, and no step was made since */
         bool stopped;
@@ -119,7 +121,7 @@ static int finish_snapshot(void *arg, struct error *e) {
         struct session *s = arg;
 
         int r = snapshot_wait(s->snapshot, e);
-        uint32_t bits = replicate_bits(s->replicate);
+        uint32_t bits = replicate_bits(s->replicate) | local_tier_bits(s->local);
 
         if (bits)
                 trainer_request(s->trainer, bits);
@@ -156,6 +158,8 @@ static int open_engine(struct session *s, struct error *e) {
                 r = snapshot_new(s->id, s->spec, s->trainer, s->ops, s->dev, RANK_FD_REPLICA, &s->snapshot, e);
         if (r == 0)
                 r = save_new(s->id, s->spec, s->control, s->snapshot, &s->save, e);
+        if (r == 0)
+                r = local_tier_new(s->id, s->spec, s->control, s->snapshot, RANK_FD_REPLICA, &s->local, e);
         if (r == 0 && !s->rdma && rdma_open(s->id->rdma, &s->rdma, NULL) == 0)
                 log_info("second copies go by RDMA on %s where the other node has it too", rdma_name(s->rdma));
         if (r == 0)
@@ -173,13 +177,15 @@ static int open_engine(struct session *s, struct error *e) {
 static bool close_engine(struct session *s) {
         replicate_free(s->replicate);
         s->replicate = NULL;
-        if (s->save && !save_finish(s->save))
+        if ((s->save && !save_finish(s->save)) || (s->local && !local_tier_stop(s->local)))
                 return false;
         save_free(s->save);
+        local_tier_free(s->local);
         metrics_free(s->metrics);
         snapshot_free(s->snapshot);
         trainer_free(s->trainer);
         s->save = NULL;
+        s->local = NULL;
         s->metrics = NULL;
         s->snapshot = NULL;
         s->trainer = NULL;
@@ -211,6 +217,8 @@ static int session_open(struct session *s, struct error *e) {
 static void leave_epoch(struct session *s) {
         if (s->save)
                 save_cancel(s->save); /* nobody would commit it */
+        if (s->local)
+                local_tier_cancel(s->local);
         if (s->snapshot)
                 (void)snapshot_wait(s->snapshot, NULL); /* what the next epoch can begin from is asked for soon */
         if (s->replicate)
@@ -292,7 +300,24 @@ static bool overtaken_wait(void *arg) {
         return overtaken(arg);
 }
 
-/* Own memory first, then the peers that the plan names. */
+/* The generation into our own segment: from the peers that the plan names, else from this node's disk. What does not serve is told there. */
+static int fetch(struct session *s, const Fp8ctl__V1__RankPlan *p, struct error *e) {
+        struct report_loaded *l = &s->loaded;
+        int r = -ENOENT, local;
+
+        if (p->load->n_sources > 0)
+                r = replicate_fetch(s->replicate, p, snapshot_bytes(s->snapshot), overtaken_wait, s, l->node, sizeof(l->node), &l->bytes, e);
+        if (r == 0)
+                l->from = FP8CTL__V1__LOADED_FROM__LOADED_PEER_MEMORY;
+        if (r == 0 || r == -ECANCELED)
+                return r;
+        local = local_tier_fetch(s->local, s->epoch, p->load->step, p->load->generation_epoch, &l->bytes, e);
+        if (local == 0)
+                l->from = FP8CTL__V1__LOADED_FROM__LOADED_LOCAL_DISK;
+        return local == -ENOENT ? r : local;
+}
+
+/* Own memory first, then others', then this node's disk. */
 static int load_from(struct session *s, const Fp8ctl__V1__RankPlan *p, struct error *e) {
         struct report_loaded *l = &s->loaded;
         int r = source_load(p->load, s->trainer, s->snapshot, s->ops, s->dev, e);
@@ -300,16 +325,15 @@ static int load_from(struct session *s, const Fp8ctl__V1__RankPlan *p, struct er
 
         *l = (struct report_loaded){ .from = replica ? FP8CTL__V1__LOADED_FROM__LOADED_OWN_MEMORY : p->load && p->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__CHECKPOINT ? FP8CTL__V1__LOADED_FROM__LOADED_DISK : FP8CTL__V1__LOADED_FROM__LOADED_INITIAL,
                                      .bytes = replica ? snapshot_bytes(s->snapshot) : 0 };
-        if (r >= 0 || !replica || p->load->n_sources == 0)
+        if (r >= 0 || !replica)
                 return r;
         if (r != -ENOENT) {
                 log_warning("%s", e->text);
                 report_notice(s->control, s->id, s->epoch, p->load->step, "replica_rejected", "warning", e->text);
         }
-        r = replicate_fetch(s->replicate, p, snapshot_bytes(s->snapshot), overtaken_wait, s, l->node, sizeof(l->node), &l->bytes, e);
+        r = fetch(s, p, e);
         if (r < 0)
                 return r == -ECANCELED ? COMM_E_ABORTED : r;
-        l->from = FP8CTL__V1__LOADED_FROM__LOADED_PEER_MEMORY;
         return source_load(p->load, s->trainer, s->snapshot, s->ops, s->dev, e);
 }
 
@@ -349,6 +373,7 @@ static int load(struct session *s, double *ret_ms, struct error *e) {
                 return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED, &why, e);
         metrics_loaded(s->metrics);
         replicate_begin(s->replicate, p);
+        local_tier_begin(s->local, s->epoch, trainer_step_number(s->trainer));
         *ret_ms = (double)(clock_mono_ns() - began) / 1e6;
         return move(s, RANK_EVENT_LOADED, e);
 }
@@ -431,6 +456,12 @@ static bool periodic_save(const struct session *s, uint64_t step) {
         return (every > 0 && step % (uint64_t)every == 0) || last_save(s, step);
 }
 
+static void start_save(struct session *s, uint64_t step, uint32_t attempt) {
+        local_tier_yield(s->local);
+        s->saved_step = step;
+        save_start(s->save, step, s->epoch, attempt);
+}
+
 /* The saves that fall on this step; the same ones on all ranks. While a rank writes, the last one waits for it, those asked for stay asked for, and others are skipped. */
 static void saves(struct session *s, uint64_t step, uint32_t agreed) {
         bool asked = (agreed & TRAINER_REQUEST_SAVE) != 0, stop = (agreed & TRAINER_REQUEST_STOP) != 0, late;
@@ -441,31 +472,33 @@ static void saves(struct session *s, uint64_t step, uint32_t agreed) {
         if (final)
                 (void)save_finish(s->save);
         if (final || (periodic_save(s, step) && !busy)) {
-                save_start(s->save, step, s->epoch, 1);
+                start_save(s, step, 1);
                 busy = true;
         } else if (periodic_save(s, step))
                 save_skip(s->save, step, s->epoch);
         if (asked && !stop && !busy) {
                 control_wait(s->control, NEWS_SAVE | NEWS_ABORT | NEWS_PLAN | NEWS_RELEASE | NEWS_GONE, SAVE_ORDER_WAIT_MS);
                 if (control_take_save(s->control, step, true, &attempt, &late))
-                        save_start(s->save, step, s->epoch, attempt);
+                        start_save(s, step, attempt);
         }
         while (control_take_save(s->control, step, false, &attempt, &late)) {
                 if (late)
                         save_refuse(s->save, step, s->epoch, attempt, "the step asked for is over");
                 else
-                        save_start(s->save, step, s->epoch, attempt);
+                        start_save(s, step, attempt);
         }
+        local_tier_next(s->local, step, agreed, s->saved_step == step);
 }
 
 static int keep(struct session *s, const struct step_result *res, bool last, struct error *e) {
         int64_t every = s->spec->checkpoint.replica_every > 0 ? s->spec->checkpoint.replica_every : 1;
         struct replicate_counts copies = replicate_counted(s->replicate);
-        bool save_now = periodic_save(s, res->step) || (res->agreed_requests & (TRAINER_REQUEST_SAVE | TRAINER_REQUEST_STOP)) || control_wait(s->control, 0, 0) & NEWS_SAVE;
+        struct local_tier_counts local = local_tier_counted(s->local);
+        bool save_now = periodic_save(s, res->step) || local_tier_due(s->local, res->step) || (res->agreed_requests & (TRAINER_REQUEST_SAVE | TRAINER_REQUEST_STOP)) || control_wait(s->control, 0, 0) & NEWS_SAVE;
         int r;
 
         metrics_row(s->metrics, s->epoch, res,
-                    &(struct metrics_ckpt){ snapshot_take_waited(s->snapshot), save_skipped(s->save), copies.skipped, copies.missed, copies.bytes, copies.lane_bytes });
+                    &(struct metrics_ckpt){ snapshot_take_waited(s->snapshot), save_skipped(s->save), copies.skipped, copies.missed, copies.bytes, copies.lane_bytes, local.written, local.skipped });
         if (last || save_now || res->step % (uint64_t)every == 0) {
                 flight_set_phase(s->flight, FLIGHT_SNAPSHOT);
                 replicate_next(s->replicate, res->step, res->agreed_requests);
@@ -526,6 +559,7 @@ static int finish(struct session *s, bool stopped, struct error *e) {
         int r;
 
         (void)save_finish(s->save);
+        (void)local_tier_stop(s->local); /* its folder goes with the job */
         s->stopped = stopped;
         r = move(s, RANK_EVENT_FINISHED, e);
         if (r < 0)
@@ -574,7 +608,7 @@ static int nothing_left(struct session *s, struct error *e) {
                         r = snapshot_wait(s->snapshot, &why);
                 if (r < 0)
                         return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
-                save_start(s->save, at, s->epoch, 1);
+                start_save(s, at, 1);
         }
         return finish(s, false, e);
 }
@@ -597,7 +631,7 @@ static void save_again(struct session *s) {
                 else if (snapshot_newest(s->snapshot, &image, &len, &state) != at && snapshot_start(s->snapshot, s->epoch, &why) < 0)
                         save_refuse(s->save, at, s->epoch, attempt, why.text);
                 else
-                        save_start(s->save, at, s->epoch, attempt);
+                        start_save(s, at, attempt);
         }
 }
 

@@ -54,6 +54,8 @@ struct step_result {
 #define TRAINER_REQUEST_SAVE_BUSY 4u /* a rank still writes an earlier save: none begins at this step */
 #define TRAINER_REQUEST_REPLICA_BUSY 8u     /* a rank's snapshot is still on its way to a peer's memory */
 #define TRAINER_REQUEST_REPLICA_MISSING 16u /* a rank's snapshot did not get there */
+#define TRAINER_REQUEST_LOCAL_BUSY 32u      /* a rank still writes its copy on the node's disk */
+#define TRAINER_REQUEST_LOCAL_MISSING 64u   /* a rank's copy could not be written */
 
 int trainer_new(const struct trainer_config *c, struct trainer **ret, struct error *e); /* allocates everything; opens the data */
 struct trainer *trainer_free(struct trainer *t);
