@@ -21,6 +21,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from bare import Bare  # noqa: E402
 from blow import TIMEOUT_MS, NotHere, Run, ordinary  # noqa: E402
 from cluster import ROOT, Failure, median, wait_for  # noqa: E402
+import host  # noqa: E402
 import network  # noqa: E402
 
 PLACES = {"first": 0, "middle": 3, "last": 7}
@@ -274,7 +275,7 @@ def processes(build):
 
 
 # Each group on a cluster of its kind.
-GROUPS = [(processes, PROCESSES), (network.cluster, network.FAULTS)]
+GROUPS = [(processes, PROCESSES), (network.cluster, network.FAULTS), (host.cluster, host.FAULTS)]
 FAULTS = sorted(sum((g[1] for g in GROUPS), []), key=lambda f: int(f[0]))
 
 
