@@ -95,6 +95,28 @@ static void on_watchdog(void *arg) {
         loop_timer_set(a->watchdog, clock_mono_ns() + notify_watchdog_ns());
 }
 
+static void on_health(void *arg, Fp8ctl__V1__HealthReport *m) {
+        struct agent *a = arg;
+        Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
+
+        if (!a->welcomed && m->n_findings == 0)
+                return; /* all of it comes after the welcome */
+        out.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_HEALTH_REPORT;
+        out.health_report = m;
+        stream_send(a, &out);
+}
+
+static int health_open(struct agent *a, struct error *e) {
+        const struct health_config c = { .loop = a->loop, .root = a->config->health_root, .checks_dir = a->config->health_checks, .site_ms = a->config->health_interval_ms, .dir = a->config->dir,
+                                         .report = on_health, .arg = a };
+        bool gpus = strcmp(a->config->device_kind, "cuda") == 0 || c.root[0];
+        size_t n = gpus ? health_gpus(c.root, a->node.pci, NODE_DEVICES_MAX) : 0;
+
+        for (size_t i = 0; i < n && i < a->node.message.n_devices; i++)
+                a->node.devices[i].pci = a->node.pci[i].text;
+        return health_new(&c, &a->health, e);
+}
+
 static int agent_open(struct agent *a, struct error *e) {
         static const int signals[] = { SIGTERM, SIGINT, SIGHUP };
         struct holder_config holding;
@@ -121,6 +143,8 @@ static int agent_open(struct agent *a, struct error *e) {
         holding = (struct holder_config){ .node = a->config->name, .host = a->config->host, .memory = a->node.memory_bytes / 100 * a->config->replica_percent, .keep = link_keep, .arg = a,
                                            .lanes = rdma_lanes(a->rdma) };
         r = holder_new(&holding, &a->holder, e);
+        if (r == 0)
+                r = health_open(a, e);
         return r < 0 ? r : link_start(a, e);
 }
 
@@ -141,6 +165,11 @@ int agent_run(const struct agent_config *c, struct error *e) {
         }
         if (a->loop)
                 stream_stop(a);
+        if (!health_stop(a->health)) {
+                /* It hangs in a driver; its thread still needs what would be freed, and the process ends anyway. */
+                log_warning("a health check still runs; leaving it");
+                return r;
+        }
         a->holder = holder_free(a->holder);
         a->rdma = rdma_free(a->rdma);
         link_stop(a);

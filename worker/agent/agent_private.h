@@ -15,6 +15,7 @@
 #include "worker/agent/outbox.h"
 #include "worker/agent/task.h"
 #include "worker/agent/watcher.h"
+#include "worker/health/health.h"
 
 #define AGENT_PROTOCOL_MIN 1
 #define AGENT_PROTOCOL_MAX 1
@@ -51,6 +52,7 @@ struct agent {
         struct node_info node;
         struct rdma *rdma; /* NULL: no device */
         struct holder *holder;
+        struct health *health;
 
         /* the spawner (link.c) */
         int link_fd;

@@ -25,8 +25,8 @@
 #define EXIT_USAGE 2
 
 struct options {
-        const char *name, *dir, *controller, *host, *device_kind, *rank_binary, *log_level, *ca, *cert, *key, *rack, *rdma, *local_dir;
-        int64_t devices, grace_ms, replica_percent, local_percent;
+        const char *name, *dir, *controller, *host, *device_kind, *rank_binary, *log_level, *ca, *cert, *key, *rack, *rdma, *local_dir, *health_root, *health_checks;
+        int64_t devices, grace_ms, replica_percent, local_percent, health_interval_ms;
         bool help, version;
 };
 
@@ -105,7 +105,8 @@ static int run(const struct options *o, const char *dir, struct error *e) {
         struct tls_files tls = { .ca = o->ca, .cert = o->cert, .key = o->key };
         struct agent_config agent = { .name = o->name, .dir = dir, .controller = o->controller, .host = o->host, .device_kind = o->device_kind,
                                       .tls = o->ca ? &tls : NULL, .devices = (int)o->devices, .grace_ms = (uint32_t)o->grace_ms, .rack = o->rack,
-                                      .replica_percent = (uint32_t)o->replica_percent, .rdma = o->rdma };
+                                      .replica_percent = (uint32_t)o->replica_percent, .rdma = o->rdma, .health_root = o->health_root,
+                                      .health_checks = o->health_checks, .health_interval_ms = (uint32_t)o->health_interval_ms };
         struct spawner_config spawner = { .dir = dir, .node = o->name, .host = o->host, .device_kind = o->device_kind, .rank_binary = rank,
                                           .log_level = o->log_level, .rdma = o->rdma, .devices = (int)o->devices };
         _cleanup_close_ int lock = -1;
@@ -157,7 +158,8 @@ static int prepare(const struct options *o, char **ret_dir, struct error *e) {
 }
 
 int main(int argc, char **argv) {
-        struct options o = { .host = "127.0.0.1", .device_kind = "cpu", .log_level = "info", .rack = "", .rdma = "", .devices = 1, .grace_ms = 30000, .replica_percent = 25, .local_percent = 25 };
+        struct options o = { .host = "127.0.0.1", .device_kind = "cpu", .log_level = "info", .rack = "", .rdma = "", .devices = 1, .grace_ms = 30000, .replica_percent = 25, .local_percent = 25,
+                             .health_root = "", .health_checks = "/etc/fp8ctl/health.d", .health_interval_ms = 60000 };
         const struct opt table[] = {
                 { "name", 0, OPT_STRING, "NAME", "name of this node", &o.name, 0, 0, NULL },
                 { "dir", 0, OPT_STRING, "DIR", "folder of this node's files", &o.dir, 0, 0, NULL },
@@ -173,6 +175,9 @@ int main(int argc, char **argv) {
                 { "replica-memory", 0, OPT_INT, "PERCENT", "of this node's memory for snapshots of other nodes' ranks (default 25; 0: none)", &o.replica_percent, 0, 90, NULL },
                 { "local-dir", 0, OPT_STRING, "DIR", "on this node's own disk, for copies of snapshots of jobs that want them (default: local in --dir)", &o.local_dir, 0, 0, NULL },
                 { "local-space", 0, OPT_INT, "PERCENT", "of that file system's size for them (default 25; 0: none)", &o.local_percent, 0, 95, NULL },
+                { "health-checks", 0, OPT_STRING, "DIR", "executables that check this node, with the exit codes of Nagios (default /etc/fp8ctl/health.d)", &o.health_checks, 0, 0, NULL },
+                { "health-interval", 0, OPT_DURATION_MS, "TIME", "how often those run (default 1m)", &o.health_interval_ms, 100, 86400000, NULL },
+                { "health-root", 0, OPT_STRING, "DIR", "look for the machine's files of the other checks below it: a test's", &o.health_root, 0, 0, NULL },
                 { "rank-binary", 0, OPT_STRING, "FILE", "the rank program (default: fp8-rank beside this program)", &o.rank_binary, 0, 0, NULL },
                 { "grace", 0, OPT_DURATION_MS, "TIME", "for a last save after SIGTERM (default 30s)", &o.grace_ms, 0, 3600000, NULL },
                 { "log-level", 0, OPT_CHOICE, "LEVEL", "error, warning, info (default) or debug", &o.log_level, 0, 0, log_levels },

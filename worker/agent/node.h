@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "proto/fp8ctl.pb-c.h"
+#include "worker/health/health.h"
 
 #define NODE_DEVICES_MAX 64
 
@@ -13,6 +14,7 @@ struct node_info {
         uint32_t cpus;
         Fp8ctl__V1__Node message; /* points into this struct and the strings given */
         Fp8ctl__V1__NodeDevice devices[NODE_DEVICES_MAX], *device_list[NODE_DEVICES_MAX];
+        struct pci_name pci[NODE_DEVICES_MAX];
 };
 
 /* name, dir (absolute), address and kind stay the caller's. */

@@ -68,6 +68,16 @@ void stream_send(struct agent *a, Fp8ctl__V1__WorkerMessage *m) {
 
 /* ------------------------------------------------------------------ heartbeats and the lease */
 
+static void tell_health(struct agent *a) {
+        uint32_t pids[NODE_DEVICES_MAX];
+        size_t n = 0;
+
+        for (struct local_rank *r = a->ranks; r && n < NODE_DEVICES_MAX; r = r->next)
+                if (!r->exited)
+                        pids[n++] = r->pid;
+        health_set_ranks(a->health, pids, n);
+}
+
 void stream_heartbeat(struct agent *a) {
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__Heartbeat h = FP8CTL__V1__HEARTBEAT__INIT;
@@ -81,6 +91,7 @@ void stream_heartbeat(struct agent *a) {
         list = calloc(n + 1, sizeof(*list));
         if (!progress || !list)
                 return;
+        tell_health(a);
         for (struct local_rank *r = a->ranks; r && k < n; r = r->next) {
                 /* A parked or loading rank's recorder still shows where it stood in an epoch that is over. */
                 if (r->phase != FP8CTL__V1__RANK_PHASE__RANK_RUNNING && r->phase != FP8CTL__V1__RANK_PHASE__RANK_DONE)
@@ -291,6 +302,8 @@ void stream_welcome(struct agent *a, const Fp8ctl__V1__Welcome *w) {
                 agent_say_leaving(a); /* the notice may have come while nobody listened, or to a controller that is gone */
         prepared_send(a);
         send_held(a);
+        if (a->welcomed)
+                health_welcome(a->health, w->test_hooks);
         if (!a->welcomed)
                 return;
         stream_heartbeat(a);

@@ -1,0 +1,99 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""`health.py BUILD`: a site check that says critical drains its node and the job moves; a GPU off the bus, told by the kernel's log, evicts one; what the evidence is.
+
+The machine's files are a test's (--health-root), /dev/kmsg among them as a pipe. The Xids of all rows of the table, and lines that only look like one, are in tests/unit/test_kernel_log.
+"""
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from bare import Bare  # noqa: E402
+from cluster import ROOT, Failure, wait_for  # noqa: E402
+
+JOB = os.path.join(ROOT, "tests/e2e/job.yaml")
+
+
+def check(what, found, expected):
+    if found != expected:
+        raise Failure(f"{what}: found {found!r}, expected {expected!r}")
+
+
+class Nodes(Bare):
+    """Each node has a machine of its own below nodes/NAME.root."""
+
+    def start_worker(self, name, *extra):
+        root = f"{self.home}/{name}.root"
+        os.makedirs(root + "/dev", exist_ok=True)
+        os.makedirs(root + "/checks", exist_ok=True)
+        if not os.path.exists(root + "/dev/kmsg"):
+            os.mkfifo(root + "/dev/kmsg")
+        super().start_worker(name, "--health-root", root, "--health-checks", root + "/checks", "--health-interval", "200ms", *extra)
+
+    def site(self, name, code, text):
+        path = f"{self.home}/{name}.root/checks/fabric"
+        with open(path + ".new", "w") as h:
+            h.write(f"#!/bin/sh\necho '{text} | figure=1'\nexit {code}\n")
+        os.chmod(path + ".new", 0o755)
+        os.rename(path + ".new", path)
+
+    def kmsg(self, name, *lines):
+        with open(f"{self.home}/{name}.root/dev/kmsg", "w") as h:
+            h.write("".join(line + "\n" for line in lines))
+
+    def node(self, name):
+        return self.json("node", "get", name)
+
+    def nodes_of(self, job):
+        return {r["node"] for r in self.describe(job)["plan"]["ranks"] if r["state"] == "running"}
+
+
+def main():
+    with Nodes(sys.argv[1], nodes=3, devices=2, controller=["--health-settle", "300ms", "--health-window", "1s"]) as c:
+        os.chmod(c.home, 0o755)  # site checks run as nobody
+        job = c.submit(JOB, "--set", f"checkpoint.dir={c.home}/ckpt", "--set", "train.steps=100000", "--set", "checkpoint.every_steps=0")
+        c.wait_step(job, 3)
+        first = c.nodes_of(job)
+        bad = sorted(first)[0]
+        spare = ({"node-0", "node-1", "node-2"} - first).pop()
+        c.site(bad, 2, "switch says no")
+        began = time.monotonic()
+        wait_for("the job to move off it", lambda: c.nodes_of(job) == (first - {bad}) | {spare}, 20)
+        print(f"ok  a site check that exits 2: its ranks moved in {time.monotonic() - began:.1f} s", flush=True)
+        n = c.node(bad)
+        check("duty, health", (n["duty"], n["health"]), ("draining", "drain"))
+        check("its reason", n["health_reason"], "site fabric: switch says no")
+        check("the check's word", [(k["verdict"], k["evidence"]) for k in n["checks"] if k["subject"] == "fabric"], [("drain", "switch says no")])
+        c.site(bad, 0, "all is well")
+        wait_for("the node to be open again", lambda: c.node(bad)["duty"] == "open", 10)
+        # Nobody's line, a process's line, and noise; then the kernel's.
+        gone = sorted(c.nodes_of(job))[0]
+        xid = "NVRM: Xid (PCI:0000:3b:00): 79, pid=0, GPU has fallen off the bus."
+        c.kmsg(gone, xid, f"14,8,1000,-;{xid}", f"6,9,1000,-;say {xid}", "4,10,1000,-;NVRM: Xid (PCI:0000:3b:00): 79999999999", "\x00\xff" * 3000, f"6,11,1000,-;{xid[:22]}", " DEVICE=+pci")
+        time.sleep(0.3)
+        check("findings of noise", c.node(gone)["findings"], [])
+        began = time.monotonic()
+        c.kmsg(gone, f"3,12,1000,-;{xid}")
+        wait_for("the node to be evicted", lambda: c.node(gone)["health"] == "evict", 10, 0.01)
+        took = time.monotonic() - began
+        wait_for("the job to go on elsewhere", lambda: gone not in c.nodes_of(job) and len(c.nodes_of(job)) == 2, 20)
+        print(f"ok  Xid 79 in the kernel's log: evicted {took * 1e3:.0f} ms after the line, its ranks run elsewhere after {time.monotonic() - began:.1f} s", flush=True)
+        n = c.node(gone)
+        check("what was found", [(f["check"], f["code"], f["subject"], f["action"]) for f in n["findings"]], [("xid", 79, "0000:3b:00", "evict")])
+        text = c.ctl("node", "describe", gone).stdout
+        for word in ("xid 79", "GPU has fallen off the bus", "0000:3b:00", "evict"):
+            if word not in text:
+                raise Failure(f"node describe: found no '{word}' in\n{text}")
+        why = c.ctl("why", str(job)).stdout
+        if "Xid 79" not in why:
+            raise Failure(f"why: found no Xid 79 in\n{why}")
+        check("node uncordon", c.json("node", "uncordon", gone)["health"], "ok")
+        c.ctl("cancel", str(job), "--now")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Failure as e:
+        sys.exit(f"health: {e}")

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * The node's own voice: checks that run beside the agent and never in its thread, and the kernel's log.  What they find goes to the controller as HealthReport.
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/loop.h"
+#include "proto/fp8ctl.pb-c.h"
+
+struct health;
+
+struct health_config {
+        struct loop *loop;
+        const char *root;       /* files of the machine are looked for below it: "", or a test's folder */
+        const char *checks_dir; /* site checks; "": none */
+        uint32_t site_ms;       /* how often they run */
+        const char *dir;        /* the worker's folder */
+        /* In the loop's thread. Nothing of m is kept. */
+        void (*report)(void *arg, Fp8ctl__V1__HealthReport *m);
+        void *arg;
+};
+
+/* c's strings stay the caller's. */
+int health_new(const struct health_config *c, struct health **ret, struct error *e);
+/* Waits for its threads, but not for ever: false when one hangs in a driver or a file system; then nothing is freed, and the process should end. */
+bool health_stop(struct health *h);
+/* The controller listens (again): all that is known, and from the first time on the kernel's log. test_hooks: lines that a process wrote into it count too. */
+void health_welcome(struct health *h, bool test_hooks);
+/* The rank processes of this node, for the check of those that do not answer. */
+void health_set_ranks(struct health *h, const uint32_t *pids, size_t n);
+
+/* "0000:3b:00.0" of each GPU in the order of their numbers, as far as the driver tells: how many, at most max. */
+struct pci_name {
+        char text[24];
+};
+size_t health_gpus(const char *root, struct pci_name *ret, size_t max);

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * vfork: the worker may have hundreds of gigabytes mapped, which fork would copy the tables of.  Until it execs the child makes plain system calls only; glibc's setuid would tell every thread of the parent.
+ */
+#include "worker/health/program.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+
+#define NOBODY 65534
+#define POLL_MS 20
+#define EXIT_NO_EXEC 127
+
+static pid_t start(const struct program *p, int out, int null) {
+        static char *const environment[] = { (char *)"PATH=/usr/sbin:/usr/bin:/sbin:/bin", (char *)"LC_ALL=C", NULL };
+        sigset_t none;
+        bool other = p->nobody && geteuid() == 0;
+        pid_t pid;
+
+        sigemptyset(&none);
+        pid = vfork();
+        if (pid != 0)
+                return pid;
+        (void)setpgid(0, 0);
+        if (dup2(null, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 || dup2(out, STDERR_FILENO) < 0)
+                _exit(EXIT_NO_EXEC);
+        if (other && (syscall(SYS_setgroups, (size_t)0, NULL) < 0 || syscall(SYS_setresgid, NOBODY, NOBODY, NOBODY) < 0 || syscall(SYS_setresuid, NOBODY, NOBODY, NOBODY) < 0))
+                _exit(EXIT_NO_EXEC);
+        signal(SIGPIPE, SIG_DFL);
+        sigprocmask(SIG_SETMASK, &none, NULL);
+        execve(p->path, p->argv, environment);
+        _exit(EXIT_NO_EXEC);
+}
+
+/* Until it has ended and said all, or its time is over. A grandchild that keeps the pipe open is not waited for. */
+static int collect(pid_t pid, int in, uint64_t deadline, char *out, size_t size, int *ret_status) {
+        size_t len = 0;
+        bool ended = false, more = true;
+        char rest[512];
+
+        while (!ended || more) {
+                struct pollfd f = { .fd = more ? in : -1, .events = POLLIN };
+                bool full = len + 1 >= size, idle = poll(&f, 1, POLL_MS) <= 0;
+
+                if (!idle && f.revents) {
+                        ssize_t n = full ? read(in, rest, sizeof(rest)) : read(in, out + len, size - 1 - len);
+
+                        if (n > 0 && !full)
+                                len += (size_t)n;
+                        more = n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
+                }
+                if (ended && idle)
+                        break;
+                if (!ended)
+                        ended = waitpid(pid, ret_status, WNOHANG) == pid;
+                if (clock_mono_ns() < deadline)
+                        continue;
+                kill(-pid, SIGKILL);
+                if (!ended)
+                        (void)waitpid(pid, ret_status, 0);
+                out[len] = 0;
+                return ended ? 0 : -ETIMEDOUT;
+        }
+        kill(-pid, SIGKILL); /* what it has left behind */
+        out[len] = 0;
+        return 0;
+}
+
+int program_run(const struct program *p, char *out, size_t size, int *ret_status, struct error *e) {
+        uint64_t deadline = clock_mono_ns() + p->timeout_ms * NSEC_PER_MSEC;
+        _cleanup_close_ int null = open("/dev/null", O_RDWR | O_CLOEXEC), in = -1, fd = -1;
+        int pipes[2], status = 0, r;
+        pid_t pid;
+
+        out[0] = 0;
+        if (null < 0 || pipe2(pipes, O_CLOEXEC) < 0)
+                return error_errno(e, errno, "%s", p->path);
+        in = pipes[0];
+        fd = pipes[1];
+        if (fcntl(in, F_SETFL, O_NONBLOCK) < 0)
+                return error_errno(e, errno, "%s", p->path);
+        pid = start(p, fd, null);
+        if (pid < 0)
+                return error_errno(e, errno, "%s", p->path);
+        close(STEAL_FD(fd));
+        r = collect(pid, in, deadline, out, size, &status);
+        *ret_status = status;
+        if (r == -ETIMEDOUT)
+                return error_set(e, r, "%s did not end within %.1f s", p->path, p->timeout_ms / 1e3);
+        if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_NO_EXEC && !out[0])
+                return error_set(e, -ENOEXEC, "%s could not be executed", p->path);
+        return 0;
+}

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* A program that is run for its exit code and its first words: bounded in time and in what is kept of its output. */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+
+struct program {
+        const char *path;
+        char *const *argv;   /* argv[0] too */
+        uint32_t timeout_ms; /* then it and its process group are killed */
+        bool nobody;         /* as the user nobody, without groups, when we are root */
+};
+
+/* out: its standard output and error, cut at size - 1, NUL-terminated. *ret_status: as waitpid's. -ETIMEDOUT: it was killed (out and *ret_status are set all the same). */
+int program_run(const struct program *p, char *out, size_t size, int *ret_status, struct error *e);
