@@ -168,7 +168,7 @@ static void run(struct bench *b, const struct operands *o, const struct lt *l, i
         const float alpha = 1, beta = o->wgrad;
 
         if (way == OURS) {
-                if ((o->wgrad ? cuda_gemm_wgrad(&o->a, &o->b, b->out, b->s) : cuda_gemm_fprop(&o->a, &o->b, b->out, DT_BF16, b->s)) < 0)
+                if ((o->wgrad ? cuda_gemm_wgrad(&o->a, &o->b, b->out, 1, b->s) : cuda_gemm_fprop(&o->a, &o->b, b->out, DT_BF16, b->s)) < 0)
                         exit(1);
                 return;
         }
@@ -258,7 +258,7 @@ static double product(struct bench *b, bool wgrad, int64_t M, int64_t N, int64_t
         (void)snprintf(name, sizeof name, "%s %lld,%lld,%lld", wgrad ? "wgrad" : "fprop", (long long)M, (long long)N, (long long)K);
         if (table)
                 printf("%-26s %8.0f %8.0f %8.0f %8.0f %8.3f %8.3f   %d", name, tflop / t[OURS], tflop / t[PER_TENSOR], tflop / t[PER_TENSOR_FAST], tflop / t[BLOCK_SCALED],
-                       t[PER_TENSOR] / t[OURS], t[BLOCK_SCALED] / t[OURS], (int)gemm_plan(M, N, K, wgrad, b->s->multiprocessors));
+                       t[PER_TENSOR] / t[OURS], t[BLOCK_SCALED] / t[OURS], (int)gemm_plan(1, (const int64_t[]){ M }, (const int64_t[]){ N }, K, wgrad, b->s->multiprocessors));
         if (b->tiles) {
                 w = (struct work){ run_product, &(struct product_work){ &o, NULL }, (const bool[N_GEMM_TILES]){ true, true, true }, N_GEMM_TILES };
                 timed(b, &w, tile);

@@ -181,7 +181,7 @@ static void dgrad(struct bench *b, void *arg) {
 static void wgrad(struct bench *b, void *arg) {
         struct linear *l = arg;
 
-        b->ops->gemm_wgrad(&l->qdy, &l->qx, l->dw, b->s);
+        b->ops->gemm_wgrad(&l->qdy, &l->qx, l->dw, 1, b->s);
 }
 
 static void sgemm_fprop(struct bench *b, void *arg) {
@@ -362,11 +362,11 @@ static void layer_step(struct bench *b, void *arg) {
         const struct dev_ops *o = b->ops;
         struct linear *const in[] = { &y->qkv, &y->o, &y->gate, &y->up, &y->down };
 
-        o->rmsnorm_quant_fwd(y->res, NULL, y->w, 1e-5, y->qkv.fp8 ? NULL : y->dy, y->rstd, DT_BF16, b->T, b->H, &y->qkv.act, &y->qkv.qx, b->s);
+        o->rmsnorm_quant_fwd(y->res, y->res, NULL, y->w, 1e-5, y->qkv.fp8 ? NULL : y->dy, y->rstd, DT_BF16, b->T, b->H, &y->qkv.act, &y->qkv.qx, b->s);
         fprop(b, &y->qkv);
         o->quantize(y->o.x, DT_BF16, &y->o.act, &y->o.qx, b->s);
         fprop(b, &y->o);
-        o->rmsnorm_quant_fwd(y->res, NULL, y->w, 1e-5, y->up.fp8 ? NULL : y->dy, y->rstd, DT_BF16, b->T, b->H, &y->up.act, &y->up.qx, b->s);
+        o->rmsnorm_quant_fwd(y->res, y->res, NULL, y->w, 1e-5, y->up.fp8 ? NULL : y->dy, y->rstd, DT_BF16, b->T, b->H, &y->up.act, &y->up.qx, b->s);
         fprop(b, &y->gate);
         fprop(b, &y->up);
         o->swiglu_quant_fwd(y->gate.y, y->up.y, y->down.fp8 ? NULL : y->da, DT_BF16, b->T, b->I, &y->down.act, &y->down.qx, b->s);

@@ -84,12 +84,12 @@ MOVES(cast, (double)n *(act_size(dt) + act_size(st)), (void *dst, enum dtype dt,
 MOVES(add, 3 * (double)n * act_size(t), (void *dst, const void *src, enum dtype t, int64_t n, struct dev_stream *s), (dst, src, t, n, s))
 MOVES(dequantize, (double)(t->rows * t->cols) * (1 + act_size(xt)), (const struct qtensor *t, void *x, enum dtype xt, struct dev_stream *s), (t, x, xt, s))
 MOVES(rmsnorm_fwd, (double)(T * H) * act_size(act) * (delta ? 4 : 2),
-      (void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H, struct dev_stream *s),
-      (residual, delta, w, eps, y, rstd, act, T, H, s))
-MOVES(rmsnorm_quant_fwd, (double)(T * H) * act_size(act) * ((delta ? 3 : 1) + (y != NULL)) + forms(q, (double)(T * H)),
-      (void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H, const struct quant_spec *q, struct qtensor *out,
+      (void *residual, const void *from, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H, struct dev_stream *s),
+      (residual, from, delta, w, eps, y, rstd, act, T, H, s))
+MOVES(rmsnorm_quant_fwd, (double)(T * H) * act_size(act) * ((delta ? 3 : from == residual ? 1 : 2) + (y != NULL)) + forms(q, (double)(T * H)),
+      (void *residual, const void *from, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H, const struct quant_spec *q, struct qtensor *out,
        struct dev_stream *s),
-      (residual, delta, w, eps, y, rstd, act, T, H, q, out, s))
+      (residual, from, delta, w, eps, y, rstd, act, T, H, q, out, s))
 MOVES(rmsnorm_bwd, (double)(T * H) * (3 * act_size(act) + act_size(dyt)),
       (void *dresidual, dev_real *dw, const void *dy, enum dtype dyt, const void *x, const dev_real *w, const dev_real *rstd, enum dtype act, int64_t T, int64_t H, struct dev_stream *s),
       (dresidual, dw, dy, dyt, x, w, rstd, act, T, H, s))
@@ -115,6 +115,10 @@ MOVES(ce_bwd, (act_size(lt) + act_size(act)) * (double)(T * V),
       (const void *l, enum dtype lt, const dev_real *rowmax, const dev_real *sumexp, const dev_real *target, const int32_t *labels, double gscale, dev_real *loss_sum, void *dlogits,
        enum dtype act, int64_t T, int64_t v0, int64_t V, struct dev_stream *s),
       (l, lt, rowmax, sumexp, target, labels, gscale, loss_sum, dlogits, act, T, v0, V, s))
+
+MOVES(cross_entropy, (act_size(lt) + (dlogits ? act_size(act) : 0)) * (double)(T * V),
+      (const void *l, enum dtype lt, const int32_t *labels, double gscale, dev_real *loss_sum, void *dlogits, enum dtype act, dev_real *losses, int64_t T, int64_t V, struct dev_stream *s),
+      (l, lt, labels, gscale, loss_sum, dlogits, act, losses, T, V, s))
 
 static double sum_of(const int64_t *n, int count) {
         double sum = 0;
@@ -166,10 +170,26 @@ static int t_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, dev_r
         return mark_end(begun, real->gemm_dgrad(dy, w, sum, beta, dx, xt, s), s);
 }
 
-static int t_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s) {
+static int t_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, int beta, struct dev_stream *s) {
         const bool begun = product_begin("wgrad", dy->cols, x->cols, dy->rows, dy, s);
 
-        return mark_end(begun, real->gemm_wgrad(dy, x, dw, s), s);
+        return mark_end(begun, real->gemm_wgrad(dy, x, dw, beta, s), s);
+}
+
+static int t_gemm_wgrad_many(int n, const struct qtensor *const *dy, const struct qtensor *const *x, dev_real *const *dw, int beta, struct dev_stream *s) {
+        double flops = 0;
+        char name[64];
+        bool begun;
+        int r;
+
+        for (int i = 0; i < n; i++)
+                flops += 2 * (double)dy[i]->cols * (double)x[i]->cols * (double)dy[i]->rows;
+        if (dy[0]->scaling == Q_NONE) /* there is no such operation: not counted */
+                return real->gemm_wgrad_many(n, dy, x, dw, beta, s);
+        (void)snprintf(name, sizeof name, "wgrad of %d, %lld,%lld,%lld first", n, (long long)dy[0]->cols, (long long)x[0]->cols, (long long)dy[0]->rows);
+        begun = mark_begin(name, 0, flops, true, s);
+        r = real->gemm_wgrad_many(n, dy, x, dw, beta, s);
+        return mark_end(begun, r, s);
 }
 
 static int t_gemm_dgrad_sum(int n, const struct qtensor *const *dy, const struct qtensor *const *w, void *dx, enum dtype xt, struct dev_stream *s) {
@@ -238,6 +258,7 @@ const struct dev_ops *op_times_table(void) {
         table.rope = t_rope, table.attention_fwd = t_attention_fwd, table.attention_bwd = t_attention_bwd;
         table.swiglu_fwd = t_swiglu_fwd, table.swiglu_quant_fwd = t_swiglu_quant_fwd, table.swiglu_bwd = t_swiglu_bwd;
         table.embed_fwd = t_embed_fwd, table.embed_bwd = t_embed_bwd, table.ce_max = t_ce_max, table.ce_sum = t_ce_sum, table.ce_bwd = t_ce_bwd;
+        table.gemm_wgrad_many = t_gemm_wgrad_many, table.cross_entropy = t_cross_entropy;
         table.grad_stats = t_grad_stats, table.adamw = t_adamw;
         dev_ops_complete(&table);
         return &table;

@@ -166,14 +166,16 @@ struct dev_ops {
         int (*gemm_dgrad)(const struct qtensor *dy, const struct qtensor *w, dev_real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s);
         /* The same for all n pairs at once, dx = xt(sum of their products), where a backend has one kernel for it; -EOPNOTSUPP: gemm_dgrad one after another. */
         int (*gemm_dgrad_sum)(int n, const struct qtensor *const *dy, const struct qtensor *const *w, void *dx, enum dtype xt, struct dev_stream *s);
-        /* dw[N,K] (F32) += dy[M,N]^T x[M,K] */
-        int (*gemm_wgrad)(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s);
+        /* dw[N,K] (F32) = beta*dw + dy[M,N]^T x[M,K], beta 0 (dw is not read) or 1 */
+        int (*gemm_wgrad)(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, int beta, struct dev_stream *s);
+        /* The same for n gradients in one launch, whose waves are fuller than those of each alone; the same bits. -EOPNOTSUPP: gemm_wgrad one after another. */
+        int (*gemm_wgrad_many)(int n, const struct qtensor *const *dy, const struct qtensor *const *x, dev_real *const *dw, int beta, struct dev_stream *s);
 
-        /* ---- norm.  residual (act) += delta (act, may be NULL) rounded to act; y = act(x * rstd * w); rstd [T] F32 kept for backward */
-        int (*rmsnorm_fwd)(void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H,
+        /* ---- norm.  residual (act) = from (act, may be residual itself) + delta (act, may be NULL) rounded to act; y = act(residual * rstd * w); rstd [T] F32 kept for backward */
+        int (*rmsnorm_fwd)(void *residual, const void *from, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H,
                            struct dev_stream *s);
         /* the same with y quantised in the same pass (tp = 1, or no sequence parallelism) ; y may be NULL when only q is wanted */
-        int (*rmsnorm_quant_fwd)(void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H,
+        int (*rmsnorm_quant_fwd)(void *residual, const void *from, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H,
                                  const struct quant_spec *q, struct qtensor *out, struct dev_stream *s);
         /* dresidual (act) = act(dresidual + d rmsnorm(dy)); dw (F32) += ; x is the residual value that went in; dy of dtype dyt */
         int (*rmsnorm_bwd)(void *dresidual, dev_real *dw, const void *dy, enum dtype dyt, const void *x, const dev_real *w, const dev_real *rstd, enum dtype act,
@@ -221,6 +223,9 @@ struct dev_ops {
          * dlogits NULL: evaluation */
         int (*ce_bwd)(const void *logits, enum dtype lt, const dev_real *rowmax, const dev_real *sumexp, const dev_real *target, const int32_t *labels, double gscale,
                       dev_real *loss_sum, void *dlogits, enum dtype act, int64_t T, int64_t v0, int64_t V, struct dev_stream *s);
+        /* The three for a shard that is the whole vocabulary, where a backend reads the logits once for all: rowmax, sumexp and target are not given out. -EOPNOTSUPP: the three. */
+        int (*cross_entropy)(const void *logits, enum dtype lt, const int32_t *labels, double gscale, dev_real *loss_sum, void *dlogits, enum dtype act, dev_real *losses /* [T], scratch */,
+                             int64_t T, int64_t V, struct dev_stream *s);
 
         /* ---- optimizer */
         /* sumsq (double[1], device) += sum of squares of each tensor x factor[i]; bad min'ed with index[i] of a tensor with a non-finite element. One pass, fixed order. */
@@ -233,7 +238,7 @@ struct dev_ops {
                            struct dev_stream *s);
 };
 
-#define DEV_VERSION 3
+#define DEV_VERSION 4
 
 /* The built-in backend of that kind, every slot filled (missing ones return -EOPNOTSUPP); NULL: unknown. */
 const struct dev_ops *dev_ops_find(const char *kind);

@@ -92,16 +92,21 @@ static int missing_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w,
         return -EOPNOTSUPP;
 }
 
-static int missing_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s) {
+static int missing_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, int beta, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
 
-static int missing_rmsnorm_fwd(void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd,
+static int missing_gemm_wgrad_many(int n, const struct qtensor *const *dy, const struct qtensor *const *x, dev_real *const *dw, int beta,
+                                   struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
+
+static int missing_rmsnorm_fwd(void *residual, const void *from, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd,
                                enum dtype act, int64_t T, int64_t H, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
 
-static int missing_rmsnorm_quant_fwd(void *residual, const void *delta, const dev_real *w, double eps, void *y,
+static int missing_rmsnorm_quant_fwd(void *residual, const void *from, const void *delta, const dev_real *w, double eps, void *y,
                                      dev_real *rstd, enum dtype act, int64_t T, int64_t H, const struct quant_spec *q,
                                      struct qtensor *out, struct dev_stream *s) {
         return -EOPNOTSUPP;
@@ -193,6 +198,11 @@ static int missing_ce_bwd(const void *logits, enum dtype lt, const dev_real *row
         return -EOPNOTSUPP;
 }
 
+static int missing_cross_entropy(const void *logits, enum dtype lt, const int32_t *labels, double gscale, dev_real *loss_sum, void *dlogits,
+                                 enum dtype act, dev_real *losses, int64_t T, int64_t V, struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
+
 static int missing_grad_stats(int n, const dev_real *const *grads, const int64_t *counts, const double *factors,
                               const uint64_t *indices, double *sumsq, uint64_t *bad, struct dev_stream *s) {
         return -EOPNOTSUPP;
@@ -232,6 +242,7 @@ static const struct dev_ops missing = {
         .gemm_dgrad = missing_gemm_dgrad,
         .gemm_dgrad_sum = missing_gemm_dgrad_sum,
         .gemm_wgrad = missing_gemm_wgrad,
+        .gemm_wgrad_many = missing_gemm_wgrad_many,
         .rmsnorm_fwd = missing_rmsnorm_fwd,
         .rmsnorm_quant_fwd = missing_rmsnorm_quant_fwd,
         .rmsnorm_bwd = missing_rmsnorm_bwd,
@@ -249,6 +260,7 @@ static const struct dev_ops missing = {
         .ce_max = missing_ce_max,
         .ce_sum = missing_ce_sum,
         .ce_bwd = missing_ce_bwd,
+        .cross_entropy = missing_cross_entropy,
         .grad_stats = missing_grad_stats,
         .adamw = missing_adamw,
         .amax_update = missing_amax_update,

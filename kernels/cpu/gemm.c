@@ -220,7 +220,7 @@ static int wgrad_plain(const struct qtensor *dy, const struct qtensor *x, dev_re
         return 0;
 }
 
-int cpu_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s) {
+int cpu_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, int beta, struct dev_stream *s) {
         const struct product p = {
                 .m = dy->cols, .n = x->cols, .k = dy->rows,
                 .a = dy->col, .a_scale = dy->col_scale, .at = dy->dtype, .a_ld = cpu_pad4(dy->cols),
@@ -231,11 +231,13 @@ int cpu_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *
 
         if (r < 0)
                 return r;
-        if (dy->rows != x->rows)
+        if (dy->rows != x->rows || (beta != 0 && beta != 1))
                 return -EINVAL;
+        if (scaling == Q_NONE ? !dy->row || !x->row || dy->cols > INT_MAX || x->cols > INT_MAX || dy->rows > INT_MAX : !dy->col || !x->col)
+                return -EINVAL;
+        if (beta == 0) /* the sum begins with zero either way */
+                memset(dw, 0, (size_t)(dy->cols * x->cols) * sizeof *dw);
         if (scaling == Q_NONE)
-                return dy->row && x->row && dy->cols <= INT_MAX && x->cols <= INT_MAX && dy->rows <= INT_MAX ? wgrad_plain(dy, x, dw, s) : -EINVAL;
-        if (!dy->col || !x->col)
-                return -EINVAL;
+                return wgrad_plain(dy, x, dw, s);
         return product_run(&p, scaling, dw, DT_F32, true, s);
 }

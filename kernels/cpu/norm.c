@@ -14,7 +14,7 @@ FP8_CLONES static void norm_row(dev_real *restrict y, const dev_real *restrict x
                 y[i] = x[i] * rstd * w[i];
 }
 
-int cpu_rmsnorm_fwd(void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H, struct dev_stream *s) {
+int cpu_rmsnorm_fwd(void *residual, const void *from, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H, struct dev_stream *s) {
         dev_real *x, *d;
 
         if (!cpu_is_act(act) || T < 0 || H <= 0)
@@ -24,7 +24,9 @@ int cpu_rmsnorm_fwd(void *residual, const void *delta, const dev_real *w, double
         if (!x || !d)
                 return -ENOMEM;
         for (int64_t t = 0; t < T; t++) {
-                cpu_load(x, residual, act, t * H, H);
+                cpu_load(x, from, act, t * H, H);
+                if (!delta && from != residual)
+                        cpu_store(residual, act, t * H, x, H);
                 if (delta) {
                         cpu_load(d, delta, act, t * H, H);
                         add_row(x, d, H);
@@ -40,7 +42,7 @@ int cpu_rmsnorm_fwd(void *residual, const void *delta, const dev_real *w, double
         return 0;
 }
 
-int cpu_rmsnorm_quant_fwd(void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H,
+int cpu_rmsnorm_quant_fwd(void *residual, const void *from, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H,
                           const struct quant_spec *q, struct qtensor *out, struct dev_stream *s) {
         void *to = y;
         int r;
@@ -51,7 +53,7 @@ int cpu_rmsnorm_quant_fwd(void *residual, const void *delta, const dev_real *w, 
                 to = cpu_scratch(s, CPU_OUT0, (size_t)(T * H) * dtype_size(act));
         if (!to)
                 return -ENOMEM;
-        r = cpu_rmsnorm_fwd(residual, delta, w, eps, to, rstd, act, T, H, s);
+        r = cpu_rmsnorm_fwd(residual, from, delta, w, eps, to, rstd, act, T, H, s);
         return r < 0 ? r : cpu_quantize(to, act, q, out, s);
 }
 

@@ -9,6 +9,15 @@ static int cpu_gemm_dgrad_sum(int n, const struct qtensor *const *dy, const stru
         return -EOPNOTSUPP;
 }
 
+static int cpu_gemm_wgrad_many(int n, const struct qtensor *const *dy, const struct qtensor *const *x, dev_real *const *dw, int beta, struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
+
+static int cpu_cross_entropy(const void *logits, enum dtype lt, const int32_t *labels, double gscale, dev_real *loss_sum, void *dlogits, enum dtype act, dev_real *losses, int64_t T,
+                             int64_t V, struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
+
 static int cpu_swiglu_cache_fwd(const void *g, const void *u, enum dtype act, const struct quant_spec *sg, struct qtensor *gq, const struct quant_spec *su, struct qtensor *uq,
                                 const struct quant_spec *sa, struct qtensor *out, struct dev_stream *s) {
         return -EOPNOTSUPP;
@@ -46,6 +55,7 @@ const struct dev_ops dev_ops_cpu = {
         .gemm_dgrad = cpu_gemm_dgrad,
         .gemm_dgrad_sum = cpu_gemm_dgrad_sum,
         .gemm_wgrad = cpu_gemm_wgrad,
+        .gemm_wgrad_many = cpu_gemm_wgrad_many,
         .rmsnorm_fwd = cpu_rmsnorm_fwd,
         .rmsnorm_quant_fwd = cpu_rmsnorm_quant_fwd,
         .rmsnorm_bwd = cpu_rmsnorm_bwd,
@@ -63,6 +73,7 @@ const struct dev_ops dev_ops_cpu = {
         .ce_max = cpu_ce_max,
         .ce_sum = cpu_ce_sum,
         .ce_bwd = cpu_ce_bwd,
+        .cross_entropy = cpu_cross_entropy,
         .grad_stats = cpu_grad_stats,
         .adamw = cpu_adamw,
         .amax_update = cpu_amax_update,

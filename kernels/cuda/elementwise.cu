@@ -126,7 +126,7 @@ struct swiglu_op {
                 load8(u, act, i, n, y);
 #pragma unroll
                 for (int k = 0; k < 8; k++)
-                        x[k] = x[k] / (1 + exp_cpu(-x[k])) * y[k];
+                        x[k] = swiglu(x[k], y[k]);
                 store8(a, act, i, n, x);
         }
 };
@@ -148,10 +148,9 @@ struct swiglu_bwd_op {
                 load8(da, dat, i, n, d);
 #pragma unroll
                 for (int k = 0; k < 8; k++) {
-                        const float s = 1 / (1 + exp_cpu(-x[k])), v = x[k];
+                        const float g = x[k], u = y[k];
 
-                        x[k] = d[k] * y[k] * (s * (1 + v * (1 - s)));
-                        y[k] = d[k] * (v * s);
+                        (void)swiglu_gradients(g, u, d[k], &x[k], &y[k]);
                 }
                 store8(dg, act, i, n, x);
                 store8(du, act, i, n, y);

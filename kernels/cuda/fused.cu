@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Quantisers whose source is made in registers: RMSNorm's output, and around SwiGLU its inputs (kept in FP8) and output in forward, its output again and both gradients in backward.
- * 1x128 E4M3 of BF16 values only.  Each value is rounded to BF16 where dev.h's plain operations would store it, so the bytes are theirs; only the trips to memory are saved:
+ * 1x128 E4M3 of BF16 values only.  Each value is rounded to BF16 where this device's plain operations would store it, so the bytes are theirs; only the trips to memory are saved:
  * backward of SwiGLU reads 4 bytes an element and writes 5, the plain operations move 33.
  */
 #include "kernels/cuda/device.cuh"
@@ -52,18 +52,146 @@ extern "C" int cuda_launch_norm_quant(const struct quantize_launch *q, const flo
 /* ------------------------------------------------------------------ SwiGLU */
 
 /*
- * Three tiles of a block lie in shared memory, each thread's eight rows of eight columns where no other looks: loops over rows and tiles need not be unrolled then (unrolled, the code is
- * 280 KB long and waits for instructions: an eighth of the bandwidth).
+ * What bounds these kernels is instructions: the copy bandwidth leaves 67 of them an element in forward and 86 in backward.  So a scale is made by one thread and handed round: the maxima of
+ * several rows, packed two in a word, are reduced over the 16 lanes of a row in such a way that each lane ends with one of them.
  */
 struct three {
         struct quantize_launch q[3];
 };
 
-struct three_tiles {
-        uint4 at[3][8][THREADS]; /* a tile that was taken into registers is the room of its own columns */
-        uint32_t col[8 * TILE + 8];
+/* Greater magnitude of the eight BF16 of v, in halves: of the even and of the odd ones. */
+__device__ __forceinline__ uint32_t greatest(const uint4 &v) {
+        return __vmaxu2(__vmaxu2(v.x & 0x7fff7fffu, v.y & 0x7fff7fffu), __vmaxu2(v.z & 0x7fff7fffu, v.w & 0x7fff7fffu));
+}
+
+/* That of two rows: the first one's in the low half. */
+__device__ __forceinline__ uint32_t rows_greatest(const uint4 &a, const uint4 &b) {
+        const uint32_t m = greatest(a), n = greatest(b);
+
+        return __vmaxu2(__byte_perm(m, n, 0x5410), __byte_perm(m, n, 0x7632));
+}
+
+/* One step of a reduction that also parts the words among the lanes: those with `bit` keep the second half of w, the others the first. */
+template <int N> __device__ __forceinline__ void halve(uint32_t (&w)[N], int bit) {
+        const bool second = threadIdx.x & bit;
+
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+                const uint32_t other = __shfl_xor_sync(0xffffffff, second ? w[i] : w[i + N / 2], bit);
+
+                w[i] = __vmaxu2(second ? w[i + N / 2] : w[i], other);
+        }
+}
+
+/* The same within a word. */
+__device__ __forceinline__ uint32_t halve_word(uint32_t w, int bit) {
+        const uint32_t m = __vmaxu2(w, __shfl_xor_sync(0xffffffff, w, bit));
+
+        return threadIdx.x & bit ? m >> 16 : m & 0xffffu;
+}
+
+__device__ __forceinline__ float half_of(uint32_t pair, int i) {
+        return __uint_as_float(i ? pair & 0xffff0000u : pair << 16);
+}
+
+__device__ __forceinline__ uint32_t word(const uint4 &v, int i) {
+        return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+/* Eight of a row in FP8. */
+__device__ __forceinline__ uint64_t row_bytes(const uint4 &v, float s) {
+        uint32_t w[2];
+
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+                const uint32_t a = word(v, 2 * h), b = word(v, 2 * h + 1);
+
+                w[h] = cast2<false>(half_of(a, 0) * s, half_of(a, 1) * s) | cast2<false>(half_of(b, 0) * s, half_of(b, 1) * s) << 16;
+        }
+        return w[0] | (uint64_t)w[1] << 32;
+}
+
+#define GROUP_ROWS 4 /* of 16 lanes at a time */
+
+/* q: g, u, their product, row forms only; x of the first two in BF16.  16 lanes have 128 columns of four rows. */
+__global__ void __launch_bounds__(THREADS, 3) swiglu_cache(const __grid_constant__ struct three p) {
+        const struct quantize_launch &q0 = p.q[0];
+        const int lane = threadIdx.x % 16, mine = min(lane / 4, 2);
+        const int64_t tc = blockIdx.x, c = tc * TILE + lane * 8;
+        const bool inside = c < q0.cols, pow2 = p.q[mine].pow2;
+        float *scales = p.q[mine].row_scale + tc * p.q[mine].row_ld;
+        __shared__ uint32_t most[3];
+        uint32_t amax = 0;
+
+        if (threadIdx.x < 3)
+                most[threadIdx.x] = 0;
+        __syncthreads();
+#pragma unroll 1
+        for (int64_t r0 = (int64_t)blockIdx.y * TILE + threadIdx.x / 16 * GROUP_ROWS; r0 < ((int64_t)blockIdx.y + 1) * TILE; r0 += THREADS / 16 * GROUP_ROWS) {
+                uint4 g[GROUP_ROWS], u[GROUP_ROWS], a[GROUP_ROWS];
+                uint32_t w[8] = {};
+                float s;
+
+#pragma unroll
+                for (int i = 0; i < GROUP_ROWS; i++) {
+                        const bool there = inside && r0 + i < q0.rows;
+
+                        g[i] = there ? __ldcs((const uint4 *)((const uint16_t *)q0.x + (r0 + i) * q0.cols + c)) : make_uint4(0, 0, 0, 0);
+                        u[i] = there ? __ldcs((const uint4 *)((const uint16_t *)p.q[1].x + (r0 + i) * q0.cols + c)) : make_uint4(0, 0, 0, 0);
+                }
+#pragma unroll
+                for (int i = 0; i < GROUP_ROWS; i++) {
+                        uint32_t t[4];
+
+#pragma unroll
+                        for (int j = 0; j < 4; j++)
+                                t[j] = pack2(swiglu(half_of(word(g[i], j), 0), half_of(word(u[i], j), 0)), swiglu(half_of(word(g[i], j), 1), half_of(word(u[i], j), 1)));
+                        a[i] = make_uint4(t[0], t[1], t[2], t[3]);
+                }
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                        w[i] = rows_greatest(g[2 * i], g[2 * i + 1]);
+                        w[2 + i] = rows_greatest(u[2 * i], u[2 * i + 1]);
+                        w[4 + i] = rows_greatest(a[2 * i], a[2 * i + 1]);
+                }
+                halve(w, 8);
+                halve((uint32_t(&)[4])w, 4);
+                halve((uint32_t(&)[2])w, 2);
+                w[0] = halve_word(w[0], 1); /* lane 4 k + i: tensor k, row i */
+                amax = max(amax, w[0]);
+                s = scale_of(w[0] << 16, 448.f, pow2);
+                if (lane < 12 && r0 + lane % 4 < q0.rows)
+                        scales[r0 + lane % 4] = inverse_of(s);
+#pragma unroll
+                for (int k = 0; k < 3; k++)
+#pragma unroll
+                        for (int i = 0; i < GROUP_ROWS; i++) {
+                                const float si = __shfl_sync(0xffffffff, s, (threadIdx.x & 16) + 4 * k + i);
+
+                                if (inside && r0 + i < q0.rows)
+                                        __stcs((unsigned long long *)(p.q[k].row + (r0 + i) * q0.cols + c), row_bytes(k == 0 ? g[i] : k == 1 ? u[i] : a[i], si));
+                        }
+        }
+        if (lane < 12)
+                atomicMax(&most[mine], amax);
+        __syncthreads();
+        if (threadIdx.x < 3)
+                note(p.q[threadIdx.x], most[threadIdx.x] << 16);
+}
+
+/*
+ * Backward: 512 threads have a tile of 128 by 128, each four rows of eight columns, the 16 lanes of a row side by side.  q: SwiGLU's output (columns only), dg, du (both forms); x: the output's
+ * gradient in BF16, g and u in FP8.
+ */
+#define BWD_THREADS 512
+#define BWD_WARPS (BWD_THREADS / 32)
+
+struct bwd_room {
+        uint4 at[2][4][BWD_THREADS];             /* a thread's own places: the gradient, g and u; then dg and du, in BF16 */
+        uint32_t staged[2][TILE * TILE / 4];     /* columns of 128 bytes, four rows a word */
+        uint32_t col[3][BWD_WARPS][TILE / 2];    /* a warp's maxima of two columns */
+        float scale[3][TILE];
 };
-static_assert(sizeof(((struct tile_room *)0)->staged) <= sizeof(((struct three_tiles *)0)->at[0]), "columns are staged in the tile's own place");
 
 /* 16 or 8 bytes to shared memory, zeros where there is nothing. */
 template <int BYTES> __device__ __forceinline__ void fetch(void *to, const void *from, bool there) {
@@ -79,10 +207,6 @@ __device__ __forceinline__ void fetched() {
         asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");
 }
 
-__device__ __forceinline__ float half_of(uint32_t pair, int i) {
-        return __uint_as_float(i ? pair & 0xffff0000u : pair << 16);
-}
-
 /* Two bytes of FP8 times their scale, as dequantize stores them. */
 __device__ __forceinline__ void dequantised(uint32_t bytes, float scale, float (&x)[2]) {
         const __half2_raw h = __nv_cvt_fp8x2_to_halfraw2((__nv_fp8x2_storage_t)bytes, __NV_E4M3);
@@ -93,131 +217,200 @@ __device__ __forceinline__ void dequantised(uint32_t bytes, float scale, float (
         x[1] = half_of(two_bf16, 1);
 }
 
-__device__ __forceinline__ uint32_t word(const uint4 &v, int i) {
-        return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
-}
-
-__device__ __forceinline__ void emit_three(const struct three &p, const struct tile &t, struct three_tiles *room) {
-#pragma unroll 1
-        for (int k = 0; k < 3; k++) {
-                eight<false> x[8];
+/* Four rows of eight columns to the columns' bytes; the slots of four rows are exchanged by lane, so that the threads of a warp meet no bank twice. */
+__device__ __forceinline__ void stage_four(const uint4 (&v)[4], const float *scale, int lane, int slot, uint32_t *staged) {
+        const float4 lo = *(const float4 *)(scale + lane * 8), hi = *(const float4 *)(scale + lane * 8 + 4);
+        const float s[8] = { lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w };
 
 #pragma unroll
-                for (int i = 0; i < 8; i++) {
-                        const uint4 v = room->at[k][i][threadIdx.x];
+        for (int j = 0; j < 8; j++)
+                staged[(lane * 8 + j) * 32 + (slot ^ 2 * lane)] = cast2<false>(half_of(word(v[0], j / 2), j % 2) * s[j], half_of(word(v[1], j / 2), j % 2) * s[j]) |
+                                                                  cast2<false>(half_of(word(v[2], j / 2), j % 2) * s[j], half_of(word(v[3], j / 2), j % 2) * s[j]) << 16;
+}
 
-                        x[i].u[0] = v.x, x[i].u[1] = v.y, x[i].u[2] = v.z, x[i].u[3] = v.w;
+__device__ __forceinline__ void write_staged(const struct quantize_launch &q, const uint32_t *staged) {
+        const int64_t r0 = (int64_t)blockIdx.y * TILE, c0 = (int64_t)blockIdx.x * TILE;
+        const bool aligned = q.rows % 16 == 0;
+
+#pragma unroll
+        for (int i = 0; i < TILE * 8 / BWD_THREADS; i++) {
+                const int c = (i * BWD_THREADS + (int)threadIdx.x) / 8, k = threadIdx.x % 8, lane = c / 8;
+                const uint4 v = *(const uint4 *)(staged + c * 32 + (k ^ lane / 2) * 4);
+                const uint4 w = lane % 2 ? make_uint4(v.z, v.w, v.x, v.y) : v;
+                const int n = (int)min((int64_t)16, q.rows - r0 - k * 16);
+                uint8_t *p = q.col + (c0 + c) * q.rows + r0 + k * 16;
+
+                if (c0 + c >= q.cols || n <= 0)
+                        continue;
+                if (aligned) {
+                        __stcs((uint4 *)p, w);
+                        continue;
                 }
-                __syncthreads();
-                emit<false, false, false>(p.q[k], x, t, (uint64_t *)room->at[k], room->col);
+                store8(p, w.x | (uint64_t)w.y << 32, n, false);
+                store8(p + 8, w.z | (uint64_t)w.w << 32, n - 8, false);
         }
 }
 
-/* q: g, u, their product; x of the first two in BF16. */
-__global__ void __launch_bounds__(THREADS, 2) swiglu_cache(const __grid_constant__ struct three p) {
-        extern __shared__ __align__(16) uint8_t shared[];
-        struct three_tiles *room = (struct three_tiles *)shared;
-        const struct tile t = tile_here(blockIdx.y, blockIdx.x, p.q[0].rows, p.q[0].cols);
+/* One row: SwiGLU again, its gradients into their places. */
+__device__ __forceinline__ void bwd_row(struct bwd_room *room, int i, float scale_g, float scale_u, uint4 *ret_a, uint4 *ret_dg, uint4 *ret_du) {
+        const uint4 d = room->at[0][i][threadIdx.x], gu = room->at[1][i][threadIdx.x];
+        uint32_t a[4], dg[4], du[4];
 
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-                const bool there = i < t.rows && t.cols > 0;
-                const int64_t at = there ? (t.r0 + i) * p.q[0].cols + t.c0 : 0;
+        for (int j = 0; j < 4; j++) {
+                float g[2], u[2], act[2], x[2], y[2];
 
-                fetch<16>(&room->at[0][i][threadIdx.x], (const uint16_t *)p.q[0].x + at, there);
-                fetch<16>(&room->at[1][i][threadIdx.x], (const uint16_t *)p.q[1].x + at, there);
+                dequantised((j < 2 ? gu.x : gu.y) >> (j % 2 * 16) & 0xffff, scale_g, g);
+                dequantised((j < 2 ? gu.z : gu.w) >> (j % 2 * 16) & 0xffff, scale_u, u);
+#pragma unroll
+                for (int k = 0; k < 2; k++)
+                        act[k] = swiglu_gradients(g[k], u[k], half_of(word(d, j), k), &x[k], &y[k]);
+                a[j] = pack2(act[0], act[1]);
+                dg[j] = pack2(x[0], x[1]);
+                du[j] = pack2(y[0], y[1]);
         }
-        fetched();
-#pragma unroll 1
-        for (int i = 0; i < 8; i++) {
-                const uint4 g = room->at[0][i][threadIdx.x], u = room->at[1][i][threadIdx.x];
-                uint32_t a[4];
-
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                        float x[2];
-
-#pragma unroll
-                        for (int k = 0; k < 2; k++) {
-                                const float v = half_of(word(g, j), k);
-
-                                x[k] = v / (1 + exp_cpu(-v)) * half_of(word(u, j), k);
-                        }
-                        a[j] = pack2(x[0], x[1]);
-                }
-                room->at[2][i][threadIdx.x] = make_uint4(a[0], a[1], a[2], a[3]);
-        }
-        emit_three(p, t, room);
+        *ret_a = make_uint4(a[0], a[1], a[2], a[3]);
+        *ret_dg = room->at[0][i][threadIdx.x] = make_uint4(dg[0], dg[1], dg[2], dg[3]);
+        *ret_du = room->at[1][i][threadIdx.x] = make_uint4(du[0], du[1], du[2], du[3]);
 }
 
-/* q: SwiGLU's output, dg, du; x: the output's gradient in BF16, g and u in FP8. */
-__global__ void __launch_bounds__(THREADS, 2) swiglu_cached_bwd(const __grid_constant__ struct three p) {
-        extern __shared__ __align__(16) uint8_t shared[];
-        struct three_tiles *room = (struct three_tiles *)shared;
-        const struct tile t = tile_here(blockIdx.y, blockIdx.x, p.q[0].rows, p.q[0].cols);
-        const float *sg = p.q[1].x_scale + t.tc * p.q[1].x_scale_ld + t.r0, *su = p.q[2].x_scale + t.tc * p.q[2].x_scale_ld + t.r0;
+__device__ __forceinline__ void columns_greatest(uint32_t (&col)[4], const uint4 &v) {
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+                col[j] = __vmaxu2(col[j], word(v, j) & 0x7fff7fffu);
+}
+
+/* The block's maxima of two columns of one tensor, by each of 192 threads: scales, and the note of what was seen. */
+__device__ __forceinline__ void column_scales(const struct quantize_launch &q, struct bwd_room *room, int k, int pair) {
+        const int64_t c = (int64_t)blockIdx.x * TILE + pair * 2;
+        uint32_t m = 0, all;
+        float s0, s1;
 
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-                const bool there = i < t.rows && t.cols > 0;
-                const int64_t at = there ? (t.r0 + i) * p.q[0].cols + t.c0 : 0;
+        for (int w = 0; w < BWD_WARPS; w++)
+                m = __vmaxu2(m, room->col[k][w][pair]);
+        s0 = scale_of(m << 16, 448.f, q.pow2);
+        s1 = scale_of(m & 0xffff0000u, 448.f, q.pow2);
+        *(float2 *)&room->scale[k][pair * 2] = make_float2(s0, s1);
+        if (c < q.cols) {
+                q.col_scale[(int64_t)blockIdx.y * q.col_ld + c] = inverse_of(s0);
+                q.col_scale[(int64_t)blockIdx.y * q.col_ld + c + 1] = inverse_of(s1);
+        }
+        all = __reduce_max_sync(0xffffffff, max(m >> 16, m & 0xffffu));
+        if (threadIdx.x % 32 == 0)
+                note(q, all << 16);
+}
+
+__global__ void __launch_bounds__(BWD_THREADS, 2) swiglu_cached_bwd(const __grid_constant__ struct three p) {
+        extern __shared__ __align__(16) uint8_t shared[];
+        struct bwd_room *room = (struct bwd_room *)shared;
+        const int lane = threadIdx.x % 16, slot = threadIdx.x / 16;
+        const int64_t r0 = (int64_t)blockIdx.y * TILE + slot * 4, c = (int64_t)blockIdx.x * TILE + lane * 8;
+        const int64_t cols = p.q[0].cols, rows = p.q[0].rows;
+        const float *sg = p.q[1].x_scale + blockIdx.x * p.q[1].x_scale_ld, *su = p.q[2].x_scale + blockIdx.x * p.q[2].x_scale_ld;
+        uint32_t col[3][4] = {}, w[4];
+        uint4 a[4];
+        float s;
+
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+                const bool there = r0 + i < rows && c < cols;
+                const int64_t at = there ? (r0 + i) * cols + c : 0;
 
                 fetch<16>(&room->at[0][i][threadIdx.x], (const uint16_t *)p.q[0].x + at, there);
                 fetch<8>(&room->at[1][i][threadIdx.x], (const uint8_t *)p.q[1].x + at, there);
                 fetch<8>((uint2 *)&room->at[1][i][threadIdx.x] + 1, (const uint8_t *)p.q[2].x + at, there);
         }
         fetched();
-#pragma unroll 1
-        for (int i = 0; i < 8; i++) {
-                const bool there = i < t.rows && t.cols > 0;
-                const float scale_g = there ? sg[i] : 0, scale_u = there ? su[i] : 0;
-                const uint4 d = room->at[0][i][threadIdx.x], gu = room->at[1][i][threadIdx.x];
-                uint32_t a[4], dg[4], du[4];
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+                uint4 dg[2], du[2];
 
 #pragma unroll
-                for (int j = 0; j < 4; j++) {
-                        float g[2], u[2], act[2], x[2], y[2];
+                for (int k = 0; k < 2; k++) {
+                        const bool there = r0 + i + k < rows;
 
-                        dequantised((j < 2 ? gu.x : gu.y) >> (j % 2 * 16) & 0xffff, scale_g, g);
-                        dequantised((j < 2 ? gu.z : gu.w) >> (j % 2 * 16) & 0xffff, scale_u, u);
-#pragma unroll
-                        for (int k = 0; k < 2; k++) {
-                                const float e = 1 + exp_cpu(-g[k]), sigma = 1 / e, dout = half_of(word(d, j), k);
-
-                                act[k] = g[k] / e * u[k];
-                                x[k] = dout * u[k] * (sigma * (1 + g[k] * (1 - sigma)));
-                                y[k] = dout * (g[k] * sigma);
-                        }
-                        a[j] = pack2(act[0], act[1]);
-                        dg[j] = pack2(x[0], x[1]);
-                        du[j] = pack2(y[0], y[1]);
+                        bwd_row(room, i + k, there ? sg[r0 + i + k] : 0, there ? su[r0 + i + k] : 0, &a[i + k], &dg[k], &du[k]);
+                        columns_greatest(col[0], a[i + k]);
+                        columns_greatest(col[1], dg[k]);
+                        columns_greatest(col[2], du[k]);
                 }
-                room->at[0][i][threadIdx.x] = make_uint4(a[0], a[1], a[2], a[3]);
-                room->at[1][i][threadIdx.x] = make_uint4(dg[0], dg[1], dg[2], dg[3]);
-                room->at[2][i][threadIdx.x] = make_uint4(du[0], du[1], du[2], du[3]);
+                w[i / 2] = rows_greatest(dg[0], dg[1]);
+                w[2 + i / 2] = rows_greatest(du[0], du[1]);
         }
-        emit_three(p, t, room);
+#pragma unroll
+        for (int k = 0; k < 3; k++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                        col[k][j] = __vmaxu2(col[k][j], __shfl_xor_sync(0xffffffff, col[k][j], 16));
+                if (threadIdx.x % 32 < 16)
+                        *(uint4 *)&room->col[k][threadIdx.x / 32][lane * 4] = make_uint4(col[k][0], col[k][1], col[k][2], col[k][3]);
+        }
+        halve(w, 8);
+        halve((uint32_t(&)[2])w, 4);
+        w[0] = halve_word(w[0], 2);
+        w[0] = max(w[0], __shfl_xor_sync(0xffffffff, w[0], 1)); /* lane 2 (4 k + i): gradient k, row i */
+        s = scale_of(w[0] << 16, 448.f, p.q[1 + lane / 8].pow2);
+        if (lane % 2 == 0 && r0 + lane / 2 % 4 < rows)
+                p.q[1 + lane / 8].row_scale[blockIdx.x * p.q[1 + lane / 8].row_ld + r0 + lane / 2 % 4] = inverse_of(s);
+        __syncthreads();
+        if (threadIdx.x < 3 * TILE / 2)
+                column_scales(p.q[threadIdx.x / (TILE / 2)], room, threadIdx.x / (TILE / 2), threadIdx.x % (TILE / 2));
+#pragma unroll
+        for (int k = 0; k < 2; k++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                        const float si = __shfl_sync(0xffffffff, s, (threadIdx.x & 16) + 2 * (4 * k + i));
+
+                        if (r0 + i < rows && c < cols)
+                                __stcs((unsigned long long *)(p.q[1 + k].row + (r0 + i) * cols + c), row_bytes(room->at[k][i][threadIdx.x], si));
+                }
+        __syncthreads();
+        stage_four(a, room->scale[0], lane, slot, room->staged[0]);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+                a[i] = room->at[0][i][threadIdx.x];
+        stage_four(a, room->scale[1], lane, slot, room->staged[1]);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+                a[i] = room->at[1][i][threadIdx.x];
+        __syncthreads();
+        write_staged(p.q[0], room->staged[0]);
+        write_staged(p.q[1], room->staged[1]);
+        stage_four(a, room->scale[2], lane, slot, (uint32_t *)room->at[0]); /* nobody needs what was there */
+        __syncthreads();
+        write_staged(p.q[2], (const uint32_t *)room->at[0]);
 }
 
-static int launch_three(void (*kernel)(const struct three), const struct quantize_launch *a, const struct quantize_launch *b, const struct quantize_launch *c, cudaStream_t s) {
-        const struct three p = { { *a, *b, *c } };
+static bool three_fit(const struct three *p) {
+        const struct quantize_launch *a = &p->q[0];
+        bool ok = a->rows <= 65535 * (int64_t)TILE && a->cols % 8 == 0;
 
-        if (a->rows == 0 || a->cols == 0)
-                return 0;
-        if (a->rows > 65535 * (int64_t)TILE)
-                return -EINVAL;
-        if (a->cols % 8 != 0 || !vector_aligned(a->x) || (b->x && !vector_aligned(b->x)) || (c->x && !vector_aligned(c->x)))
-                return -EOPNOTSUPP;
-        if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(struct three_tiles)) != cudaSuccess)
-                return -EIO;
-        kernel<<<tiles(a), THREADS, sizeof(struct three_tiles), s>>>(p);
-        return launched();
+        for (int i = 0; i < 3; i++)
+                ok = ok && (!p->q[i].x || vector_aligned(p->q[i].x)) && (!p->q[i].row || (uintptr_t)p->q[i].row % 8 == 0) && (!p->q[i].col || vector_aligned(p->q[i].col));
+        return ok;
 }
 
 extern "C" int cuda_launch_swiglu_cache(const struct quantize_launch *qg, const struct quantize_launch *qu, const struct quantize_launch *qa, cudaStream_t s) {
-        return launch_three(swiglu_cache, qg, qu, qa, s);
+        const struct three p = { { *qg, *qu, *qa } };
+
+        if (qg->rows == 0 || qg->cols == 0)
+                return 0;
+        if (!three_fit(&p) || !qg->row || !qu->row || !qa->row || qg->col || qu->col || qa->col)
+                return -EOPNOTSUPP;
+        swiglu_cache<<<tiles(qg), THREADS, 0, s>>>(p);
+        return launched();
 }
 
 extern "C" int cuda_launch_swiglu_cached_bwd(const struct quantize_launch *qa, const struct quantize_launch *qg, const struct quantize_launch *qu, cudaStream_t s) {
-        return launch_three(swiglu_cached_bwd, qa, qg, qu, s);
+        const struct three p = { { *qa, *qg, *qu } };
+
+        if (qa->rows == 0 || qa->cols == 0)
+                return 0;
+        if (!three_fit(&p) || qa->row || !qa->col || !qg->row || !qg->col || !qu->row || !qu->col)
+                return -EOPNOTSUPP;
+        if (cudaFuncSetAttribute(swiglu_cached_bwd, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(struct bwd_room)) != cudaSuccess)
+                return -EIO;
+        swiglu_cached_bwd<<<tiles(qa), BWD_THREADS, sizeof(struct bwd_room), s>>>(p);
+        return launched();
 }

@@ -88,8 +88,8 @@ static int product(const struct operand *a, const struct operand *b, bool b_bloc
         (void)pthread_once(&encode_once, find_encode);
         if (!encode)
                 return -EOPNOTSUPP;
-        l.tile = s->tile >= 0 && s->tile < N_GEMM_TILES ? (enum gemm_tile)s->tile : gemm_plan(a->rows, b->rows, K, !b_blocks, s->multiprocessors);
-        l.staged = !b_blocks && gemm_plan_staged(K);
+        l.tile = s->tile >= 0 && s->tile < N_GEMM_TILES ? (enum gemm_tile)s->tile : gemm_plan(1, &a->rows, &b->rows, K, !b_blocks, s->multiprocessors);
+        l.staged = !b_blocks && out == GEMM_F32_ADD && gemm_plan_staged(K);
         if (b_blocks) {
                 l.b_blocks = b->scale;
                 l.b_blocks_ld = pad4((K + 127) / 128);
@@ -210,6 +210,7 @@ static int sum_maps(struct gemm_launch *l, int n, const struct qtensor *const *d
 
 int cuda_gemm_dgrad_sum(int n, const struct qtensor *const *dy, const struct qtensor *const *w, void *dx, enum dtype xt, struct dev_stream *s) {
         struct gemm_launch l = { .d = dx, .out = GEMM_BF16, .n_more = n - 1, .sms = s->multiprocessors };
+        const int64_t M = dy[0]->rows, N = w[0]->cols;
         int64_t K = 0;
         int r;
 
@@ -222,37 +223,75 @@ int cuda_gemm_dgrad_sum(int n, const struct qtensor *const *dy, const struct qte
                         return -EINVAL;
                 K += dy[i]->cols;
         }
-        if (dy[0]->rows > INT_MAX / 2 || w[0]->cols > INT_MAX / 2 || K > INT_MAX / 2)
+        if (M > INT_MAX / 2 || N > INT_MAX / 2 || K > INT_MAX / 2)
                 return -EINVAL;
         (void)pthread_once(&encode_once, find_encode);
         if (!encode)
                 return -EOPNOTSUPP;
-        l.M = (int)dy[0]->rows;
-        l.N = (int)w[0]->cols;
+        l.M = (int)M;
+        l.N = (int)N;
         l.K = (int)K;
-        l.tile = s->tile >= 0 && s->tile < N_GEMM_TILES ? (enum gemm_tile)s->tile : gemm_plan(l.M, l.N, K, false, s->multiprocessors);
+        l.tile = s->tile >= 0 && s->tile < N_GEMM_TILES ? (enum gemm_tile)s->tile : gemm_plan(1, &M, &N, K, false, s->multiprocessors);
         r = sum_maps(&l, n, dy, w);
         return r < 0 ? r : cuda_launch_gemm(&l, s->stream);
 }
 
-int cuda_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, struct dev_stream *s) {
+int cuda_gemm_wgrad(const struct qtensor *dy, const struct qtensor *x, dev_real *dw, int beta, struct dev_stream *s) {
         const struct operand a = { dy->col, dy->col_scale, dy->cols }, b = { x->col, x->col_scale, x->cols };
         const struct blas_call plain = {
                 .tb = true, .m = x->cols, .n = dy->cols, .k = dy->rows, .lda = x->cols, .ldb = dy->cols, .ldd = x->cols, .at = x->dtype, .bt = dy->dtype, .dt = DT_F32, .a = x->row, .b = dy->row,
-                .d = dw, .beta = 1,
+                .d = dw, .beta = beta,
         };
 
-        if (dy->rows != x->rows)
+        if (dy->rows != x->rows || (beta != 0 && beta != 1))
                 return -EINVAL;
         switch (pair(dy, x, Q_1X128)) {
         case PAIR_PLAIN:
                 return dy->row && x->row ? cuda_blas(&plain, s) : -EINVAL;
         case PAIR_TENSOR:
-                return tensor_product(dy, true, x, true, dw, DT_F32, 1, s);
+                return tensor_product(dy, true, x, true, dw, DT_F32, beta, s);
         case PAIR_BLOCK:
-                return product(&a, &b, false, dy->rows, dw, GEMM_F32_ADD, s);
+                return product(&a, &b, false, dy->rows, dw, beta ? GEMM_F32_ADD : GEMM_F32, s);
         case PAIR_NONE:
                 break;
         }
         return -EOPNOTSUPP;
+}
+
+/* What the one launch takes: recipe `block`, a contraction long enough that tiles need not leave by the copy engine. */
+static bool member_fits(const struct qtensor *dy, const struct qtensor *x, int64_t K) {
+        return pair(dy, x, Q_1X128) == PAIR_BLOCK && dy->rows == K && x->rows == K && dy->cols > 0 && x->cols > 0 && dy->cols <= INT_MAX / 2 && x->cols <= INT_MAX / 2 && x->cols % 16 == 0 &&
+               dy->col && x->col && dy->col_scale && x->col_scale;
+}
+
+int cuda_gemm_wgrad_many(int n, const struct qtensor *const *dy, const struct qtensor *const *x, dev_real *const *dw, int beta, struct dev_stream *s) {
+        struct gemm_group g = { .n = n, .out = beta ? GEMM_F32_ADD : GEMM_F32, .sms = s->multiprocessors };
+        int64_t M[GEMM_GROUP], N[GEMM_GROUP], K;
+        struct gemm_launch one = { .out = g.out };
+
+        if (n < 1 || n > GEMM_GROUP)
+                return -EOPNOTSUPP;
+        K = dy[0]->rows;
+        if (K <= 0 || K > INT_MAX / 2 || K % 16 != 0 || gemm_plan_staged(K))
+                return -EOPNOTSUPP;
+        for (int i = 0; i < n; i++) {
+                if (!member_fits(dy[i], x[i], K) || !dw[i])
+                        return -EOPNOTSUPP;
+                M[i] = dy[i]->cols;
+                N[i] = x[i]->cols;
+        }
+        (void)pthread_once(&encode_once, find_encode);
+        if (!encode)
+                return -EOPNOTSUPP;
+        g.K = (int)K;
+        g.tile = one.tile = s->tile >= 0 && s->tile < N_GEMM_TILES ? (enum gemm_tile)s->tile : gemm_plan(n, M, N, K, true, s->multiprocessors);
+        for (int i = 0; i < n; i++) {
+                const struct operand a = { dy[i]->col, dy[i]->col_scale, M[i] }, b = { x[i]->col, x[i]->col_scale, N[i] };
+                const int r = gemm_maps(&one, &a, &b, K);
+
+                if (r < 0)
+                        return r;
+                g.of[i] = (struct gemm_member){ .a = one.a, .b = one.b, .a_scale = one.a_scale, .b_scale = one.b_scale, .d = dw[i], .M = (int)M[i], .N = (int)N[i] };
+        }
+        return cuda_launch_gemm_group(&g, s->stream);
 }

@@ -47,13 +47,20 @@ struct args {
 
 /* Further pairs of operands; slices counts those of every pair, the first one's at 0. */
 struct pairs {
-        static constexpr bool many = true;
+        static constexpr bool many = true, grouped = false;
         struct gemm_more more[2];
         int n, K[3], slices[3];
 };
 
 struct no_pairs {
-        static constexpr bool many = false;
+        static constexpr bool many = false, grouped = false;
+};
+
+/* Several products: member i has the pairs of tiles from first[i] on. */
+struct members {
+        static constexpr bool many = false, grouped = true;
+        struct gemm_member of[GEMM_GROUP];
+        int n, first[GEMM_GROUP];
 };
 
 struct tile_at {
@@ -69,10 +76,10 @@ __device__ __forceinline__ int quotient(int t, int d) {
 }
 
 /* Pair number t: down a band of `band` pairs, then the next column. */
-template <class S, int BN, bool SHARE_A> __device__ __forceinline__ bool tile_of(const struct args &g, int t, uint32_t rank, struct tile_at *ret) {
+template <class S, int BN, bool SHARE_A> __device__ __forceinline__ bool tile_in(int M, int N, int band, int t, uint32_t rank, struct tile_at *ret) {
         const int step_m = S::bm * (SHARE_A ? 1 : 2), step_n = BN * (SHARE_A ? 2 : 1);
-        const int rows = (g.M + step_m - 1) / step_m, cols = (g.N + step_n - 1) / step_n;
-        const int in_band = g.band * cols, number = quotient(t, in_band), first = number * g.band, height = min(g.band, rows - first), left = t - number * in_band;
+        const int rows = (M + step_m - 1) / step_m, cols = (N + step_n - 1) / step_n;
+        const int in_band = band * cols, number = quotient(t, in_band), first = number * band, height = min(band, rows - first), left = t - number * in_band;
         const int col = quotient(left, height);
 
         if (t >= rows * cols)
@@ -80,6 +87,18 @@ template <class S, int BN, bool SHARE_A> __device__ __forceinline__ bool tile_of
         ret->m = (first + left - col * height) * step_m + (SHARE_A ? 0 : (int)rank * S::bm);
         ret->n = col * step_n + (SHARE_A ? (int)rank * BN : 0);
         return true;
+}
+
+/* The same over all members; *member is the one that the tile belongs to. */
+template <class S, int BN, bool SHARE_A, class MORE> __device__ __forceinline__ bool tile_of(const struct args &g, const MORE &p, int t, uint32_t rank, struct tile_at *ret, int *member) {
+        *member = 0;
+        if constexpr (MORE::grouped) {
+                while (*member + 1 < p.n && t >= p.first[*member + 1])
+                        ++*member;
+                return tile_in<S, BN, SHARE_A>(p.of[*member].M, p.of[*member].N, g.band, t - p.first[*member], rank, ret);
+        } else {
+                return tile_in<S, BN, SHARE_A>(g.M, g.N, g.band, t, rank, ret);
+        }
 }
 
 /* Stage and phase of a ring. */
@@ -127,9 +146,14 @@ __device__ __forceinline__ void produce(const struct args &g, const MORE &p, con
         const int pairs = gridDim.x / 2;
         struct ring r = { 0, 1 };
         struct tile_at at;
+        int member;
 
-        for (int t = blockIdx.x / 2; tile_of<S, BN, SHARE_A>(g, t, rank, &at); t += pairs) {
-                if constexpr (MORE::many) {
+        for (int t = blockIdx.x / 2; tile_of<S, BN, SHARE_A>(g, p, t, rank, &at, &member); t += pairs) {
+                if constexpr (MORE::grouped) {
+                        const struct gemm_member &x = p.of[member];
+
+                        load_slices<S, BN, SHARE_A, VECTOR>(g.K, at, &x.a, &x.b, &x.a_scale, &x.b_scale, base, rank, &r);
+                } else if constexpr (MORE::many) {
                         load_slices<S, BN, SHARE_A, VECTOR>(p.K[0], at, a, b, sa, sb, base, rank, &r);
                         for (int i = 0; i < p.n; i++)
                                 load_slices<S, BN, SHARE_A, VECTOR>(p.K[i + 1], at, &p.more[i].a, &p.more[i].b, &p.more[i].a_scale, sb, base, rank, &r);
@@ -255,6 +279,10 @@ __device__ __forceinline__ int all_slices(const struct no_pairs &) {
         return 0;
 }
 
+__device__ __forceinline__ int all_slices(const struct members &) {
+        return 0;
+}
+
 __device__ __forceinline__ int all_slices(const struct pairs &p) {
         return p.slices[0] + p.slices[1] + (p.n > 1 ? p.slices[2] : 0);
 }
@@ -270,8 +298,9 @@ __device__ __forceinline__ void consume(const struct args &g, const MORE &p, con
         const float *first_sb = (const float *)(shared + S::scales_at + S::sa_bytes) + (lane & 3) * 2;
         struct ring r = { 0, 0 };
         struct tile_at at;
+        int member;
 
-        for (int t = blockIdx.x / 2; tile_of<S, BN, SHARE_A>(g, t, rank, &at); t += pairs) {
+        for (int t = blockIdx.x / 2; tile_of<S, BN, SHARE_A>(g, p, t, rank, &at, &member); t += pairs) {
                 float acc[SETS][BN / 2], blocks[chunks<BN>] = {}, next[chunks<BN>] = {};
                 const float *from[chunks<BN>];
                 int left = slices, pair = 0; /* of the pair whose scales come next */
@@ -335,11 +364,18 @@ __device__ __forceinline__ void consume(const struct args &g, const MORE &p, con
                 } else if constexpr (STAGED) {
                         stage_bf16<S, SETS, BN>(d, acc, at, base + S::out_at + group * S::out_bytes, group, warp, lane);
                 } else {
+                        struct args out = g;
+
+                        if constexpr (MORE::grouped) {
+                                out.d = p.of[member].d;
+                                out.M = p.of[member].M;
+                                out.N = p.of[member].N;
+                        }
 #pragma unroll
                         for (int i = 0; i < 2 * SETS; i++) {
                                 const int s = i / 2, half = i % 2, at_row = at.m + row + s * 64 + half * 8;
 
-                                store_f32<BN>(g, acc[s], at_row, at.n, half, lane);
+                                store_f32<BN>(out, acc[s], at_row, at.n, half, lane);
                         }
                 }
         }
@@ -377,12 +413,16 @@ gemm(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap 
         }
 }
 
-template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED, class MORE> static int launch_with(const struct gemm_launch *l, const MORE &p, cudaStream_t s) {
+template <class S, int BN, bool SHARE_A> static int64_t pairs_of(int M, int N) {
+        const int step_m = S::bm * (SHARE_A ? 1 : 2), step_n = BN * (SHARE_A ? 2 : 1);
+
+        return (int64_t)((M + step_m - 1) / step_m) * ((N + step_n - 1) / step_n);
+}
+
+template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED, class MORE> static int launch_pairs(const struct gemm_launch *l, const MORE &p, int64_t pairs, cudaStream_t s) {
         using S = shape<SETS, BN, SHARE_A, VECTOR, STAGED>;
         static bool ready; /* the attribute is the function's for good; setting it twice does no harm */
         const struct args g = { l->b_blocks, l->b_blocks_ld, l->d, l->out, l->M, l->N, l->K, gemm_tile_shapes[l->tile].band };
-        const int step_m = S::bm * (SHARE_A ? 1 : 2), step_n = BN * (SHARE_A ? 2 : 1);
-        const int64_t pairs = (int64_t)((l->M + step_m - 1) / step_m) * ((l->N + step_n - 1) / step_n);
         const int grid = (int)(pairs < l->sms / 2 ? pairs : l->sms / 2) * 2;
 
         if (!ready && cudaFuncSetAttribute(gemm<SETS, BN, SHARE_A, VECTOR, STAGED, MORE>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes) != cudaSuccess)
@@ -390,6 +430,10 @@ template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED, class MORE> 
         ready = true;
         gemm<SETS, BN, SHARE_A, VECTOR, STAGED, MORE><<<grid, THREADS, S::shared_bytes, s>>>(l->a, l->b, l->a_scale, l->b_scale, l->d_map, g, p);
         return cudaGetLastError() == cudaSuccess ? 0 : -EIO;
+}
+
+template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED, class MORE> static int launch_with(const struct gemm_launch *l, const MORE &p, cudaStream_t s) {
+        return launch_pairs<SETS, BN, SHARE_A, VECTOR, STAGED>(l, p, pairs_of<shape<SETS, BN, SHARE_A, VECTOR, STAGED>, BN, SHARE_A>(l->M, l->N), s);
 }
 
 template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> static int launch(const struct gemm_launch *l, cudaStream_t s) {
@@ -431,6 +475,33 @@ extern "C" int cuda_launch_gemm(const struct gemm_launch *l, cudaStream_t s) {
                 if (vector)
                         return staged ? launch<1, 128, true, true, true>(l, s) : launch<1, 128, true, true, false>(l, s);
                 return staged ? launch<1, 128, true, false, true>(l, s) : launch<1, 128, true, false, false>(l, s);
+        default:
+                return -EINVAL;
+        }
+}
+
+template <int SETS, int BN, bool SHARE_A> static int launch_group(const struct gemm_group *g, cudaStream_t s) {
+        const struct gemm_launch l = { .out = g->out, .M = g->of[0].M, .N = g->of[0].N, .K = g->K, .tile = g->tile, .sms = g->sms };
+        struct members p;
+        int64_t pairs = 0;
+
+        p.n = g->n;
+        for (int i = 0; i < g->n; i++) {
+                p.of[i] = g->of[i];
+                p.first[i] = (int)pairs;
+                pairs += pairs_of<shape<SETS, BN, SHARE_A, true, false>, BN, SHARE_A>(g->of[i].M, g->of[i].N);
+        }
+        return pairs < 1 << 22 ? launch_pairs<SETS, BN, SHARE_A, true, false>(&l, p, pairs, s) : -EOPNOTSUPP;
+}
+
+extern "C" int cuda_launch_gemm_group(const struct gemm_group *g, cudaStream_t s) {
+        switch (g->tile) {
+        case TILE_256X128:
+                return launch_group<2, 128, true>(g, s);
+        case TILE_128X192:
+                return launch_group<1, 192, false>(g, s);
+        case TILE_128X128:
+                return launch_group<1, 128, true>(g, s);
         default:
                 return -EINVAL;
         }

@@ -79,6 +79,25 @@ struct gemm_launch {
 
 int cuda_launch_gemm(const struct gemm_launch *g, cudaStream_t s);
 
+/* Several products of one K in one launch, FP32 out, a scale a row and 128 of K on both sides. */
+#define GEMM_GROUP 4
+struct gemm_member {
+        CUtensorMap a, b, a_scale, b_scale;
+        float *d;
+        int M, N;
+};
+
+struct gemm_group {
+        int n;
+        struct gemm_member of[GEMM_GROUP];
+        enum gemm_out out;
+        int K;
+        enum gemm_tile tile;
+        int sms;
+};
+
+int cuda_launch_gemm_group(const struct gemm_group *g, cudaStream_t s);
+
 #ifdef __cplusplus
 }
 #endif

@@ -5,7 +5,7 @@
  */
 #include "kernels/cuda/device.cuh"
 
-__global__ void __launch_bounds__(THREADS) norm_fwd(void *residual, const void *delta, const float *w, float eps, void *y, float *rstd, enum dtype act, int64_t H) {
+__global__ void __launch_bounds__(THREADS) norm_fwd(void *residual, const void *from, const void *delta, const float *w, float eps, void *y, float *rstd, enum dtype act, int64_t H) {
         const int64_t at = (int64_t)blockIdx.x * H;
         __shared__ float room[THREADS / 32];
         float sum = 0, r;
@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(THREADS) norm_fwd(void *residual, const void *
                 const int n = (int)(H - c < 8 ? H - c : 8);
                 float x[8], d[8];
 
-                load8(residual, act, at + c, n, x);
+                load8(from, act, at + c, n, x);
                 if (delta) {
                         load8(delta, act, at + c, n, d);
 #pragma unroll
@@ -22,8 +22,9 @@ __global__ void __launch_bounds__(THREADS) norm_fwd(void *residual, const void *
                                 x[k] += d[k];
                                 x[k] = act == DT_BF16 ? bf16_to(bf16_from(x[k])) : x[k];
                         }
-                        store8(residual, act, at + c, n, x);
                 }
+                if (delta || from != residual)
+                        store8(residual, act, at + c, n, x);
 #pragma unroll
                 for (int k = 0; k < 8; k++)
                         sum += x[k] * x[k];
@@ -60,20 +61,21 @@ static bool row_fits(int64_t H, enum dtype act, const void *const *p, int n) {
         return ok;
 }
 
-__global__ void __launch_bounds__(ROW_MAX / 8) norm_fwd_row(void *residual, const void *delta, const float *w, float eps, void *y, float *rstd, int64_t H) {
+__global__ void __launch_bounds__(ROW_MAX / 8) norm_fwd_row(void *residual, const void *from, const void *delta, const float *w, float eps, void *y, float *rstd, int64_t H) {
         const int64_t c = threadIdx.x * 8, at = (int64_t)blockIdx.x * H + c;
         __shared__ float room[32];
         float x[8] = {}, d[8], sum = 0, r;
 
         if (c < H) {
-                load_vector<DT_BF16>(residual, at, x);
+                load_vector<DT_BF16>(from, at, x);
                 if (delta) {
                         load_vector<DT_BF16>(delta, at, d);
 #pragma unroll
                         for (int k = 0; k < 8; k++)
                                 x[k] = bf16_to(bf16_from(x[k] + d[k]));
-                        store_vector<DT_BF16>(residual, at, x);
                 }
+                if (delta || from != residual)
+                        store_vector<DT_BF16>(residual, at, x);
         }
 #pragma unroll
         for (int k = 0; k < 8; k++)
@@ -91,15 +93,15 @@ __global__ void __launch_bounds__(ROW_MAX / 8) norm_fwd_row(void *residual, cons
         }
 }
 
-extern "C" int cuda_launch_norm_fwd(void *residual, const void *delta, const float *w, float eps, void *y, float *rstd, enum dtype act, int64_t T, int64_t H, cudaStream_t s) {
-        const void *const all[] = { residual, delta, w, y };
+extern "C" int cuda_launch_norm_fwd(void *residual, const void *from, const void *delta, const float *w, float eps, void *y, float *rstd, enum dtype act, int64_t T, int64_t H, cudaStream_t s) {
+        const void *const all[] = { residual, from, delta, w, y };
 
         if (T == 0)
                 return 0;
-        if (row_fits(H, act, all, 4))
-                norm_fwd_row<<<(unsigned)T, row_threads(H), 0, s>>>(residual, delta, w, eps, y, rstd, H);
+        if (row_fits(H, act, all, 5))
+                norm_fwd_row<<<(unsigned)T, row_threads(H), 0, s>>>(residual, from, delta, w, eps, y, rstd, H);
         else
-                norm_fwd<<<(unsigned)T, THREADS, 0, s>>>(residual, delta, w, eps, y, rstd, act, H);
+                norm_fwd<<<(unsigned)T, THREADS, 0, s>>>(residual, from, delta, w, eps, y, rstd, act, H);
         return launched();
 }
 

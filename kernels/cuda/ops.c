@@ -185,13 +185,13 @@ static int gpu_init_normal(dev_real *dst, int64_t rows, int64_t cols, int64_t ro
 
 /* ------------------------------------------------------------------ layers */
 
-static int gpu_rmsnorm_fwd(void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H, struct dev_stream *s) {
+static int gpu_rmsnorm_fwd(void *residual, const void *from, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H, struct dev_stream *s) {
         if (!is_act(act) || T < 0 || H <= 0)
                 return -EINVAL;
-        return cuda_launch_norm_fwd(residual, delta, w, (float)eps, y, rstd, act, T, H, s->stream);
+        return cuda_launch_norm_fwd(residual, from, delta, w, (float)eps, y, rstd, act, T, H, s->stream);
 }
 
-static int gpu_rmsnorm_quant_fwd(void *residual, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H,
+static int gpu_rmsnorm_quant_fwd(void *residual, const void *from, const void *delta, const dev_real *w, double eps, void *y, dev_real *rstd, enum dtype act, int64_t T, int64_t H,
                                  const struct quant_spec *q, struct qtensor *out, struct dev_stream *s) {
         void *to = y;
         int r;
@@ -199,14 +199,14 @@ static int gpu_rmsnorm_quant_fwd(void *residual, const void *delta, const dev_re
         if (!is_act(act) || T < 0 || H <= 0 || out->rows != T || out->cols != H || (q->scaling == Q_NONE && !y))
                 return -EINVAL;
         if (!y && act == DT_BF16 && q->scaling == Q_1X128 && q->dtype == DT_E4M3) { /* the sum, then its normalised value straight into the quantiser */
-                r = gpu_rmsnorm_fwd(residual, delta, w, eps, NULL, rstd, act, T, H, s);
+                r = gpu_rmsnorm_fwd(residual, from, delta, w, eps, NULL, rstd, act, T, H, s);
                 return r < 0 ? r : cuda_norm_quant(residual, rstd, w, q, out, s);
         }
         if (!to)
                 to = cuda_scratch(s, CUDA_SLOT_OUT0, (size_t)(T * H) * dtype_size(act));
         if (!to)
                 return -ENOMEM;
-        r = gpu_rmsnorm_fwd(residual, delta, w, eps, to, rstd, act, T, H, s);
+        r = gpu_rmsnorm_fwd(residual, from, delta, w, eps, to, rstd, act, T, H, s);
         return r < 0 ? r : cuda_quantize(to, act, q, out, s);
 }
 
@@ -362,6 +362,15 @@ static int gpu_ce_bwd(const void *logits, enum dtype lt, const dev_real *rowmax,
         return cuda_launch_ce_bwd(logits, lt, rowmax, sumexp, target, labels, gscale, loss_sum, dlogits, act, T, v0, V, s->stream);
 }
 
+static int gpu_cross_entropy(const void *logits, enum dtype lt, const int32_t *labels, double gscale, dev_real *loss_sum, void *dlogits, enum dtype act, dev_real *losses, int64_t T,
+                             int64_t V, struct dev_stream *s) {
+        if (T < 0 || V <= 0 || !losses)
+                return -EINVAL;
+        if (lt != DT_F32 || act != DT_BF16)
+                return -EOPNOTSUPP;
+        return cuda_launch_cross_entropy(logits, labels, gscale, loss_sum, dlogits, losses, T, V, s->stream);
+}
+
 /* ------------------------------------------------------------------ optimizer */
 
 static int gpu_grad_stats(int n, const dev_real *const *grads, const int64_t *counts, const double *factors, const uint64_t *indices, double *sumsq, uint64_t *bad, struct dev_stream *s) {
@@ -390,6 +399,7 @@ static const struct dev_ops table = {
         .rope = gpu_rope, .attention_fwd = gpu_attention_fwd, .attention_bwd = gpu_attention_bwd, .attention_workspace = gpu_attention_workspace,
         .swiglu_fwd = gpu_swiglu_fwd, .swiglu_quant_fwd = gpu_swiglu_quant_fwd, .swiglu_bwd = gpu_swiglu_bwd, .swiglu_cache_fwd = cuda_swiglu_cache_fwd, .swiglu_cached_bwd = cuda_swiglu_cached_bwd,
         .embed_fwd = gpu_embed_fwd, .embed_bwd = gpu_embed_bwd, .ce_max = gpu_ce_max, .ce_sum = gpu_ce_sum, .ce_bwd = gpu_ce_bwd,
+        .cross_entropy = gpu_cross_entropy, .gemm_wgrad_many = cuda_gemm_wgrad_many,
         .grad_stats = gpu_grad_stats, .adamw = gpu_adamw, .amax_update = gpu_amax_update,
 };
 

@@ -21,7 +21,7 @@ int cuda_launch_rope(void *q, void *k, const int32_t *pos, int64_t T, double the
 int cuda_launch_embed_fwd(const void *table, const int32_t *ids, void *out, enum dtype act, int64_t T, int64_t H, int64_t v0, int64_t V, cudaStream_t s);
 int cuda_launch_embed_bwd(float *dtable, const int32_t *ids, const void *dout, enum dtype act, int64_t T, int64_t H, int64_t v0, int64_t V, cudaStream_t s);
 
-int cuda_launch_norm_fwd(void *residual, const void *delta, const float *w, float eps, void *y, float *rstd, enum dtype act, int64_t T, int64_t H, cudaStream_t s);
+int cuda_launch_norm_fwd(void *residual, const void *from, const void *delta, const float *w, float eps, void *y, float *rstd, enum dtype act, int64_t T, int64_t H, cudaStream_t s);
 /* partial: parts * H floats, parts as cuda_norm_parts says */
 int cuda_norm_parts(int64_t T, int64_t H, int sms);
 /* Bytes that are enough for rows of up to 8192. */
@@ -33,6 +33,9 @@ int cuda_launch_ce_max(const void *logits, enum dtype lt, float *rowmax, int64_t
 int cuda_launch_ce_sum(const void *logits, enum dtype lt, const float *rowmax, const int32_t *labels, float *sumexp, float *target, int64_t T, int64_t v0, int64_t V, cudaStream_t s);
 int cuda_launch_ce_bwd(const void *logits, enum dtype lt, const float *rowmax, const float *sumexp, const float *target, const int32_t *labels, double gscale, float *loss_sum,
                        void *dlogits, enum dtype act, int64_t T, int64_t v0, int64_t V, cudaStream_t s);
+
+/* F32 logits of the whole vocabulary; losses: [T], one a token. */
+int cuda_launch_cross_entropy(const void *logits, const int32_t *labels, double gscale, float *loss_sum, void *dlogits, float *losses, int64_t T, int64_t V, cudaStream_t s);
 
 struct attention_launch {
         const uint16_t *q, *k, *v, *dout, *out;

@@ -20,15 +20,19 @@ static const struct {
         { [TILE_256X128] = { 1, 740 }, [TILE_128X192] = { 0.91, 400 }, [TILE_128X128] = { 0.88, 256 } },
 };
 
-enum gemm_tile gemm_plan(int64_t M, int64_t N, int64_t K, bool vector, int multiprocessors) {
+enum gemm_tile gemm_plan(int n, const int64_t *M, const int64_t *N, int64_t K, bool vector, int multiprocessors) {
         enum gemm_tile best = TILE_256X128;
         double least = 0;
 
         for (int i = 0; i < N_GEMM_TILES; i++) {
                 const struct gemm_tile_shape *t = &gemm_tile_shapes[i];
-                const int64_t m = t->m * (t->share_a ? 1 : 2), n = t->n * (t->share_a ? 2 : 1);
-                const double time = (double)up(up(M, m) * up(N, n), multiprocessors / 2) * (double)(t->m * t->n) * ((double)K + costs[vector][i].end) / costs[vector][i].rate;
+                const int64_t rows = t->m * (t->share_a ? 1 : 2), cols = t->n * (t->share_a ? 2 : 1);
+                int64_t pairs = 0;
+                double time;
 
+                for (int k = 0; k < n; k++)
+                        pairs += up(M[k], rows) * up(N[k], cols);
+                time = (double)up(pairs, multiprocessors / 2) * (double)(t->m * t->n) * ((double)K + costs[vector][i].end) / costs[vector][i].rate;
                 if (i == 0 || time < least) {
                         best = i;
                         least = time;

@@ -48,6 +48,7 @@ static void *gpu_copy(const void *host, size_t bytes) {
         void *p = gpu_alloc(bytes);
 
         must(cudaMemcpy(p, host, bytes, cudaMemcpyHostToDevice));
+        must(cudaDeviceSynchronize()); /* a small copy may still be under way, and the test's stream does not wait for it */
         return p;
 }
 
@@ -275,7 +276,7 @@ static int64_t wrong_elements(enum numbers numbers, enum form form, int64_t M, i
         d = add ? gpu_copy(before, bytes) : gpu_alloc(bytes);
         must(cudaDeviceSynchronize()); /* the copies are of another stream */
         if (wgrad)
-                r = cuda_gemm_wgrad(&ga, &gb, d, gpu);
+                r = cuda_gemm_wgrad(&ga, &gb, d, 1, gpu);
         else if (dgrad)
                 r = cuda_gemm_dgrad(&ga, &gb, d, add, NULL, DT_F32, gpu);
         else
@@ -343,7 +344,7 @@ TEST(products_repeat) {
         CU_ASSERT_EQUAL_FATAL(cuda_quantize(gx, DT_BF16, &q, &t, gpu), 0);
         for (int i = 0; i < 50; i++) {
                 must(cudaMemsetAsync(d, 0, (size_t)(n * n) * 4, gpu->stream));
-                CU_ASSERT_EQUAL_FATAL(cuda_gemm_wgrad(&t, &t, d, gpu), 0);
+                CU_ASSERT_EQUAL_FATAL(cuda_gemm_wgrad(&t, &t, d, 1, gpu), 0);
                 must(cudaStreamSynchronize(gpu->stream));
                 if (i == 0)
                         must(cudaMemcpy(first, d, (size_t)(n * n) * 4, cudaMemcpyDeviceToHost));

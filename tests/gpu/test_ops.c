@@ -216,6 +216,22 @@ static size_t part_bytes(const struct quant_spec *q, int64_t rows, int64_t cols,
         return bytes[part];
 }
 
+/* What the device has made, for the CPU's quantiser: from the same BF16 both make the same bytes. */
+static void device_bf16(uint16_t *host, const void *device, int64_t n) {
+        OK(gpu_ops->copy_out(host, device, (size_t)n * 2, gpu));
+        OK(gpu_ops->stream_sync(gpu));
+}
+
+/* NaN where one is there. */
+static float greatest(const uint16_t *x, int64_t n) {
+        uint16_t most = 0;
+
+        for (int64_t i = 0; i < n; i++)
+                most = (x[i] & 0x7fff) > most ? x[i] & 0x7fff : most;
+        return bf16_to_float(most);
+}
+
+/* Its values are within one rounding of the CPU's: the sigmoid is made by the special-function unit. */
 TEST(swiglu) {
         static const int64_t shapes[][2] = { { 1, 16 }, { 5, 100 }, { 130, 384 } };
 
@@ -230,14 +246,19 @@ TEST(swiglu) {
 
                 OK(ops->swiglu_fwd(g, u, a, DT_BF16, T, I, stream));
                 OK(gpu_ops->swiglu_fwd(gg, gu, ga, DT_BF16, T, I, gpu));
-                compare("swiglu", a, ga, DT_BF16, n, 0, 0);
-                OK(ops->swiglu_quant_fwd(g, u, NULL, DT_BF16, T, I, &q, &w1, stream));
+                compare("swiglu", a, ga, DT_BF16, n, 0x1p-7, 1e-35);
+                device_bf16(a, ga, n);
+                OK(ops->quantize(a, DT_BF16, &q, &w1, stream));
                 OK(gpu_ops->swiglu_quant_fwd(gg, gu, NULL, DT_BF16, T, I, &q, &g1, gpu));
                 compare_parts("swiglu quantised", &q, &w1, &g1);
-                OK(ops->swiglu_bwd(g, u, da, DT_BF16, dg, du, DT_BF16, T, I, &q, &w1, &q, &w2, stream));
+                OK(ops->swiglu_bwd(g, u, da, DT_BF16, dg, du, DT_BF16, T, I, NULL, NULL, NULL, NULL, stream));
                 OK(gpu_ops->swiglu_bwd(gg, gu, gda, DT_BF16, gdg, gdu, DT_BF16, T, I, &q, &g1, &q, &g2, gpu));
-                compare("swiglu dg", dg, gdg, DT_BF16, n, 0, 0);
-                compare("swiglu du", du, gdu, DT_BF16, n, 0, 0);
+                compare("swiglu dg", dg, gdg, DT_BF16, n, 0x1p-7, 1e-5);
+                compare("swiglu du", du, gdu, DT_BF16, n, 0x1p-7, 1e-35);
+                device_bf16(dg, gdg, n);
+                device_bf16(du, gdu, n);
+                OK(ops->quantize(dg, DT_BF16, &q, &w1, stream));
+                OK(ops->quantize(du, DT_BF16, &q, &w2, stream));
                 compare_parts("swiglu dg quantised", &q, &w1, &g1);
                 compare_parts("swiglu du quantised", &q, &w2, &g2);
                 xfree(g), xfree(u), xfree(da), xfree(a), xfree(dg), xfree(du);
@@ -247,9 +268,9 @@ TEST(swiglu) {
         both_close();
 }
 
-/* The operations that keep SwiGLU's inputs in FP8, beside the CPU's plain ones: the same bits. */
+/* The operations that keep SwiGLU's inputs in FP8 beside the device's own plain ones and the CPU's quantiser: the same bits. */
 TEST(cached_swiglu) {
-        static const int64_t shapes[][2] = { { 1, 16 }, { 5, 104 }, { 130, 384 }, { 260, 328 } };
+        static const int64_t shapes[][2] = { { 1, 16 }, { 5, 104 }, { 130, 384 }, { 272, 328 } };
 
         both_open();
         for (int k = 0; k < 8; k++) {
@@ -258,27 +279,39 @@ TEST(cached_swiglu) {
                 const struct quant_spec row = { .scaling = Q_1X128, .dtype = DT_E4M3, .pow2 = true, .want_row = true }, col = { .scaling = Q_1X128, .dtype = DT_E4M3, .want_col = true };
                 const struct quant_spec plain = { .scaling = Q_1X128, .dtype = DT_E4M3, .want_row = true }, both = { .scaling = Q_1X128, .dtype = DT_E4M3, .want_row = true, .want_col = true };
                 uint16_t *g = mixed_bf16(n, k < 4 ? 0 : 7), *u = mixed_bf16(n, k < 4 ? 0 : 11), *da = mixed_bf16(n, 0), *a = fresh(bytes), *d = fresh(bytes), *e = fresh(bytes);
-                void *gg = up(g, bytes), *gu = up(u, bytes), *gda = up(da, bytes);
+                void *gg = up(g, bytes), *gu = up(u, bytes), *gda = up(da, bytes), *ga = up(a, bytes), *gd = up(d, bytes), *ge = up(e, bytes);
+                float seen[6] = { 0 }, *gseen = up(seen, sizeof seen);
+                struct quant_spec noted[6] = { row, row, plain, col, both, both };
                 struct qtensor gq = qtensor_new(&both, T, I), uq = qtensor_new(&both, T, I), aq = qtensor_new(&both, T, I), dg = qtensor_new(&both, T, I), du = qtensor_new(&both, T, I);
                 struct qtensor ggq = up_parts(&both, &gq), guq = up_parts(&both, &uq), gaq = up_parts(&both, &aq), gdg = up_parts(&both, &dg), gdu = up_parts(&both, &du);
 
                 OK(ops->quantize(g, DT_BF16, &row, &gq, stream));
                 OK(ops->quantize(u, DT_BF16, &row, &uq, stream));
-                OK(ops->swiglu_quant_fwd(g, u, NULL, DT_BF16, T, I, &plain, &aq, stream));
-                OK(gpu_ops->swiglu_cache_fwd(gg, gu, DT_BF16, &row, &ggq, &row, &guq, &plain, &gaq, gpu));
+                for (int i = 0; i < 6; i++)
+                        noted[i].amax = gseen + i;
+                OK(gpu_ops->swiglu_fwd(gg, gu, ga, DT_BF16, T, I, gpu));
+                device_bf16(a, ga, n);
+                OK(ops->quantize(a, DT_BF16, &plain, &aq, stream));
+                seen[0] = greatest(g, n), seen[1] = greatest(u, n), seen[2] = greatest(a, n);
+                OK(gpu_ops->swiglu_cache_fwd(gg, gu, DT_BF16, &noted[0], &ggq, &noted[1], &guq, &noted[2], &gaq, gpu));
                 compare_parts("cached g", &row, &gq, &ggq);
                 compare_parts("cached u", &row, &uq, &guq);
                 compare_parts("cached swiglu", &plain, &aq, &gaq);
-                OK(ops->dequantize(&gq, g, DT_BF16, stream));
-                OK(ops->dequantize(&uq, u, DT_BF16, stream));
-                OK(ops->swiglu_fwd(g, u, a, DT_BF16, T, I, stream));
+                OK(gpu_ops->dequantize(&ggq, gg, DT_BF16, gpu));
+                OK(gpu_ops->dequantize(&guq, gu, DT_BF16, gpu));
+                OK(gpu_ops->swiglu_fwd(gg, gu, ga, DT_BF16, T, I, gpu));
+                OK(gpu_ops->swiglu_bwd(gg, gu, gda, DT_BF16, gd, ge, DT_BF16, T, I, NULL, NULL, NULL, NULL, gpu));
+                device_bf16(a, ga, n), device_bf16(d, gd, n), device_bf16(e, ge, n);
                 OK(ops->quantize(a, DT_BF16, &col, &aq, stream));
-                OK(ops->swiglu_bwd(g, u, da, DT_BF16, d, e, DT_BF16, T, I, &both, &dg, &both, &du, stream));
-                OK(gpu_ops->swiglu_cached_bwd(&ggq, &guq, gda, DT_BF16, &col, &gaq, &both, &gdg, &both, &gdu, gpu));
+                OK(ops->quantize(d, DT_BF16, &both, &dg, stream));
+                OK(ops->quantize(e, DT_BF16, &both, &du, stream));
+                seen[3] = greatest(a, n), seen[4] = greatest(d, n), seen[5] = greatest(e, n);
+                OK(gpu_ops->swiglu_cached_bwd(&ggq, &guq, gda, DT_BF16, &noted[3], &gaq, &noted[4], &gdg, &noted[5], &gdu, gpu));
+                compare("amaxes noted", seen, gseen, DT_F32, 6, 0, 0);
                 compare_parts("swiglu again", &col, &aq, &gaq);
                 compare_parts("cached dg", &both, &dg, &gdg);
                 compare_parts("cached du", &both, &du, &gdu);
-                xfree(g), xfree(u), xfree(da), xfree(a), xfree(d), xfree(e), down(gg), down(gu), down(gda);
+                xfree(g), xfree(u), xfree(da), xfree(a), xfree(d), xfree(e), down(gg), down(gu), down(gda), down(ga), down(gd), down(ge), down(gseen);
                 qtensor_free(&gq), qtensor_free(&uq), qtensor_free(&aq), qtensor_free(&dg), qtensor_free(&du);
                 down_parts(&ggq), down_parts(&guq), down_parts(&gaq), down_parts(&gdg), down_parts(&gdu);
         }
@@ -297,9 +330,9 @@ static void norm_quant_case(const void *gx, const dev_real *gw, int64_t T, int64
         OK(gpu_ops->copy_out(x, gx, (size_t)(T * H) * 2, gpu));
         OK(gpu_ops->stream_sync(gpu));
         gx2 = up(x, (size_t)(T * H) * 2);
-        OK(gpu_ops->rmsnorm_fwd(gx2, NULL, gw, 1e-5, gy, rstd, DT_BF16, T, H, gpu));
+        OK(gpu_ops->rmsnorm_fwd(gx2, gx2, NULL, gw, 1e-5, gy, rstd, DT_BF16, T, H, gpu));
         OK(gpu_ops->quantize(gy, DT_BF16, &q, &one, gpu));
-        OK(gpu_ops->rmsnorm_quant_fwd(gx2, NULL, gw, 1e-5, NULL, rstd, DT_BF16, T, H, &q, &two, gpu));
+        OK(gpu_ops->rmsnorm_quant_fwd(gx2, gx2, NULL, gw, 1e-5, NULL, rstd, DT_BF16, T, H, &q, &two, gpu));
         OK(gpu_ops->copy_out(host.row, one.row, (size_t)(T * H), gpu));
         OK(gpu_ops->copy_out(host.col, one.col, (size_t)(T * H), gpu));
         OK(gpu_ops->copy_out(host.row_scale, one.row_scale, part_bytes(&q, T, H, 1), gpu));
@@ -321,8 +354,13 @@ TEST(norm) {
                 void *gx = up(x, bytes), *gd = up(d, bytes), *gy = up(y, bytes), *gdy = up(dy, bytes), *gdr = up(dr, bytes), *gw = up(w, (size_t)H * 4), *grstd = up(rstd, (size_t)T * 4),
                      *gdw = up(dw, (size_t)H * 4);
 
-                OK(ops->rmsnorm_fwd(x, d, w, 1e-5, y, rstd, DT_BF16, T, H, stream));
-                OK(gpu_ops->rmsnorm_fwd(gx, gd, gw, 1e-5, gy, grstd, DT_BF16, T, H, gpu));
+                OK(gpu_ops->rmsnorm_fwd(gy, gx, NULL, gw, 1e-5, NULL, grstd, DT_BF16, T, H, gpu));
+                compare("norm residual of nothing added", x, gy, DT_BF16, n, 0, 0);
+                OK(ops->rmsnorm_fwd(y, x, d, w, 1e-5, NULL, rstd, DT_BF16, T, H, stream));
+                OK(gpu_ops->rmsnorm_fwd(gy, gx, gd, gw, 1e-5, NULL, grstd, DT_BF16, T, H, gpu));
+                compare("norm residual elsewhere", y, gy, DT_BF16, n, 0, 0);
+                OK(ops->rmsnorm_fwd(x, x, d, w, 1e-5, y, rstd, DT_BF16, T, H, stream));
+                OK(gpu_ops->rmsnorm_fwd(gx, gx, gd, gw, 1e-5, gy, grstd, DT_BF16, T, H, gpu));
                 compare("norm residual", x, gx, DT_BF16, n, 0, 0);
                 compare("norm rstd", rstd, grstd, DT_F32, T, 1e-6, 0);
                 compare("norm y", y, gy, DT_BF16, n, 0x1p-7, 0);
@@ -454,6 +492,15 @@ TEST(embedding_and_loss) {
                 OK(gpu_ops->ce_bwd(glogits, DT_F32, gmax, gsum, gtarget, glabels, 0.125, gloss, gdl, DT_BF16, T, v0, V, gpu));
                 compare("loss", &loss, gloss, DT_F32, 1, 1e-6, 0);
                 compare("ce gradient", dl, gdl, DT_BF16, T * V, 0x1p-7, 1e-9);
+                if (v0 == 0 && V % 8 == 0) {
+                        const float half = 0.5f;
+
+                        OK(gpu_ops->copy_in(gloss, &half, 4, gpu));
+                        OK(gpu_ops->zero(gdl, (size_t)(T * V) * 2, gpu));
+                        OK(gpu_ops->cross_entropy(glogits, DT_F32, glabels, 0.125, gloss, gdl, DT_BF16, gmax, T, V, gpu));
+                        compare("loss at once", &loss, gloss, DT_F32, 1, 1e-6, 0);
+                        compare("ce gradient at once", dl, gdl, DT_BF16, T * V, 0x1p-7, 1e-8);
+                }
                 xfree(table), xfree(out), xfree(dl), xfree(dt), xfree(logits), xfree(max), xfree(sum), xfree(target), xfree(ids), xfree(labels);
                 down(gtable), down(gout), down(gdl), down(gdt), down(glogits), down(gmax), down(gsum), down(gtarget), down(gloss), down(gids), down(glabels);
         }
@@ -507,13 +554,58 @@ TEST(plain_and_tensor_products) {
                                 compare("dgrad of a sum", dx, gdx, DT_BF16, M * K, 0x1p-7, pairs * f * sqrt((double)N));
                         }
                 }
-                OK(ops->gemm_wgrad(&tdy, &tx, dw, stream));
-                OK(gpu_ops->gemm_wgrad(&gtdy, &gtx, gdw, gpu));
+                OK(ops->gemm_wgrad(&tdy, &tx, dw, 1, stream));
+                OK(gpu_ops->gemm_wgrad(&gtdy, &gtx, gdw, 1, gpu));
                 compare("wgrad", dw, gdw, DT_F32, N * K, 1e-5, f * sqrt((double)M));
+                memset(dw, 0xff, (size_t)(N * K) * 4);
+                OK(gpu_ops->copy_in(gdw, dw, (size_t)(N * K) * 4, gpu)); /* NaN: it is not read */
+                OK(ops->gemm_wgrad(&tdy, &tx, dw, 0, stream));
+                OK(gpu_ops->gemm_wgrad(&gtdy, &gtx, gdw, 0, gpu));
+                compare("wgrad alone", dw, gdw, DT_F32, N * K, 1e-5, f * sqrt((double)M));
                 xfree(x), xfree(w), xfree(dy), xfree(y), xfree(dx), xfree(sum), xfree(dw);
                 if (how != Q_NONE)
                         qtensor_free(&tx), qtensor_free(&tw), qtensor_free(&tdy), down_parts(&gtx), down_parts(&gtw), down_parts(&gtdy);
                 down(gx), down(gw), down(gdy), down(gy), down(gdx), down(gsum), down(gdw);
+        }
+        both_close();
+}
+
+/* Gradients of several weights in one launch beside one after another: the same bits, with and without what was there. */
+TEST(grouped_weight_gradients) {
+        static const int64_t T = 1040, N[4] = { 272, 2048, 128, 1600 }, K[4] = { 2048, 272, 16, 1600 };
+        const struct quant_spec q = { .scaling = Q_1X128, .dtype = DT_E4M3, .want_col = true };
+        struct qtensor dy[4], x[4], gdy[4], gx[4];
+        const struct qtensor *pdy[4], *px[4];
+        dev_real *one[4], *many[4], *got[4];
+
+        both_open();
+        for (int i = 0; i < 4; i++) {
+                uint16_t *a = mixed_bf16(T * N[i], 0), *b = mixed_bf16(T * K[i], 0);
+
+                got[i] = random_reals(N[i] * K[i], 1);
+                one[i] = up(got[i], (size_t)(N[i] * K[i]) * 4), many[i] = up(got[i], (size_t)(N[i] * K[i]) * 4);
+                dy[i] = qtensor_new(&q, T, N[i]), x[i] = qtensor_new(&q, T, K[i]);
+                OK(ops->quantize(a, DT_BF16, &q, &dy[i], stream));
+                OK(ops->quantize(b, DT_BF16, &q, &x[i], stream));
+                gdy[i] = up_parts(&q, &dy[i]), gx[i] = up_parts(&q, &x[i]);
+                pdy[i] = &gdy[i], px[i] = &gx[i];
+                xfree(a), xfree(b);
+        }
+        for (int round = 0; round < 4; round++) {
+                const int beta = round % 2, n = round < 2 ? 4 : 3;
+
+                for (int i = 0; i < n; i++)
+                        OK(gpu_ops->gemm_wgrad(pdy[i], px[i], one[i], beta, gpu));
+                OK(gpu_ops->gemm_wgrad_many(n, pdy, px, many, beta, gpu));
+                for (int i = 0; i < n; i++) {
+                        OK(gpu_ops->copy_out(got[i], one[i], (size_t)(N[i] * K[i]) * 4, gpu));
+                        OK(gpu_ops->stream_sync(gpu));
+                        compare(beta ? "grouped wgrad added" : "grouped wgrad", got[i], many[i], DT_F32, N[i] * K[i], 0, 0);
+                }
+        }
+        for (int i = 0; i < 4; i++) {
+                down_parts(&gdy[i]), down_parts(&gx[i]), qtensor_free(&dy[i]), qtensor_free(&x[i]);
+                xfree(got[i]), down(one[i]), down(many[i]);
         }
         both_close();
 }

@@ -36,7 +36,7 @@ static void layers(const uint16_t *a, const uint16_t *b, uint16_t *y, uint16_t *
         int32_t labels[T];
 
         memcpy(z, a, N * 2);
-        ops->rmsnorm_fwd(z, b, w, 1e-5, y, rstd, DT_BF16, T, H, stream);
+        ops->rmsnorm_fwd(z, z, b, w, 1e-5, y, rstd, DT_BF16, T, H, stream);
         take(y, N * 2), take(z, N * 2), take(rstd, T * 4);
         ops->rmsnorm_bwd(z, dw, y, DT_BF16, a, w, rstd, DT_BF16, T, H, stream);
         take(z, N * 2), take(dw, H * 4);

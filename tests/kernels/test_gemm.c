@@ -161,8 +161,13 @@ static void wgrad(struct problem *p) {
         float *dw = random_reals(p->N * p->K, 1e-6), *base = xalloc((size_t)(p->N * p->K) * sizeof *base);
 
         memcpy(base, dw, (size_t)(p->N * p->K) * sizeof *base);
-        CU_ASSERT_EQUAL(ops->gemm_wgrad(&p->qdy, &p->qx, dw, stream), 0);
+        CU_ASSERT_EQUAL(ops->gemm_wgrad(&p->qdy, &p->qx, dw, 1, stream), 0);
         check_product(p->N, p->K, p->M, a, b, dw, base);
+        memset(base, 0, (size_t)(p->N * p->K) * sizeof *base);
+        memset(dw, 0xff, (size_t)(p->N * p->K) * sizeof *dw); /* NaN: nothing is read */
+        CU_ASSERT_EQUAL(ops->gemm_wgrad(&p->qdy, &p->qx, dw, 0, stream), 0);
+        CU_ASSERT_EQUAL(ops->gemm_wgrad(&p->qdy, &p->qx, base, 1, stream), 0);
+        CU_ASSERT_EQUAL(memcmp(dw, base, (size_t)(p->N * p->K) * sizeof *dw), 0);
         free(a);
         free(b);
         xfree(dw);
@@ -196,7 +201,7 @@ TEST(same_inputs_same_bits) {
                         dw[i] = xalloc((size_t)(p.N * p.K) * 4);
                         ops->gemm_fprop(&p.qx, &p.qw, y[i], DT_F32, stream);
                         ops->gemm_dgrad(&p.qdy, &p.qw, NULL, 0, dx[i], DT_F32, stream);
-                        ops->gemm_wgrad(&p.qdy, &p.qx, dw[i], stream);
+                        ops->gemm_wgrad(&p.qdy, &p.qx, dw[i], 1, stream);
                 }
                 CU_ASSERT_EQUAL(memcmp(y[0], y[1], (size_t)(p.M * p.N) * 4), 0);
                 CU_ASSERT_EQUAL(memcmp(dx[0], dx[1], (size_t)(p.M * p.K) * 4), 0);
@@ -247,7 +252,7 @@ TEST(operands_that_do_not_fit) {
         a = quantized(&q1, h, DT_BF16, 8, 8);
         b = quantized(&qt, h, DT_BF16, 8, 8);
         CU_ASSERT_EQUAL(ops->gemm_fprop(&a, &b, y, DT_F32, stream), -EINVAL);
-        CU_ASSERT_EQUAL(ops->gemm_wgrad(&b, &b, y, stream), -EINVAL); /* no column form */
+        CU_ASSERT_EQUAL(ops->gemm_wgrad(&b, &b, y, 1, stream), -EINVAL); /* no column form */
         b.cols = 4;
         CU_ASSERT_EQUAL(ops->gemm_fprop(&b, &b, y, DT_E4M3, stream), -EINVAL);
         b.cols = 8;

@@ -105,7 +105,7 @@ TEST(rmsnorm_forward) {
                 double worst = 0;
 
                 memcpy(before, res, (size_t)(T * H) * dtype_size(t));
-                CU_ASSERT_EQUAL(ops->rmsnorm_fwd(res, v % 2 ? delta : NULL, w, norm_eps, y, rstd, t, T, H, stream), 0);
+                CU_ASSERT_EQUAL(ops->rmsnorm_fwd(res, res, v % 2 ? delta : NULL, w, norm_eps, y, rstd, t, T, H, stream), 0);
                 for (int64_t r = 0; r < T; r++) {
                         double sum = 0, s;
 
@@ -133,7 +133,7 @@ struct norm_case {
 static double norm_value(void *ctx) {
         struct norm_case *c = ctx;
 
-        ops->rmsnorm_fwd(c->x, NULL, c->w, norm_eps, c->y, c->rstd, DT_F32, c->T, c->H, stream);
+        ops->rmsnorm_fwd(c->x, c->x, NULL, c->w, norm_eps, c->y, c->rstd, DT_F32, c->T, c->H, stream);
         return dot(c->y, c->r, c->T * c->H);
 }
 
@@ -442,8 +442,8 @@ TEST(fused_quantisation) {
                         memcpy(res[i], g, (size_t)n * 2);
                 }
                 if (v / 2 == 0) {
-                        ops->rmsnorm_fwd(res[0], u, w, 1e-5, y[0], rstd, DT_BF16, T, H, stream);
-                        CU_ASSERT_EQUAL(ops->rmsnorm_quant_fwd(res[1], u, w, 1e-5, v % 2 ? y[1] : NULL, rstd, DT_BF16, T, H, &q, &got[0], stream), 0);
+                        ops->rmsnorm_fwd(res[0], res[0], u, w, 1e-5, y[0], rstd, DT_BF16, T, H, stream);
+                        CU_ASSERT_EQUAL(ops->rmsnorm_quant_fwd(res[1], res[1], u, w, 1e-5, v % 2 ? y[1] : NULL, rstd, DT_BF16, T, H, &q, &got[0], stream), 0);
                         CU_ASSERT_EQUAL(memcmp(res[0], res[1], (size_t)n * 2), 0);
                 } else if (v / 2 == 1) {
                         ops->swiglu_fwd(g, u, y[0], DT_BF16, T, H, stream);

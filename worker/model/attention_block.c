@@ -6,9 +6,7 @@ int attention_forward(struct model *m, struct layer *l, struct layer_acts *a, co
                       struct error *e) {
         const struct dev_ops *ops = m->ops;
 
-        if (residual != a->x1)
-                TRY_DEV(e, ops->copy(a->x1, residual, act_bytes(m, m->Ts * m->H), m->stream));
-        TRY(norm_forward(m, &l->attn_norm, a->x1, delta, a->rstd1, &l->spec[SITE_X_ATTN], &a->xq1, e));
+        TRY(norm_forward(m, &l->attn_norm, a->x1, residual, delta, a->rstd1, &l->spec[SITE_X_ATTN], &a->xq1, e));
         TRY(linear_forward(m, &l->q, &a->xq1, a->q, m->act, e));
         TRY(linear_forward(m, &l->k, &a->xq1, a->k, m->act, e));
         TRY(linear_forward(m, &l->v, &a->xq1, a->v, m->act, e));
@@ -27,7 +25,6 @@ int attention_backward(struct model *m, struct layer *l, struct layer_acts *a, c
         TRY(tp_gather(m, w->dres, w->gathered, &dy, e));
         TRY(quantize_at(m, &l->spec[SITE_DY_O], dy, m->act, m->T, m->H, &wq->dy, e));
         TRY(linear_dgrad(m, &l->o, &wq->dy, 0, w->dwide, m->act, e));
-        TRY(linear_wgrad(m, &l->o, &wq->dy, &a->oq, e));
         TRY_DEV(e, ops->attention_bwd(a->q, a->k, a->v, a->attn, a->lse, w->dwide, docs, w->dq, w->dk, w->dv, m->heads, m->kv_heads, m->D, m->act,
                                       w->attention, m->stream));
         TRY_DEV(e, ops->rope(w->dq, w->dk, docs, m->config->rope_theta, m->heads, m->kv_heads, m->D, true, m->act, m->stream));
@@ -35,8 +32,7 @@ int attention_backward(struct model *m, struct layer *l, struct layer_acts *a, c
         TRY(quantize_at(m, &l->spec[SITE_DY_K], w->dk, m->act, m->T, m->K, &wq->dk, e));
         TRY(quantize_at(m, &l->spec[SITE_DY_V], w->dv, m->act, m->T, m->K, &wq->dv, e));
         TRY(linear_dgrad_inputs(m, 3, (const struct linear *[]){ &l->q, &l->k, &l->v }, (const struct qtensor *[]){ &wq->dq, &wq->dk, &wq->dv }, e));
-        TRY(linear_wgrad(m, &l->q, &wq->dq, &a->xq1, e));
-        TRY(linear_wgrad(m, &l->k, &wq->dk, &a->xq1, e));
-        TRY(linear_wgrad(m, &l->v, &wq->dv, &a->xq1, e));
+        TRY(linear_wgrads(m, 4, (const struct linear *[]){ &l->q, &l->k, &l->v, &l->o }, (const struct qtensor *[]){ &wq->dq, &wq->dk, &wq->dv, &wq->dy },
+                          (const struct qtensor *[]){ &a->xq1, &a->xq1, &a->xq1, &a->oq }, e));
         return norm_backward(m, &l->attn_norm, a->x1, a->rstd1, e);
 }

@@ -34,8 +34,19 @@ int linear_dgrad_inputs(struct model *m, int n, const struct linear *const *l, c
         return 0;
 }
 
-int linear_wgrad(struct model *m, const struct linear *l, const struct qtensor *dy, const struct qtensor *x, struct error *e) {
-        TRY_DEV(e, m->ops->gemm_wgrad(dy, x, l->grad, m->stream));
+int linear_wgrads(struct model *m, int n, const struct linear *const *l, const struct qtensor *const *dy, const struct qtensor *const *x, struct error *e) {
+        dev_real *dw[LINEAR_WGRADS] = { 0 };
+        int r;
+
+        for (int i = 0; i < n; i++)
+                dw[i] = l[i]->grad;
+        r = m->ops->gemm_wgrad_many(n, dy, x, dw, !m->grads_fresh, m->stream);
+        if (r != -EOPNOTSUPP) {
+                TRY_DEV(e, r);
+                return 0;
+        }
+        for (int i = 0; i < n; i++)
+                TRY_DEV(e, m->ops->gemm_wgrad(dy[i], x[i], dw[i], !m->grads_fresh, m->stream));
         return 0;
 }
 
@@ -90,7 +101,7 @@ int tp_reduce_dx(struct model *m, void **ret, struct error *e) {
         return 0;
 }
 
-int norm_forward(struct model *m, const struct norm *n, void *x, const void *delta, dev_real *rstd, const struct quant_spec *spec, struct qtensor *out,
+int norm_forward(struct model *m, const struct norm *n, void *x, const void *from, const void *delta, dev_real *rstd, const struct quant_spec *spec, struct qtensor *out,
                  struct error *e) {
         double eps = m->config->rms_norm_eps;
         bool plain = spec->scaling == Q_NONE;
@@ -100,12 +111,12 @@ int norm_forward(struct model *m, const struct norm *n, void *x, const void *del
         out->scaling = spec->scaling;
         out->dtype = spec->dtype;
         if (!m->layout->sequence_parallel && !plain) {
-                TRY_DEV(e, m->ops->rmsnorm_quant_fwd(x, delta, n->weight, eps, NULL, rstd, m->act, m->T, m->H, spec, out, m->stream));
+                TRY_DEV(e, m->ops->rmsnorm_quant_fwd(x, from, delta, n->weight, eps, NULL, rstd, m->act, m->T, m->H, spec, out, m->stream));
                 return 0;
         }
         if (m->layout->sequence_parallel) /* in its place among the others', which saves the gather a copy */
                 mine += act_bytes(m, m->Ts * m->H) * (size_t)m->layout->tp_index;
-        TRY_DEV(e, m->ops->rmsnorm_fwd(x, delta, n->weight, eps, mine, rstd, m->act, m->Ts, m->H, m->stream));
+        TRY_DEV(e, m->ops->rmsnorm_fwd(x, from, delta, n->weight, eps, mine, rstd, m->act, m->Ts, m->H, m->stream));
         if (m->layout->sequence_parallel)
                 TRY(comm_all_gather(m->tp, mine, room, act_bytes(m, m->Ts * m->H), m->stream, e));
         return plain ? 0 : quantize_at(m, spec, room, m->act, m->T, m->H, out, e);

@@ -44,8 +44,7 @@ static int activate(struct model *m, struct layer *l, struct layer_acts *a, stru
 }
 
 int mlp_forward(struct model *m, struct layer *l, struct layer_acts *a, const void *residual, bool for_backward, struct error *e) {
-        TRY_DEV(e, m->ops->copy(a->x2, residual, act_bytes(m, m->Ts * m->H), m->stream));
-        TRY(norm_forward(m, &l->mlp_norm, a->x2, m->work.delta, a->rstd2, &l->spec[SITE_X_MLP], &a->xq2, e));
+        TRY(norm_forward(m, &l->mlp_norm, a->x2, residual, m->work.delta, a->rstd2, &l->spec[SITE_X_MLP], &a->xq2, e));
         TRY(linear_forward(m, &l->gate, &a->xq2, a->g, m->act, e));
         TRY(linear_forward(m, &l->up, &a->xq2, a->u, m->act, e));
         TRY(activate(m, l, a, e));
@@ -109,11 +108,10 @@ int mlp_backward(struct model *m, struct layer *l, struct layer_acts *a, struct 
                 return r;
         if (r == 0 && caches_fp8(m, l))
                 TRY(restore(m, l, a, e));
-        TRY(linear_wgrad(m, &l->down, &wq->dy, &a->aq, e));
         if (r == 0)
                 TRY(swiglu_backward(m, l, a, e));
         TRY(linear_dgrad_inputs(m, 2, (const struct linear *[]){ &l->gate, &l->up }, (const struct qtensor *[]){ &wq->dg, &wq->du }, e));
-        TRY(linear_wgrad(m, &l->gate, &wq->dg, &a->xq2, e));
-        TRY(linear_wgrad(m, &l->up, &wq->du, &a->xq2, e));
+        TRY(linear_wgrads(m, 3, (const struct linear *[]){ &l->gate, &l->up, &l->down }, (const struct qtensor *[]){ &wq->dg, &wq->du, &wq->dy },
+                          (const struct qtensor *[]){ &a->xq2, &a->xq2, &a->aq }, e));
         return norm_backward(m, &l->mlp_norm, a->x2, a->rstd2, e);
 }

@@ -331,6 +331,15 @@ int model_forward(struct model *m, int slot, const void *in, bool training, doub
         return 0;
 }
 
+/* What is only ever added to: norms and the embedding. A Linear's gradient and the head's are written whole by the first product; an embedding tied to a head on the same stage is the head's. */
+int model_gradients_clear(struct model *m, struct error *e) {
+        m->grads_fresh = true;
+        TRY_DEV(e, m->ops->zero(m->grads, sizeof(dev_real) * (size_t)m->table->norm_elements, m->stream));
+        if (m->embed_grad && m->embed_grad != m->head_grad)
+                TRY_DEV(e, m->ops->zero(m->embed_grad, sizeof(dev_real) * (size_t)(m->V * m->H), m->stream));
+        return 0;
+}
+
 int model_backward(struct model *m, int slot, struct error *e) {
         const struct layout *l = m->layout;
         struct batch *b = &m->batches[slot];
@@ -339,5 +348,6 @@ int model_backward(struct model *m, int slot, struct error *e) {
                 TRY(head_backward(m, e));
         for (int i = l->n_layers - 1; i >= 0; i--)
                 TRY(layer_backward(m, &m->layers[i], &m->acts[slot * l->n_layers + i], &b->docs, e));
+        m->grads_fresh = false;
         return l->first ? embedding_backward(m, b, e) : 0;
 }

@@ -184,6 +184,7 @@ struct model {
         void *params;
         dev_real *grads;
         dev_real *norm_weights; /* [norm_elements] */
+        bool grads_fresh; /* no micro-batch of the step has added to the gradients yet: those of matrices are written without being read, see model_gradients_clear */
 
         /* delayed scaling: one row a site of every layer; amax (of this step) in every FP8 recipe */
         int n_sites;                  /* 0 in the others */
@@ -209,6 +210,8 @@ size_t model_memory(const struct model *m);
 /* Forward of the stage for the micro-batch in `slot`: in (residual; NULL on the first stage) -> *out (residual to send; NULL on the last stage, whose
  * loss sum is added to *loss_sum). training false: no gradients are prepared. Labels and ids: batches[slot]. */
 int model_forward(struct model *m, int slot, const void *in, bool training, double gscale, dev_real *loss_sum, void **ret_out, struct error *e);
+/* Before the first micro-batch of a step. */
+int model_gradients_clear(struct model *m, struct error *e);
 /* work.dres holds the gradient of the stage's output (ignored on the last stage), and of its input afterwards. */
 int model_backward(struct model *m, int slot, struct error *e);
 
@@ -226,7 +229,9 @@ int linear_forward(struct model *m, const struct linear *l, const struct qtensor
 int linear_dgrad(struct model *m, const struct linear *l, const struct qtensor *dy, int beta, void *dx, enum dtype xt, struct error *e);
 /* The gradient of an input [T, H] that n (at most 3) Linears share: the rank's part of the sum, in work.partial. */
 int linear_dgrad_inputs(struct model *m, int n, const struct linear *const *l, const struct qtensor *const *dy, struct error *e);
-int linear_wgrad(struct model *m, const struct linear *l, const struct qtensor *dy, const struct qtensor *x, struct error *e);
+/* The gradients of n Linears' weights. */
+#define LINEAR_WGRADS 4
+int linear_wgrads(struct model *m, int n, const struct linear *const *l, const struct qtensor *const *dy, const struct qtensor *const *x, struct error *e);
 
 /* [Ts, H] act -> [T, H] act: all-gathered into `room` under sequence parallelism, else `x` itself. */
 int tp_gather(struct model *m, const void *x, void *room, const void **ret, struct error *e);
@@ -237,8 +242,8 @@ enum dtype tp_dx_dtype(const struct model *m);
 /* work.partial [T, H] summed over tp -> the rank's [Ts, H] act. */
 int tp_reduce_dx(struct model *m, void **ret, struct error *e);
 
-/* RMSNorm of x (after x += delta; NULL: nothing) and what the Linears behind it take. */
-int norm_forward(struct model *m, const struct norm *n, void *x, const void *delta, dev_real *rstd, const struct quant_spec *spec, struct qtensor *out,
+/* RMSNorm of x = from + delta (NULL: nothing; from may be x) and what the Linears behind it take. */
+int norm_forward(struct model *m, const struct norm *n, void *x, const void *from, const void *delta, dev_real *rstd, const struct quant_spec *spec, struct qtensor *out,
                  struct error *e);
 /* work.dres += gradient through the norm of what is in work.partial. */
 int norm_backward(struct model *m, const struct norm *n, const void *x, const dev_real *rstd, struct error *e);

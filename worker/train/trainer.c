@@ -195,7 +195,7 @@ int trainer_sync(struct trainer *t, struct error *e) {
 static int gradients(struct trainer *t, struct error *e) {
         struct model *m = &t->model;
 
-        TRY_DEV(e, m->ops->zero(m->grads, sizeof(dev_real) * (size_t)t->table.elements, m->stream));
+        TRY(model_gradients_clear(m, e));
         if (m->head.loss)
                 TRY_DEV(e, m->ops->zero(m->head.loss, sizeof(dev_real) * (size_t)m->n_micro, m->stream));
         trainer_phase(t, FLIGHT_FORWARD);
