@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults of a host, for table.py: wall clocks that jump, a slow disk under the controller. What the daemons see is host_shim.c's."""
+import contextlib
 import os
+import subprocess
 import time
 
 from bare import Bare
@@ -10,11 +12,50 @@ from cluster import Failure, wait_for
 LEASE_S = 3.2
 
 
+def memory_hierarchy():
+    """Where memory control groups can be made, and the names of their limit and usage: version 1 or 2. None without root or them."""
+    for path, limit, usage in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"), ("/sys/fs/cgroup", "memory.max", "memory.current")):
+        if os.access(path, os.W_OK) and os.path.exists(path + "/cgroup.procs"):
+            return path, limit, usage
+    return None, None, None
+
+
+MEMORY, LIMIT, USAGE = memory_hierarchy()
+
+
 class Shimmed(Bare):
     def __init__(self, build, shim):
         super().__init__(build, nodes=5, devices=2, controller=["--allow-test-hooks", "--lease-ttl", f"{int(LEASE_S * 1000)}ms", "--heartbeat", "300ms"])
         names = ["fp8d"] + [f"node-{i}" for i in range(self.nodes)]
         self.env = {n: {"LD_PRELOAD": shim, "FP8_TEST_HOST": self.trouble_of(n)} for n in names}
+
+    def spawn(self, name, argv, log):
+        """Workers within a memory control group each, so that a node's memory can be taken away."""
+        if name != "fp8d" and MEMORY:
+            os.makedirs(self.group_of(name), exist_ok=True)
+            argv = ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', self.group_of(name) + "/cgroup.procs", *argv]
+        return super().spawn(name, argv, log)
+
+    def __exit__(self, kind, value, trace):
+        super().__exit__(kind, value, trace)
+        for i in range(self.nodes if MEMORY else 0):
+            for _ in range(50):
+                try:
+                    os.rmdir(self.group_of(f"node-{i}"))
+                    break
+                except OSError:
+                    time.sleep(0.05)
+
+    def group_of(self, name):
+        return f"{MEMORY}/fp8ctl-table-{os.getpid()}-{name}"
+
+    def limit(self, name, size):
+        with contextlib.suppress(OSError), open(f"{self.group_of(name)}/{LIMIT}", "w") as h:
+            h.write("-1" if size is None and LIMIT != "memory.max" else "max" if size is None else str(size))
+
+    def usage(self, name):
+        with open(f"{self.group_of(name)}/{USAGE}") as h:
+            return int(h.read())
 
     def trouble_of(self, name):
         return f"{self.home}/host-{name}"
@@ -77,7 +118,26 @@ def slow_disk(c, want, name, rank):
         c.trouble("fp8d", "")
 
 
+def out_of_memory(c, want, name, rank):
+    """The node has 4 MiB left, and something on it asks for more: the kernel's out-of-memory killer takes the rank, which it is told to prefer."""
+    if not MEMORY:
+        raise NotHere("no memory control groups, or no root")
+    run = Run(c, name)
+    run.at(12)
+    node, pid = run.node_of(rank), c.pids(run.job)[rank]
+    with open(f"/proc/{pid}/oom_score_adj", "w") as h:
+        h.write("1000")
+    hungry = "echo -1000 >/proc/self/oom_score_adj; echo $$ >$0/cgroup.procs; head -c 12M /dev/zero | tail -c 12M >/dev/null"
+    try:
+        c.limit(node, c.usage(node) + (4 << 20))
+        run.blow(lambda: subprocess.run(["/bin/sh", "-c", hungry, c.group_of(node)], stderr=subprocess.DEVNULL, check=False, timeout=20))
+    finally:
+        c.limit(node, None)
+    return ordinary(run, rank, f"^rank {rank} .*out of memory", want)
+
+
 FAULTS = [
+    ("7", "oom", "host out of memory", out_of_memory, "all"),
     ("26", "clock-on", "the controller's clock jumps on by an hour", clock(3600, False), "first"),
     ("26", "clock-back", "the controller's clock jumps back by an hour", clock(-3600, False), "first"),
     ("26", "clock-node", "a node's clock jumps on by an hour, its ranks' too", clock(3600, True), "all"),

@@ -47,57 +47,6 @@ def by_exit(c, want, name, rank):
     return ordinary(run, rank, rf"^rank {rank} .*exit 3", want)
 
 
-def out_of_memory(c, want, name, rank):
-    """The node's memory is limited to what the rank has; the kernel's out-of-memory killer takes it."""
-    run = Run(c, name)
-    run.at(12)
-    pid = c.pids(run.job)[rank]
-    with memory_group(f"fp8ctl-table-{os.getpid()}") as g:
-        run.blow(lambda: g.squeeze(pid))
-        return ordinary(run, rank, f"^rank {rank} .*(out of memory|out-of-memory|SIGKILL)", want)
-
-
-class memory_group:
-    """A memory control group of our own, v1 or v2."""
-    def __init__(self, name):
-        v1 = "/sys/fs/cgroup/memory"
-        base = v1 if os.path.isdir(v1) else "/sys/fs/cgroup"
-        self.v1 = base == v1
-        self.dir = os.path.join(base, name)
-
-    def __enter__(self):
-        os.mkdir(self.dir)
-        return self
-
-    def write(self, name, value):
-        with open(os.path.join(self.dir, name), "w") as h:
-            h.write(str(value))
-
-    def squeeze(self, pid):
-        if self.v1:
-            try:
-                self.write("memory.move_charge_at_immigrate", 3)
-            except OSError:
-                raise NotHere("this kernel moves no memory between control groups") from None
-        self.write("cgroup.procs", pid)
-        limit = "memory.limit_in_bytes" if self.v1 else "memory.max"
-        # v1 refuses a limit below what cannot be given back: down in halves, until the killer comes.
-        size = 1 << 30
-        while size >= 1 << 20 and os.path.exists(f"/proc/{pid}"):
-            with contextlib.suppress(OSError):
-                self.write(limit, size)
-            size //= 2
-            time.sleep(0.002)
-
-    def __exit__(self, *a):
-        for _ in range(100):
-            try:
-                os.rmdir(self.dir)
-                return
-            except OSError:
-                time.sleep(0.05)
-
-
 def stopped(c, want, name, rank):
     """SIGSTOP: nothing ends, nobody hangs up; the others wait in vain."""
     return by_signal(signal.SIGSTOP, "is stuck")(c, want, name, rank)
@@ -255,7 +204,6 @@ PROCESSES = [
     ("4", "sigstop", f"SIGSTOP, collective timeout {TIMEOUT_MS / 1e3:g} s", stopped, "all"),
     ("5", "sigterm", "SIGTERM", by_signal(signal.SIGTERM, "SIGTERM|left|exit"), "all"),
     ("6", "exit", "exit with a status (needs gdb)", by_exit, "all"),
-    ("7", "oom", "host out of memory (memory control group; root)", out_of_memory, "all"),
     ("11", "overflow", "overflow in one step", overflow, "all"),
     ("15", "collective", "death in the middle of a collective", point("agreed"), "all"),
     ("22", "power", "node off for good, a spare node", node_off(False), "all"),
