@@ -33,8 +33,9 @@ static size_t devices_taken(const struct controller *c, const struct node *but, 
 
         for (size_t i = 0; i < c->n_nodes; i++) {
                 const struct node *n = c->nodes[i];
+                const struct node_health *h = n->health;
 
-                if (n != but && n->health && n->health->hold != HOLD_NONE && n->health->taken_ms >= since) {
+                if (h && h->hold != HOLD_NONE && h->taken_ms >= since && n != but) {
                         taken += n->n_devices;
                         continue;
                 }

@@ -90,6 +90,20 @@ def main():
             raise Failure(f"why: found no Xid 79 in\n{why}")
         check("node uncordon", c.json("node", "uncordon", gone)["health"], "ok")
         c.ctl("cancel", str(job), "--now")
+        # Its own test: passed; then with other digests expected.
+        t = c.json("node", "test", gone)
+        check("parts of a test", sorted({p["name"] for p in t["parts"]}), ["clock", "copy", "disk", "gemm", "gemm-fp8", "memory"])
+        check("its word", (t["passed"], {p["verdict"] for p in t["parts"]} <= {"ok", "warn"}), (True, True))
+        print(f"ok  node test: {len(t['parts'])} parts in {t['ms'] / 1e3:.1f} s", flush=True)
+        with open(f"{c.home}/{gone}.root/expect-wrong", "w"):
+            pass
+        p = c.ctl("node", "test", gone, check=False)
+        if p.returncode != 1 or "not passed" not in p.stdout:
+            raise Failure(f"a test with a wrong digest: found exit {p.returncode}, {p.stdout}{p.stderr}, expected 1")
+        n = c.node(gone)
+        check("health after wrong arithmetic", n["health"], "evict")
+        if "digest 86fa636ae3063666b699703d58895dfd, expected 0" not in n["health_reason"]:
+            raise Failure(f"its reason: found {n['health_reason']!r}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ struct agent_config {
         const char *local_dir;       /* for copies of snapshots on this node's disk; NULL: none */
         uint64_t local_space;        /* bytes of it for each device */
         uint32_t grace_ms;           /* of the last save after SIGTERM */
+        const char *test_binary;     /* fp8-nodetest */
         const char *health_root;     /* see struct health_config, and the next two */
         const char *health_checks;
         uint32_t health_interval_ms;

@@ -53,6 +53,7 @@ struct agent {
         struct rdma *rdma; /* NULL: no device */
         struct holder *holder;
         struct health *health;
+        bool testing;
 
         /* the spawner (link.c) */
         int link_fd;
@@ -136,3 +137,4 @@ void local_files_release(struct agent *a, uint64_t job);
 void inventory_begin(struct agent *a, const Fp8ctl__V1__InventoryRequest *m);
 void preflight_begin(struct agent *a, const Fp8ctl__V1__PreflightRequest *m);
 void fetch_answer(struct agent *a, const Fp8ctl__V1__FetchRequest *m);
+void node_test_start(struct agent *a, const Fp8ctl__V1__NodeTestRequest *m); /* node_test.c */

@@ -37,7 +37,7 @@ static pid_t start(const struct program *p, int out, int null) {
                 _exit(EXIT_NO_EXEC);
         signal(SIGPIPE, SIG_DFL);
         sigprocmask(SIG_SETMASK, &none, NULL);
-        execve(p->path, p->argv, environment);
+        execve(p->path, p->argv, p->our_environment ? environ : environment);
         _exit(EXIT_NO_EXEC);
 }
 

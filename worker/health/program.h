@@ -12,6 +12,7 @@ struct program {
         const char *path;
         char *const *argv;   /* argv[0] too */
         uint32_t timeout_ms; /* then it and its process group are killed */
+        bool our_environment; /* else it has a path and the locale C, and no more */
         bool nobody;         /* as the user nobody, without groups, when we are root */
 };
 
