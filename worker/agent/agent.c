@@ -72,8 +72,13 @@ static void on_signal(void *arg, int signo) {
         struct agent *a = arg;
         uint64_t now = clock_mono_ns();
 
-        if (signo == SIGHUP)
+        if (signo == SIGHUP) {
+                if (!a->leaving) {
+                        log_info("SIGHUP: beginning anew; %zu ranks train on", local_ranks_living(a));
+                        loop_stop(a->loop, AGENT_RELOAD);
+                }
                 return;
+        }
         if (a->leaving) {
                 log_info("SIG%s again: leaving at once", sigabbrev_np(signo));
                 leave_now(a);
@@ -163,6 +168,8 @@ int agent_run(const struct agent_config *c, struct error *e) {
                 if (r < 0)
                         error_errno(e, -r, "event loop");
         }
+        if (r == AGENT_RELOAD)
+                return r; /* as after a crash, and as quick: what matters is the spawner's, the rest goes with this image of the process */
         if (a->loop)
                 stream_stop(a);
         if (!health_stop(a->health)) {

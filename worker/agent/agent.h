@@ -23,7 +23,7 @@ struct agent_config {
 };
 
 /* What agent_run returns besides a negative errno. */
-enum agent_end { AGENT_LEFT = 0, AGENT_AGAIN = 1 /* the spawner is gone: begin anew in a fresh process */ };
+enum agent_end { AGENT_LEFT = 0, AGENT_AGAIN = 1 /* the spawner is gone: begin anew in a fresh process */, AGENT_RELOAD = 2 /* SIGHUP: the same, the spawner and its ranks live on */ };
 
 /* Signals SIGTERM, SIGINT and SIGHUP must be blocked, rpc_init called, and a spawner must listen in dir. */
 int agent_run(const struct agent_config *c, struct error *e);

@@ -135,7 +135,8 @@ static int run(const struct options *o, const char *dir, struct error *e) {
         if (r < 0)
                 return r;
         r = agent_run(&agent, e);
-        rpc_shutdown();
+        if (r != AGENT_RELOAD)
+                rpc_shutdown();
         return r;
 }
 
@@ -214,8 +215,11 @@ int main(int argc, char **argv) {
         r = prepare(&o, &dir, &e);
         if (r == 0)
                 r = run(&o, dir, &e);
-        if (r == AGENT_AGAIN) {
-                execv("/proc/self/exe", argv);
+        if (r == AGENT_AGAIN || r == AGENT_RELOAD) {
+                /* The program that lies there now: after an upgrade not the one that runs. */
+                _cleanup_free_ char *program = beside_ourselves("fp8-worker");
+
+                execv(program ? program : "/proc/self/exe", argv);
                 r = error_errno(&e, errno, "cannot start over");
         }
         if (r < 0) {
