@@ -37,7 +37,7 @@ static int device(void) {
         return fd;
 }
 
-/* A process that sleeps in a process group of its own (or, setsid, in a session of its own). */
+/* A process that sleeps in a process group of its own. */
 static pid_t sleeper(void) {
         pid_t p = fork();
         CHECK(p >= 0);
@@ -251,7 +251,7 @@ static void events(double seconds) {
                 ssize_t n = read(fd, e, sizeof(e));
                 CHECK(n > 0 && n % (ssize_t)sizeof(e[0]) == 0);
                 for (size_t i = 0; i < (size_t)n / sizeof(e[0]); i++)
-                        printf("event %u flags %u seq %llu arg %llu %llu %llu %llu text %s\n", e[i].type, e[i].flags, (unsigned long long)e[i].sequence,
+                        printf("event %u flags %u seq %llu at %llu arg %llu %llu %llu %llu text %s\n", e[i].type, e[i].flags, (unsigned long long)e[i].sequence, (unsigned long long)e[i].time_ns,
                                 (unsigned long long)e[i].arg[0], (unsigned long long)e[i].arg[1], (unsigned long long)e[i].arg[2],
                                 (unsigned long long)e[i].arg[3], e[i].text);
         }

@@ -259,6 +259,7 @@ int rank_proc_start(struct loop *l, const struct rank_proc_config *c, const stru
         _cleanup_(rank_proc_freep) struct rank_proc *p = calloc(1, sizeof(*p));
         _cleanup_close_ int log = -1, new_replica = -1, peer = -1;
         char name[96];
+        uint64_t late = 0;
         int pair[2] = { -1, -1 }, r;
 
         if (!p)
@@ -295,9 +296,11 @@ int rank_proc_start(struct loop *l, const struct rank_proc_config *c, const stru
         snprintf(name, sizeof(name), "job%" PRIu64 ".r%" PRIu32 ".i%" PRIu64, id->job_id, id->rank, id->incarnation);
         cgroup_make(c->cgroups, name, p->cgroup, sizeof(p->cgroup));
         p->oom_before = oom_kills(p->cgroup);
+        guard_arm(*c->guard_fd, p->cgroup, &p->lease);
         p->replica_fd = replica_fd >= 0 ? replica_fd : new_replica;
         r = spawn(p, c, id, peer, log, e);
         if (r < 0) {
+                (void)guard_drop(&p->lease, &late);
                 cgroup_remove(p->cgroup);
                 if (replica_fd >= 0)
                         p->replica_fd = -1; /* still the caller's */
@@ -421,6 +424,7 @@ static void fill_cause(struct rank_proc *p) {
 
 void rank_proc_reap(struct rank_proc *p) {
         siginfo_t info = { 0 };
+        uint64_t late = 0;
         char path[640];
 
         if (p->exited || waitid(P_PIDFD, (id_t)p->pidfd, &info, WEXITED | WNOHANG | WNOWAIT) < 0 || info.si_pid == 0)
@@ -438,6 +442,8 @@ void rank_proc_reap(struct rank_proc *p) {
                 p->exit_status = -1;
                 p->signal = info.si_status;
         }
+        if (guard_drop(&p->lease, &late) && !p->kill_reason[0])
+                snprintf(p->kill_reason, sizeof(p->kill_reason), "the node's lease is over: by the driver, %.3f ms after the deadline", (double)late / NSEC_PER_MSEC);
         p->oom = p->signal == SIGKILL && !p->kill_reason[0] && oom_kills(p->cgroup) > p->oom_before;
         (void)rank_proc_read_log(p);
         fill_cause(p);

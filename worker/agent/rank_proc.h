@@ -11,6 +11,7 @@
 #include "proto/flight.h"
 #include "proto/fp8ctl.pb-c.h"
 #include "worker/agent/cgroup.h"
+#include "worker/agent/guard.h"
 #include "worker/agent/outbox.h"
 
 struct rank_proc_config {
@@ -18,6 +19,7 @@ struct rank_proc_config {
         const char *local_dir; /* for copies of snapshots on this node's disk; NULL: none */
         uint64_t local_space;  /* bytes that a rank may fill there */
         const struct cgroup_base *cgroups;
+        const int *guard_fd; /* the driver's; -1: none */
 };
 
 /* What it is started with. */
@@ -48,6 +50,7 @@ struct rank_proc {
         char dir[512], cgroup[512], tail[1024];
         size_t tail_len;
         uint64_t oom_before;
+        struct guard_lease lease;
 
         Fp8ctl__V1__RankPhase phase;
         char endpoint[512];

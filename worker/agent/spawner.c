@@ -261,12 +261,23 @@ static void start_one(struct spawner *s, const Fp8ctl__V1__StartRanks *m, const 
         spawner_say_never_was(s, m->job_id, m->epoch, start->rank, start->incarnation, e.text);
 }
 
+/* It may be loaded at any time. */
+static void find_driver(struct spawner *s) {
+        int r = s->guard_fd < 0 ? guard_open() : -EALREADY;
+
+        if (r < 0)
+                return;
+        s->guard_fd = r;
+        log_info("the driver holds the leases of this node's ranks too");
+}
+
 void spawner_start(struct spawner *s, const Fp8ctl__V1__StartRanks *m) {
         bool local;
         uint64_t log_max = read_job_file(m->job_file, &local);
         struct error e = { 0 };
         int r = make_job_folder(s, m, &e);
 
+        find_driver(s);
         for (size_t i = 0; i < m->n_ranks; i++) {
                 if (r == 0 && spawner_count(s, false) >= RANKS_MAX)
                         r = error_set(&e, -EBUSY, "%d rank processes are remembered here already", RANKS_MAX);
@@ -355,6 +366,7 @@ static void check_rank(struct rank_proc *p, uint64_t now) {
 
         if (p->exited)
                 return;
+        guard_keep(&p->lease, p->pid, deadline, now);
         if (deadline && now > deadline && !p->kill_reason[0])
                 rank_proc_kill(p, "the node's lease is over");
         else if (p->kill_again_ns && now > p->kill_again_ns)
@@ -448,18 +460,19 @@ static void spawner_close(struct spawner *s) {
                         unlink(pid);
         }
         closep(&s->listen_fd);
+        closep(&s->guard_fd);
         loop_free(s->loop);
         if (s->cgroups.path[0])
                 cgroup_clear(s->cgroups.path);
 }
 
 int spawner_run(const struct spawner_config *c, int ready_fd) {
-        struct spawner s = { .config = c, .listen_fd = -1, .agent_fd = -1, .alone_since_ns = clock_mono_ns() };
+        struct spawner s = { .config = c, .listen_fd = -1, .agent_fd = -1, .guard_fd = -1, .alone_since_ns = clock_mono_ns() };
         struct error e = { 0 };
         int r;
 
         s.proc_config = (struct rank_proc_config){ .dir = c->dir, .node = c->node, .host = c->host, .device_kind = c->device_kind, .rank_binary = c->rank_binary, .rdma = c->rdma ? c->rdma : "", .local_dir = c->local_dir, .local_space = c->local_space,
-                                                   .log_level = c->log_level, .cgroups = &s.cgroups };
+                                                   .log_level = c->log_level, .cgroups = &s.cgroups, .guard_fd = &s.guard_fd };
         the_spawner = &s;
         r = spawner_open(&s, &e);
         if (r < 0) {

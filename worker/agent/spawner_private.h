@@ -19,6 +19,7 @@ struct spawner {
         const struct spawner_config *config;
         struct rank_proc_config proc_config;
         struct cgroup_base cgroups;
+        int guard_fd; /* the driver holds the ranks' leases too; -1: there is none */
         struct loop *loop;
         char socket_path[512];
         dev_t socket_dev;

@@ -78,6 +78,7 @@ void check_pressure(struct health_world *w, void **state, struct check_out *o);
 void check_oom(struct health_world *w, void **state, struct check_out *o);
 void check_edac(struct health_world *w, void **state, struct check_out *o);
 void check_ranks(struct health_world *w, void **state, struct check_out *o);
+void check_driver(struct health_world *w, void **state, struct check_out *o);
 void check_ib_port(struct health_world *w, void **state, struct check_out *o);
 void check_ib_counters(struct health_world *w, void **state, struct check_out *o);
 void check_pcie(struct health_world *w, void **state, struct check_out *o);

@@ -21,6 +21,7 @@ const struct check health_checks[] = {
         { "oom", LANE_HOST, 2000, 1, false, check_oom, "warn: a process was killed for want of memory within 10 minutes" },
         { "edac", LANE_HOST, 5000, 1, false, check_edac, "drain: an uncorrected error; warn: more than 10 corrected ones an hour" },
         { "ranks", LANE_HOST, 2000, 1, false, check_ranks, "warn: a rank's process uninterruptible or a zombie for 30 s; drain: uninterruptible for 120 s" },
+        { "driver", LANE_HOST, 10000, 1, false, check_driver, "for information: leases that the kernel holds" },
         { "ib-port", LANE_HOST, 500, 1, true, check_ib_port, "warn: down; drain: down three times for 25 s within an hour; evict: down for 4 minutes" },
         { "ib-counters", LANE_HOST, 5000, 1, true, check_ib_counters, "see below" },
         { "pcie", LANE_HOST, 5000, 1, false, check_pcie, "drain: a fatal error of a GPU or a network card; warn: fewer lanes than it has, or more than 100 corrected errors a minute" },
