@@ -138,6 +138,10 @@ void check_gpu_memory(struct health_world *w, void **state, struct check_out *o)
 
                 if (lost(g, r, (int32_t)i, o))
                         continue;
+                if (r != NVML_SUCCESS) {
+                        check_say(o, g->subject, (int32_t)i, HEALTH_ABSENT, "it does not tell");
+                        continue;
+                }
                 if (!l->processes || l->processes(g->handle, &n, list) != NVML_SUCCESS)
                         n = 0;
                 if (l->power)

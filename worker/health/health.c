@@ -191,7 +191,7 @@ int health_new(const struct health_config *c, struct health **ret, struct error 
         h->config = *c;
         h->log_fd = h->guard_fd = -1;
         h->world = (struct health_world){ .root = c->root, .dir = c->dir, .checks_dir = c->checks_dir, .site_ms = c->site_ms, .mono_ns = clock_mono_ns, .wall_ns = clock_wall_ns, .statvfs = statvfs,
-                                          .adjtimex = adjtimex, .nvml_library = "libnvidia-ml.so.1" };
+                                          .adjtimex = adjtimex, .nvml_library = c->nvml ? c->nvml : "libnvidia-ml.so.1" };
         h->world.n_gpus = health_gpus(c->root, h->world.gpus, WORLD_GPUS_MAX);
         pthread_mutex_init(&h->world.lock, NULL);
         r = loop_add_timer(c->loop, clock_mono_ns() + WATCH_NS, on_watch, h, &h->watch);

@@ -19,6 +19,7 @@ struct health_config {
         const char *checks_dir; /* site checks; "": none */
         uint32_t site_ms;       /* how often they run */
         const char *dir;        /* the worker's folder */
+        const char *nvml;       /* the library; NULL: NVIDIA's */
         /* In the loop's thread. Nothing of m is kept. */
         void (*report)(void *arg, Fp8ctl__V1__HealthReport *m);
         void *arg;

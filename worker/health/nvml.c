@@ -70,7 +70,6 @@ static struct nvml *load(struct health_world *w) {
         }
         if (r != NVML_SUCCESS || l->n == 0) {
                 snprintf(w->nvml_why, sizeof(w->nvml_why), r == NVML_SUCCESS ? "no GPU" : "the GPU driver does not answer (NVML %d)", r);
-                dlclose(l->library);
                 free(l);
                 return NULL;
         }
@@ -96,8 +95,7 @@ void nvml_close(struct health_world *w) {
         if (l->events)
                 (void)l->event_free(l->events);
         (void)l->shutdown();
-        dlclose(l->library);
-        free(l);
+        free(l); /* the library stays: it has left destructors with this thread, which end with it */
         w->nvml = NULL;
         w->nvml_tried = false;
 }
