@@ -142,7 +142,7 @@ const struct job_key job_keys[] = {
         { "checkpoint.bandwidth", INTS(0, INT64_MAX), .offset = AT(checkpoint.bandwidth), .def = "0",
           .doc = "Bytes per second that each rank writes at most; 0: no limit." },
         { "checkpoint.stall_timeout_ms", INTS(100, 86400000), .offset = AT(checkpoint.stall_timeout_ms), .def = "60000",
-          .doc = "A write without progress for so long is told as stalled storage; training goes on, and its end does not wait for it any longer." },
+          .doc = "A write without progress for so long (a manifest: at least 5 s) is told as stalled storage; training goes on, and its end does not wait for it any longer." },
         { "checkpoint.replica_every", INTS(1, 1000000), .offset = AT(checkpoint.replica_every), .def = "1",
           .doc = "Steps between snapshots into replica memory, from which a job resumes after a lost rank; each is also sent to another node's memory, for the loss of a whole node, unless an earlier one is still on its way." },
         { "checkpoint.local_every", INTS(0, 1000000000), .offset = AT(checkpoint.local_every), .def = "0",

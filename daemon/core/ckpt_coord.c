@@ -17,6 +17,7 @@
 
 /* Thresholds. */
 #define PREPARE_TIMEOUT_MS 300000u /* from the first rank's word to the last one's */
+#define WRITE_TIMEOUT_MIN_MS 5000u  /* for the manifest, or checkpoint.stall_timeout_ms if that is longer */
 #define TWICE "another save of this step is committed already"
 #define SAVES_MAX 16u              /* of one job that wait for words; the oldest makes room */
 #define WRITING_MAX 64u            /* of one job whose manifest waits for the file helper; one more is given up */
@@ -34,6 +35,7 @@ static const struct table_row rows[] = {
         { SAVE_PREPARING, SAVE_E_SUPERSEDED, SAVE_DROPPED, NULL },
         { SAVE_WRITING, SAVE_E_WRITTEN, SAVE_COMMITTED, NULL },
         { SAVE_WRITING, SAVE_E_FAILED, SAVE_DROPPED, NULL },
+        { SAVE_WRITING, SAVE_E_TIMEOUT, SAVE_DROPPED, NULL },
         { SAVE_WRITING, SAVE_E_FENCED, SAVE_DROPPED, NULL },
         { SAVE_WRITING, SAVE_E_SUPERSEDED, SAVE_DROPPED, NULL },
 };
@@ -387,6 +389,12 @@ static char *manifest_text(const struct save *s) {
         return text;
 }
 
+static uint64_t write_timeout_ms(const struct job *j) {
+        int64_t ms = j->spec->checkpoint.stall_timeout_ms;
+
+        return ms > (int64_t)WRITE_TIMEOUT_MIN_MS ? (uint64_t)ms : WRITE_TIMEOUT_MIN_MS;
+}
+
 static void write_manifest(struct controller *c, struct save *s) {
         struct job *j = s->job;
         struct file_work w = { .kind = FILE_WRITE_MANIFEST, .uid = j->uid, .gid = j->gid };
@@ -400,6 +408,7 @@ static void write_manifest(struct controller *c, struct save *s) {
                 return;
         }
         step_to(c, s, SAVE_E_ALL_PREPARED);
+        s->deadline = core_now(c) + write_timeout_ms(j) * NSEC_PER_MSEC;
         checkpoint_folder(j, s->step, s->epoch, s->attempt, path, sizeof(path));
         /* Noted as to be removed until it is committed: should we die now, the next life clears it. */
         k = checkpoint_at(j, path);
@@ -557,27 +566,35 @@ uint32_t save_request(struct controller *c, struct job *j, uint64_t step) {
         return d.attempt;
 }
 
+static void late(struct controller *c, struct save *s) {
+        struct job *j = s->job;
+        char why[TEXT_MAX_LEN];
+
+        if (s->state == SAVE_PREPARING) {
+                snprintf(why, sizeof(why), "%d of %d ranks prepared within %u s", s->n_prepared, j->world, PREPARE_TIMEOUT_MS / 1000);
+        } else {
+                snprintf(why, sizeof(why), "its manifest was not written within %.1f s: the storage has stalled", (double)write_timeout_ms(j) / 1e3);
+                event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = "error" }, "storage_stalled", "save of step %" PRIu64 ": %s in %.250s; training goes on", s->step, why,
+                          j->spec->checkpoint.dir);
+        }
+        drop(c, s, SAVE_E_TIMEOUT, why);
+        job_check_done(c, j);
+}
+
+/* A manifest that is being written holds its save up no longer than this; whatever becomes of it later, its folder is cleared then. */
 void save_tick(struct controller *c, struct job *j, uint64_t now) {
-        struct save *next;
-
-        for (struct save *s = j->saves; s; s = next) {
-                next = s->next;
-                if (s->state == SAVE_PREPARING && now >= s->deadline) {
-                        char why[120];
-
-                        snprintf(why, sizeof(why), "%d of %d ranks prepared within %u s", s->n_prepared, j->world, PREPARE_TIMEOUT_MS / 1000);
-                        drop(c, s, SAVE_E_TIMEOUT, why);
-                        job_check_done(c, j);
+        for (struct save *s = j->saves; s; s = s->next)
+                if ((s->state == SAVE_PREPARING || s->state == SAVE_WRITING) && now >= s->deadline) {
+                        late(c, s);
                         return; /* the list may have changed; the alarm comes again */
                 }
-        }
 }
 
 uint64_t save_next_deadline(const struct job *j) {
         uint64_t best = 0;
 
         for (const struct save *s = j->saves; s; s = s->next)
-                if (s->state == SAVE_PREPARING && (!best || s->deadline < best))
+                if ((s->state == SAVE_PREPARING || s->state == SAVE_WRITING) && (!best || s->deadline < best))
                         best = s->deadline;
         return best;
 }

@@ -147,13 +147,20 @@ static void io_reply(void *arg, uint64_t request, int status, const char *error,
 
 static void io_file_work(void *arg, const struct file_work *w) {
         struct outbox_item *i = item_new(OUTBOX_FILE, w->id, 0, NULL, NULL);
+        char *path = strdup(w->path), *text = w->text ? strdup(w->text) : NULL;
+        struct fp8d *d = arg;
 
-        if (i) {
-                i->file = *w;
-                i->file.path = strdup(w->path);
-                i->file.text = w->text ? strdup(w->text) : NULL;
+        if (!i || !path || (w->text && !text)) {
+                free(i);
+                free(path);
+                free(text);
+                file_helper_refuse(d->files, w->id);
+                return;
         }
-        add(arg, i);
+        i->file = *w;
+        i->file.path = path;
+        i->file.text = text;
+        add(d, i);
 }
 
 static void io_wake_at(void *arg, uint64_t mono_ns) {
@@ -174,7 +181,6 @@ static void io_log(void *arg, int level, const char *text) {
 static void deliver(void *arg, const struct outbox_item *i) {
         struct fp8d *d = arg;
         struct link *k = i->kind == OUTBOX_FILE ? NULL : link_find(d, i->id);
-        struct error e = { 0 };
 
         switch (i->kind) {
         case OUTBOX_SEND:
@@ -198,8 +204,7 @@ static void deliver(void *arg, const struct outbox_item *i) {
                         rpc_call_fail(call, (enum rpc_status)i->status, i->text ? i->text : "refused");
                 break;
         case OUTBOX_FILE:
-                if (file_helper_add(d->files, &i->file, &e) < 0)
-                        log_error("%s", e.text);
+                file_helper_add(d->files, &i->file);
                 break;
         default:
                 break;

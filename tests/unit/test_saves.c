@@ -44,6 +44,30 @@ TEST(a_save_is_committed_when_all_have_spoken) {
         world_stop(&w);
 }
 
+TEST(a_manifest_that_is_not_written_in_time_gives_its_save_up) {
+        struct world w;
+        uint64_t id = world_start_job(&w, "");
+        char text[400];
+
+        all_prepared(&w, 1, 1);
+        CU_ASSERT_EQUAL_FATAL(w.n_files, 1);
+        for (int i = 0; i < 61 * 10; i++) { /* as world_pass, but the file helper stands still */
+                w.now += UINT64_C(100000000);
+                world_progress(&w, 0);
+                controller_tick(w.c);
+        }
+        CU_ASSERT_PTR_NOT_NULL(strstr(world_event(&w, "storage_stalled", text, sizeof(text)), "save of step 1: its manifest was not written within 60.0 s"));
+        CU_ASSERT_PTR_NOT_NULL(strstr(world_event(&w, "checkpoint_dropped", text, sizeof(text)), "save of step 1 (attempt 1) dropped: its manifest"));
+        CU_ASSERT_EQUAL(world_told(&w, 0, DROPPED, 1, 1), 1);
+        CU_ASSERT_EQUAL(w.n_files, 1); /* its folder is not taken from under the helper */
+        all_prepared(&w, 2, 1);
+        world_pump_files(&w, 0);       /* both are written now */
+        CU_ASSERT_FALSE(is_committed(&w, id, 1));
+        CU_ASSERT(is_committed(&w, id, 2));
+        CU_ASSERT(w.n_files >= 3 && w.files[2].kind == FILE_REMOVE_TREE && strstr(w.files[2].path, "step_00000001"));
+        world_stop(&w);
+}
+
 /* The words of ranks 1 to 3 about saves 1 to 20 were said to a controller that died; they do not come again. */
 /* It would be committed and could not be resumed from. */
 TEST(a_save_whose_state_cannot_be_read_is_dropped_and_says_why) {

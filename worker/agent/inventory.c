@@ -192,13 +192,13 @@ void inventory_begin(struct agent *a, const Fp8ctl__V1__InventoryRequest *m) {
         v->job_id = m->job_id;
         v->epoch = m->epoch;
         v->local_dir = a->config->local_dir ? strdup(a->config->local_dir) : NULL;
-        snprintf(v->cluster, sizeof(v->cluster), "%s", a->cluster);
         v->fds = calloc(n + 1, sizeof(*v->fds));
         v->found = calloc(n * REPLICA_SLOTS + 1, sizeof(*v->found));
         if (!v->fds || !v->found) {
                 inventory_free(v);
                 return;
         }
+        memcpy(v->cluster, a->cluster, sizeof(v->cluster));
         for (struct local_rank *r = a->ranks; r; r = r->next)
                 if (r->job_id == m->job_id && r->replica_fd >= 0) {
                         int fd = fcntl(r->replica_fd, F_DUPFD_CLOEXEC, 3);

@@ -272,8 +272,14 @@ int snapshot_restore(struct snapshot *s, uint64_t step, uint64_t epoch, struct e
         const struct replica_slot *slot;
         const void *payload;
         _cleanup_free_ char *state = NULL;
-        int r = snapshot_wait(s, NULL) == 0 ? replica_find(s->replica, step, 1, &slot, &payload, e) : error_set(e, -EIO, "%s", s->why.text);
+        int r;
 
+        /* One that could not be taken says nothing about those that are whole. */
+        (void)snapshot_wait(s, NULL);
+        pthread_mutex_lock(&s->lock);
+        s->why = (struct error){ 0 };
+        pthread_mutex_unlock(&s->lock);
+        r = replica_find(s->replica, step, 1, &slot, &payload, e);
         if (r < 0)
                 return r;
         if (slot->job_id != s->id->job || slot->rank != s->id->rank || strncmp(slot->layout, s->layout, sizeof(slot->layout)) != 0)
