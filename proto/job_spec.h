@@ -107,6 +107,7 @@ struct job_spec {
                 int64_t grace_ms;           /* for the last save on SIGTERM or cancel */
                 int64_t min_dp;             /* replicas it goes on with when devices are lost and none are free; 0: parallel.dp */
                 int64_t grow_delay_ms;      /* so long it must have run with fewer before it takes free devices again */
+                int64_t standby;            /* processes kept ready to become ranks */
                 bool drills;                /* fp8ctl inject may hurt its ranks */
         } recovery;
         struct {

@@ -91,6 +91,7 @@ static void settle(struct controller *c) {
         if (c->schedule_wanted) {
                 job_schedule(c);
                 layout_look(c);
+                standbys_look(c);
         }
         for (size_t i = 0; i < c->n_jobs; i++)
                 if (c->jobs[i]->dirty)
@@ -444,6 +445,7 @@ static void dispatch(struct controller *c, struct session *s, const Fp8ctl__V1__
         case FP8CTL__V1__WORKER_MESSAGE__BODY_FETCH_REPLY: NODE_MESSAGE(m->fetch_reply, request_fetch_reply); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_LOCAL_COPIES: NODE_MESSAGE(m->local_copies, on_local_copies); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_LEAVING: NODE_MESSAGE(m->leaving, node_leaving); break;
+        case FP8CTL__V1__WORKER_MESSAGE__BODY_STANDBY_STATUS: NODE_MESSAGE(m->standby_status, standby_status); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_HEALTH_REPORT: NODE_MESSAGE(m->health_report, health_report); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_NODE_TEST_REPLY: NODE_MESSAGE(m->node_test_reply, node_test_reply); break;
         default: core_drop(c, DROP_MALFORMED, "worker message"); break;

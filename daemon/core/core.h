@@ -42,6 +42,7 @@ struct device {
         char kind[16], name[96];
         uint64_t memory_bytes;
         uint64_t job, incarnation; /* job 0: free */
+        uint64_t standby_job, standby; /* whose warm standby has it open, and which; 0: none */
         uint32_t rank;
         char pci[24];              /* "": none, or unknown */
         char unfit[200];           /* why it gets no rank until it was reset; "": it does */
@@ -65,6 +66,8 @@ struct node {
         uint32_t cpus;
         struct device *devices;
         size_t n_devices;
+        bool standbys;             /* its worker can keep them */
+        bool hung_up;              /* stream and ranks ended together: it is not waited for, though its lease runs */
         uint64_t *held;            /* jobs of which it was told to keep peers' generations */
         size_t n_held;
         struct node_health *health; /* NULL: nothing was ever said of it (health.h) */
@@ -94,6 +97,7 @@ struct rank {
         bool stopped;             /* RankDone{stopped} */
         bool start_pending;       /* StartRanks not sent yet: its node has no stream */
         bool suspect;             /* a peer said it is gone, or it said so itself */
+        bool hung_up;             /* a peer's connection to it ended in this epoch */
         uint64_t fault_epoch;     /* under which it last said that it cannot go on */
         int32_t fault_peer;       /* because of whom; -1: unknown */
         bool fault_timeout;       /* it waited for that peer in vain */
@@ -163,6 +167,15 @@ struct incident {
         char source[160];
 };
 
+/* A process that waits to become a rank: standby.c. */
+struct standby {
+        struct node *node;
+        uint64_t number;
+        uint32_t device, rank; /* a warm one's; whose buffers it makes ahead */
+        int dp;                /* of the layout it was made for */
+        bool warm, ready, fresh /* not told yet */;
+};
+
 enum stop_kind { STOP_NONE, STOP_CANCEL, STOP_REQUEUE, STOP_RESIZE /* it goes on elsewhere or with another number of replicas: layout.c */ };
 
 struct job {
@@ -210,6 +223,11 @@ struct job {
         uint32_t restarts;
         uint64_t lost_steps;
         double lost_s;
+
+        struct standby *standbys;
+        size_t n_standbys;
+        uint64_t next_standby, standby_at; /* no more are started before then; 0: now */
+        uint32_t standby_deaths;           /* in a row */
 
         /* stop */
         int stop_kind;
@@ -293,6 +311,7 @@ struct controller {
         struct pending *pending;
         uint64_t drops[N_DROPS];
         bool running, failed, cluster_dirty, schedule_wanted, events_new;
+        bool standbys_yield; /* a job waits for the devices of warm standbys */
         char failed_why[256];
 };
 
@@ -439,6 +458,16 @@ void layout_stop_late(struct controller *c, struct job *j);
 const char *layout_job_file(const struct job *j);
 void layout_request_scale(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);
 
+/* standby.c */
+void standbys_look(struct controller *c); /* what there shall be may have changed */
+void standby_swap(struct job *j, uint32_t rank); /* a rank to be started takes the device of a warm one of its node, if one is ready */
+void standbys_end(struct controller *c, struct job *j);
+void standby_status(struct controller *c, struct session *s, const Fp8ctl__V1__StandbyStatus *m);
+void standbys_hello(struct controller *c, struct node *n, const Fp8ctl__V1__WorkerHello *m);
+void standbys_node_lost(struct controller *c, struct node *n);
+void standbys_tick(struct controller *c, struct job *j, uint64_t now);
+bool standbys_any(const struct controller *c); /* that has a device */
+
 /* retention.c */
 void retention_apply(struct controller *c); /* forgets jobs that ended long ago; no pointer to a job may be held across it */
 
@@ -448,6 +477,7 @@ void recovery_begin(struct controller *c, struct job *j); /* placed: epoch + 1, 
 enum lost_how { LOST_KILL /* must be made sure of */, LOST_DYING /* its worker saw it die */, LOST_REAPED };
 void recovery_rank_lost(struct controller *c, struct job *j, uint32_t rank, const char *why, enum lost_how how, bool count);
 void recovery_node_lost(struct controller *c, struct job *j, struct node *n);
+void recovery_hung_up(struct controller *c, struct job *j); /* is a node gone for which the lease need not be waited? */
 void recovery_again(struct controller *c, struct job *j, const char *cause, bool count); /* a new round with every rank alive */
 void recovery_fault(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__RankFault *m); /* rank_fault.c */
 void recovery_refine_cause(struct controller *c, struct job *j, uint64_t incarnation, const char *cause); /* incident.c */

@@ -88,6 +88,7 @@ struct job *job_new(uint64_t id) {
                 return NULL;
         j->id = id;
         j->next_incarnation = 1;
+        j->next_standby = 1;
         j->next_attempt = 2;
         j->without_holder = -1;
         j->loss_first = j->loss_last = j->val_loss = NAN;
@@ -147,6 +148,7 @@ struct job *job_free(struct job *j) {
         free(j->live_file);
         free(j->from_checkpoint);
         free(j->data_digest);
+        free(j->standbys);
         job_spec_free(j->spec);
         free(j);
         return NULL;
@@ -210,7 +212,8 @@ static int device_kind(const char *kind) {
         return strcmp(kind, "cuda") == 0 ? 1 : strcmp(kind, "cpu") == 0 ? 2 : 3;
 }
 
-static int board_make(const struct controller *c, struct board *b) {
+/* For whom: warm standbys keep a device from all jobs but their own; with `yield` they do not. */
+static int board_make(const struct controller *c, const struct job *own, bool yield, struct board *b) {
         size_t at = 0;
 
         for (size_t i = 0; i < c->n_nodes; i++)
@@ -227,9 +230,11 @@ static int board_make(const struct controller *c, struct board *b) {
                 b->usable += node_takes(n);
                 for (size_t k = 0; k < n->n_devices; k++, at++) {
                         const struct device *d = &n->devices[k];
+                        bool busy = d->job || (d->standby_job && !yield && (!own || d->standby_job != own->id));
 
                         b->devices[at] = (struct sched_device){ .index = d->index, .memory_bytes = d->memory_bytes, .kind = device_kind(d->kind), .in_host_memory = node_device_in_host_memory(d),
-                                                                .state = !node_takes(n) || health_unfit(n, d->index) ? SCHED_GONE : d->job ? SCHED_BUSY : SCHED_FREE };
+                                                                .state = !node_takes(n) || health_unfit(n, d->index) ? SCHED_GONE : busy ? SCHED_BUSY : SCHED_FREE,
+                                                                .warm = own && d->standby_job == own->id };
                         b->idle += b->devices[at].state == SCHED_FREE;
                 }
         }
@@ -339,11 +344,14 @@ void job_schedule(struct controller *c) {
         slots = calloc(n, sizeof(*slots));
         prefer = calloc(n, sizeof(*prefer));
         placed = calloc(n, sizeof(*placed));
-        if (!wants || !slots || !prefer || !placed || board_make(c, &b) < 0 || queue_run(c, queue, n, &b, wants, slots, prefer, placed) < 0)
+        if (!wants || !slots || !prefer || !placed || board_make(c, NULL, false, &b) < 0 || queue_run(c, queue, n, &b, wants, slots, prefer, placed) < 0)
                 c->schedule_wanted = true; /* no memory now; the next event tries again */
         for (size_t i = 0; placed && i < n; i++)
                 if (!placed[i] && queue[i]->state == S(PENDING)) {
-                        preempt_for(c, queue[i]);
+                        if (standbys_any(c) && job_fits_without(c, queue[i], NULL, 0))
+                                c->standbys_yield = true;
+                        else
+                                preempt_for(c, queue[i]);
                         break;
                 }
         for (size_t i = 0; i < n; i++) {
@@ -355,7 +363,7 @@ void job_schedule(struct controller *c) {
 }
 
 static bool stays(const struct rank *k, bool evacuate) {
-        return k->node && k->node->state != NODE_LOST && k->node->state != NODE_LEAVING && !(evacuate && k->node->duty == NODE_DRAINING) && !health_unfit(k->node, k->device);
+        return k->node && !k->node->hung_up && k->node->state != NODE_LOST && k->node->state != NODE_LEAVING && !(evacuate && k->node->duty == NODE_DRAINING) && !health_unfit(k->node, k->device);
 }
 
 /* The devices of ranks that it does not have any more, or that move, are its own to use again. */
@@ -380,7 +388,7 @@ int job_place_at(struct controller *c, const struct job *j, int dp, bool evacuat
 
         if (dp < 1 || world > JOB_MAX_RANKS || j->spec->train.global_batch % (j->spec->train.micro_batch * dp) != 0)
                 return -EINVAL;
-        if (!pinned || board_make(c, &b) < 0)
+        if (!pinned || board_make(c, j, false, &b) < 0)
                 return -ENOMEM;
         j->spec->parallel.dp = dp;
         want.bytes_per_rank = job_spec_bytes_per_rank(j->spec, &want.snapshot_bytes);
@@ -408,7 +416,7 @@ bool job_fits_without(struct controller *c, const struct job *j, struct job *con
         struct sched_want want = { .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = j->spec->parallel.dp, .bytes_per_rank = j->bytes_per_rank, .snapshot_bytes = j->snapshot_bytes };
         size_t at = 0;
 
-        if (!ret || board_make(c, &b) < 0)
+        if (!ret || board_make(c, NULL, true, &b) < 0)
                 return false;
         for (size_t i = 0; i < c->n_nodes; i++)
                 for (size_t k = 0; k < c->nodes[i]->n_devices; k++, at++)
@@ -424,7 +432,7 @@ int job_plan_idle(struct controller *c, const struct job *j, struct sched_slot *
         struct sched_want want = { .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = j->spec->parallel.dp, .bytes_per_rank = j->bytes_per_rank, .snapshot_bytes = j->snapshot_bytes };
         int r;
 
-        if (board_make(c, &b) < 0)
+        if (board_make(c, NULL, true, &b) < 0)
                 return -ENOMEM;
         if (ret_devices)
                 *ret_devices = b.total;
@@ -704,6 +712,7 @@ void job_tick(struct controller *c, struct job *j, uint64_t now) {
         }
         if (job_placed(j))
                 recovery_tick(c, j, now);
+        standbys_tick(c, j, now);
         save_tick(c, j, now);
 }
 
@@ -715,6 +724,6 @@ uint64_t job_next_deadline(const struct job *j) {
         uint64_t d = sooner(j->stop_deadline, j->final_retry_at);
 
         d = sooner(sooner(d, j->release_deadline), sooner(j->zombie_deadline, j->look_at));
-        d = sooner(d, job_placed(j) ? j->rec_deadline : 0);
+        d = sooner(sooner(d, j->standby_at), job_placed(j) ? j->rec_deadline : 0);
         return sooner(d, save_next_deadline(j));
 }

@@ -347,7 +347,9 @@ void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__Worke
         record_put_node(c, n);
         send_welcome(c, n);
         health_hello(c, n, rebooted);
+        n->hung_up = false;
         take_inventory(c, n, m);
+        standbys_hello(c, n, m);
         if (was != NODE_READY)
                 event_add(c, &(struct event_of){ .node = n, .rank = -1 }, was == NODE_LOST ? "node_returned" : "node_ready", "%s %s: %zu device%s, %zu rank%s alive", n->name,
                           was == NODE_LOST ? "is back" : was_seen ? "was heard again" : "joined", n->n_devices, text_s(n->n_devices), m->n_ranks, text_s(m->n_ranks));
@@ -412,6 +414,9 @@ void node_stream_closed(struct controller *c, struct session *s) {
         n->session = 0;
         request_node_gone(c, n);
         core_log(c, 6, "node %s: stream closed, its lease runs on", n->name);
+        for (size_t i = 0; i < c->n_jobs; i++)
+                if (c->jobs[i]->rec == REC_SUSPECT)
+                        recovery_hung_up(c, c->jobs[i]);
         if (n->state == NODE_LEAVING && n->reason[0]) {
                 bool empty = true;
 
@@ -449,6 +454,8 @@ static void node_lost(struct controller *c, struct node *n) {
                 if (job_placed(c->jobs[i]) && job_on_node(c->jobs[i], n))
                         recovery_node_lost(c, c->jobs[i], n);
         replicas_node_lost(c, n);
+        standbys_node_lost(c, n);
+        n->hung_up = false;
         c->schedule_wanted = true;
 }
 

@@ -43,6 +43,12 @@ static void suspect(struct controller *c, struct job *j, struct rank *r, const F
         }
         if (m->peer >= 0 && m->peer < j->world)
                 j->ranks[m->peer].suspect = true;
+        if (m->kind == FP8CTL__V1__RANK_FAULT__KIND__PEER_LOST && m->peer >= 0 && m->peer < j->world) {
+                j->ranks[m->peer].hung_up = true;
+                recovery_hung_up(c, j);
+                if (j->rec != REC_SUSPECT)
+                        return;
+        }
         if (stuck_all_spoke(j) && (timeout || stuck_rank(j) >= 0))
                 rank_suspicion_over(c, j);
 }

@@ -87,6 +87,7 @@ void recovery_end(struct controller *c, struct job *j) {
                 }
         recovery_free(j);
         replicas_free(j);
+        standbys_end(c, j);
         if (j->rec != REC_IDLE)
                 recovery_step(c, j, REC_E_ENDED);
         j->rec_deadline = 0;
@@ -101,7 +102,7 @@ static void start_rank(struct controller *c, struct job *j, uint32_t i) {
         r->incarnation = j->next_incarnation++;
         r->start_epoch = j->epoch;
         r->start_pending = true;
-        r->stopped = r->suspect = false;
+        r->stopped = r->suspect = r->hung_up = false;
         r->heard = true;
         r->pid = 0;
         r->step = 0;
@@ -120,6 +121,7 @@ static void start_rank(struct controller *c, struct job *j, uint32_t i) {
 static void start_lost(struct controller *c, struct job *j) {
         for (int i = 0; i < j->world; i++)
                 if (j->ranks[i].state == RANK_LOST || j->ranks[i].state == RANK_NONE) {
+                        standby_swap(j, (uint32_t)i);
                         start_rank(c, j, (uint32_t)i);
                         j->inc.replaced += j->inc.open;
                 }
@@ -144,14 +146,14 @@ static void fence(struct controller *c, struct job *j, const char *why) {
 
                 if (r->state == RANK_LOST || r->state == RANK_NONE)
                         continue;
-                r->stopped = r->suspect = false;
+                r->stopped = r->suspect = r->hung_up = false;
                 rank_set(c, r, RANK_PARKING);
                 j->inc.survivors++;
         }
         for (size_t i = 0; i < c->n_nodes; i++) {
                 struct node *n = c->nodes[i];
 
-                if (!job_on_node(j, n) && !replicas_on_node(j, n))
+                if (n->hung_up || (!job_on_node(j, n) && !replicas_on_node(j, n)))
                         continue;
                 if (j->inc.survivors && job_on_node(j, n))
                         order_abort(c, j, n, why);
@@ -197,7 +199,7 @@ void recovery_act(struct controller *c, struct job *j, const char *cause, const 
         }
         for (int i = 0; i < j->world; i++) {
                 lost += j->ranks[i].state == RANK_LOST;
-                moved = moved || (j->ranks[i].state == RANK_LOST && (j->ranks[i].node->state == NODE_LOST || j->ranks[i].node->state == NODE_LEAVING || health_unfit(j->ranks[i].node, j->ranks[i].device)));
+                moved = moved || (j->ranks[i].state == RANK_LOST && (j->ranks[i].node->state == NODE_LOST || j->ranks[i].node->state == NODE_LEAVING || j->ranks[i].node->hung_up || health_unfit(j->ranks[i].node, j->ranks[i].device)));
         }
         incident_open(c, j, cause, final, incarnation);
         if (count && !final)
@@ -293,6 +295,37 @@ void recovery_node_lost(struct controller *c, struct job *j, struct node *n) {
                 recovery_check(c, j);
 }
 
+/*
+ * A worker's stream and a connection of one of its ranks ended both: what was there has ended, or its node is off, for a network that is cut ends no connection.  When there are free devices
+ * the lease is not waited for.  That is safe whatever is still alive there: the new epoch fences it, and its devices stay taken until the node says hello or its lease is over.
+ */
+void recovery_hung_up(struct controller *c, struct job *j) {
+        _cleanup_free_ struct sched_slot *slots = calloc((size_t)j->world, sizeof(*slots));
+        struct node *n = NULL;
+        char cause[TEXT_MAX_LEN];
+        int lost = 0;
+
+        for (int i = 0; i < j->world && !n; i++)
+                if (j->ranks[i].hung_up && !j->ranks[i].node->session && j->ranks[i].node->state == NODE_READY && !j->ranks[i].node->hung_up)
+                        n = j->ranks[i].node;
+        if (!slots || !n || j->rec != REC_SUSPECT || j->state == J(STOPPING))
+                return;
+        n->hung_up = true;
+        if (job_place_at(c, j, j->spec->parallel.dp, true, slots) < 0) {
+                n->hung_up = false;
+                return;
+        }
+        for (int i = 0; i < j->world; i++)
+                if (j->ranks[i].node == n && j->ranks[i].state != RANK_LOST) {
+                        recovery_mark_lost(c, j, (uint32_t)i, "hung up, and its worker too", LOST_REAPED);
+                        lost++;
+                }
+        inventory_forget(j, n);
+        replicas_node_lost(c, n);
+        snprintf(cause, sizeof(cause), "node %.100s hung up: its worker's stream and connections of its %d rank%s ended together", n->name, lost, text_s((uint64_t)lost));
+        recovery_act(c, j, cause, cause, true, false, 0);
+}
+
 void recovery_again(struct controller *c, struct job *j, const char *cause, bool count) {
         recovery_act(c, j, cause, cause, true, count, 0);
 }
@@ -378,7 +411,7 @@ static void go_resume(struct controller *c, struct job *j) {
         } else {
                 event_add(c, &(struct event_of){ .job = j, .rank = -1 }, "running", "all ranks (%d) run from step %" PRIu64, j->world, j->load.step);
                 recovery_step(c, j, REC_E_NEW_STEP); /* nothing to close */
-                c->schedule_wanted = c->schedule_wanted || layout_waits(j);
+                c->schedule_wanted = c->schedule_wanted || layout_waits(j) || j->spec->recovery.standby > 0;
         }
 }
 
@@ -411,7 +444,7 @@ void recovery_new_step(struct controller *c, struct job *j) {
         j->inc.open = false;
         j->bad_generation_step = 0;
         j->dirty = true;
-        c->schedule_wanted = c->schedule_wanted || layout_waits(j);
+        c->schedule_wanted = c->schedule_wanted || layout_waits(j) || j->spec->recovery.standby > 0;
 }
 
 /* ------------------------------------------------------------------ time */

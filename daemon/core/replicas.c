@@ -108,7 +108,7 @@ static bool choose_holders(struct controller *c, struct job *j) {
 
 /* One that leaves takes nothing new, and gives what it has while it is there. */
 bool replicas_give(const struct node *n) {
-        return n->replica_endpoint[0] && (n->state == NODE_READY || (n->state == NODE_LEAVING && n->session));
+        return n->replica_endpoint[0] && !n->hung_up && (n->state == NODE_READY || (n->state == NODE_LEAVING && n->session));
 }
 
 static int32_t node_number(struct replica_message *m, const struct node *n) {

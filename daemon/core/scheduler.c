@@ -81,7 +81,7 @@ static int64_t window_cost(const struct work *w, int group, size_t node, size_t 
         const struct sched_want *want = w->want;
         const struct sched_node *nd = &w->nodes[node];
         bool same = want->prefer != NULL;
-        int64_t busy = 0;
+        int64_t busy = 0, cold = 0;
 
         for (int t = 0; t < want->tp; t++) {
                 const struct sched_device *d = &nd->devices[at + (size_t)t];
@@ -89,6 +89,7 @@ static int64_t window_cost(const struct work *w, int group, size_t node, size_t 
                 if (!device_fits(w, node, at + (size_t)t) || d->index != nd->devices[at].index + (uint32_t)t)
                         return -1;
                 busy += d->state == SCHED_BUSY;
+                cold += !d->warm;
                 if (same)
                         same = want->prefer[group * want->tp + t].node == (int)node && want->prefer[group * want->tp + t].device == d->index;
         }
@@ -96,7 +97,7 @@ static int64_t window_cost(const struct work *w, int group, size_t node, size_t 
                 return 0;
         if (w->effort == 1)
                 return busy << 40;
-        return busy << 40 | (int64_t)!same << 39 | (int64_t)!(w->was[node] || w->used[node]) << 38 | left;
+        return busy << 50 | cold << 40 | (int64_t)!same << 39 | (int64_t)!(w->was[node] || w->used[node]) << 38 | left;
 }
 
 static bool find_window(const struct work *w, int group, int only_node, struct window *ret) {

@@ -14,6 +14,7 @@ struct sched_device {
         enum sched_device_state state;
         uint64_t memory_bytes; /* 0: unknown */
         int kind;              /* a job runs on devices of one kind */
+        bool warm;             /* a standby of the job has it open: taken first */
         bool in_host_memory;   /* its memory is the host's, where snapshots are */
 };
 

@@ -178,6 +178,7 @@ static void attach(struct world *w, uint64_t session, const char *name, bool wit
         Fp8ctl__V1__NodeDevice d[2] = { FP8CTL__V1__NODE_DEVICE__INIT, FP8CTL__V1__NODE_DEVICE__INIT }, *ds[2] = { &d[0], &d[1] };
         Fp8ctl__V1__Node n = FP8CTL__V1__NODE__INIT;
         Fp8ctl__V1__WorkerHello h = FP8CTL__V1__WORKER_HELLO__INIT;
+        char *features[] = { (char *)"standby" };
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
 
         d[1].index = 1;
@@ -186,6 +187,8 @@ static void attach(struct world *w, uint64_t session, const char *name, bool wit
         n.devices = ds;
         n.n_devices = 2;
         h.protocol_min = h.protocol_max = 1;
+        h.features = features;
+        h.n_features = 1;
         h.node = &n;
         h.ranks = ptrs;
         for (uint32_t r = 0; with_ranks && r < WORLD_RANKS; r++) {
@@ -344,6 +347,16 @@ void world_fault(struct world *w, uint32_t r, Fp8ctl__V1__RankFault__Kind kind, 
         x.step = step;
         x.peer = -1;
         x.text = (char *)text;
+        SAY(w, r, RANK_FAULT, rank_fault, x);
+}
+
+void world_hangs_up(struct world *w, uint32_t r, int32_t peer) {
+        Fp8ctl__V1__RankFault x = FP8CTL__V1__RANK_FAULT__INIT;
+
+        x.kind = FP8CTL__V1__RANK_FAULT__KIND__PEER_LOST;
+        x.peer = peer;
+        x.text = (char *)"closed its connection";
+        w->ranks[r].phase = FP8CTL__V1__RANK_PHASE__RANK_PARKED;
         SAY(w, r, RANK_FAULT, rank_fault, x);
 }
 

@@ -91,6 +91,7 @@ void world_prepared_state(struct world *w, uint32_t r, uint64_t step, const char
 void world_prepared_error(struct world *w, uint32_t r, uint64_t step, uint32_t attempt, const char *error);
 void world_fault(struct world *w, uint32_t r, Fp8ctl__V1__RankFault__Kind kind, uint64_t step, const char *text);
 void world_waits_in_vain(struct world *w, uint32_t r, int32_t peer);
+void world_hangs_up(struct world *w, uint32_t r, int32_t peer); /* rank r sees the peer's connection end */
 void world_exited(struct world *w, uint32_t r, const char *cause);
 void world_dying(struct world *w, uint32_t r); /* seen to die, not reaped yet */
 void world_done(struct world *w, uint32_t r, uint64_t step, bool stopped);

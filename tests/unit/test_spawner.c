@@ -531,4 +531,85 @@ TEST(e_what_cannot_start_says_why) {
         node_down(&n);
 }
 
+/* Two standbys, one with its device open; ranks that are started become of them, and a third is dismissed by the next plan. */
+static void plan_standbys(struct node *n, size_t count) {
+        Fp8ctl__V1__AgentToSpawner m = FP8CTL__V1__AGENT_TO_SPAWNER__INIT;
+        Fp8ctl__V1__StandbyPlan p = FP8CTL__V1__STANDBY_PLAN__INIT;
+        Fp8ctl__V1__Standby s[3], *list[3];
+
+        for (size_t i = 0; i < count; i++) {
+                fp8ctl__v1__standby__init(&s[i]);
+                s[i].number = i + 1;
+                s[i].warm = i == 0;
+                s[i].device = s[i].rank = (uint32_t)(i % RANKS);
+                list[i] = &s[i];
+        }
+        p.job_id = 1;
+        p.epoch = n->epoch;
+        p.job_file = n->job_file;
+        p.job_name = (char *)"spawner-test";
+        p.uid = getuid();
+        p.gid = getgid();
+        p.standbys = list;
+        p.n_standbys = count;
+        m.body_case = FP8CTL__V1__AGENT_TO_SPAWNER__BODY_STANDBYS;
+        m.standbys = &p;
+        say(n, &m);
+}
+
+static void await_standbys(struct node *n, Fp8ctl__V1__StandbyStatus__State state, size_t count, uint32_t pids[4]) {
+        uint64_t end = clock_mono_ns() + WAIT_MS * NSEC_PER_MSEC;
+
+        while (count > 0) {
+                Fp8ctl__V1__SpawnerToAgent *m = hear(n, 100);
+
+                if (clock_mono_ns() > end)
+                        fail("waited in vain for standbys");
+                if (!m || m->body_case != FP8CTL__V1__SPAWNER_TO_AGENT__BODY_STANDBY || m->standby->state != state)
+                        continue;
+                CU_ASSERT_TRUE_FATAL(m->standby->number >= 1 && m->standby->number <= 3);
+                CU_ASSERT_EQUAL(m->standby->dp, 2);
+                pids[m->standby->number] = m->standby->pid;
+                count--;
+        }
+}
+
+TEST(standbys_become_ranks) {
+        struct node n;
+        uint32_t pids[4] = { 0 }, gone[4] = { 0 };
+        uint64_t at;
+
+        node_up(&n, 1000000);
+        plan_standbys(&n, 3);
+        await_standbys(&n, FP8CTL__V1__STANDBY_STATUS__STATE__READY, 3, pids);
+        start(&n, 0, RANKS);
+        await_relay(&n, FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_READY, RANKS);
+        CU_ASSERT_EQUAL(n.places[0].pid, pids[1]); /* the warm one of its device */
+        CU_ASSERT_TRUE(n.places[1].pid == pids[2] || n.places[1].pid == pids[3]);
+        plan(&n, FP8CTL__V1__LOAD_SOURCE__KIND__INITIALISE, 0, "");
+        await_relay(&n, FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_RUNNING, RANKS);
+        wait_step(&n, 3);
+
+        /* What is left of them takes a dead rank's place, and has its replica memory. */
+        kill((pid_t)n.places[1].pid, SIGKILL);
+        await_exit(&n);
+        n.epoch++;
+        abort_epoch(&n, 0);
+        start(&n, 1, 1);
+        await_relay(&n, FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_READY, 1);
+        CU_ASSERT_TRUE(n.places[1].pid == pids[2] || n.places[1].pid == pids[3]);
+        at = common_step(&n);
+        CU_ASSERT_TRUE(at >= 1);
+        plan(&n, FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA, at, "");
+        await_relay(&n, FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_RUNNING, RANKS);
+        wait_step(&n, at + 2);
+
+        plan_standbys(&n, 1);
+        await_standbys(&n, FP8CTL__V1__STANDBY_STATUS__STATE__READY, 1, pids);
+        release(&n);
+        await_standbys(&n, FP8CTL__V1__STANDBY_STATUS__STATE__GONE, 1, gone);
+        CU_ASSERT_EQUAL(gone[1], pids[1]);
+        node_down(&n);
+}
+
 TEST_MAIN("spawner")

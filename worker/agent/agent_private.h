@@ -76,6 +76,7 @@ struct agent {
         size_t n_held;
 
         struct local_rank *ranks;
+        struct local_standby *standbys; /* local_standby.c */
 
         /* leaving */
         bool leaving, ready_told;
@@ -83,6 +84,14 @@ struct agent {
         struct loop_source *leave_timer, *watchdog, *signals[3];
         int end;
 };
+
+/* local_standby.c: the agent's view of the standbys on its node */
+void local_standby_update(struct agent *a, Fp8ctl__V1__StandbyStatus *m, int flight_fd);
+size_t local_standbys(const struct agent *a);
+void local_standbys_status(const struct agent *a, Fp8ctl__V1__StandbyStatus *ret); /* [local_standbys()] */
+void local_standbys_jobs(const struct agent *a, uint64_t *ret);                   /* likewise */
+void local_standbys_set_lease(struct agent *a);
+void local_standbys_free(struct agent *a);
 
 /* stream.c */
 int stream_start(struct agent *a, struct error *e);

@@ -175,6 +175,9 @@ static void dispatch(struct agent *a, Fp8ctl__V1__SpawnerToAgent *m, int fds[IPC
                 if (fds[0] >= 0)
                         holder_kept(a->holder, m->kept->kind, m->kept->job_id, m->kept->rank, STEAL_FD(fds[0]));
                 break;
+        case FP8CTL__V1__SPAWNER_TO_AGENT__BODY_STANDBY:
+                local_standby_update(a, m->standby, fds[0]);
+                break;
         case FP8CTL__V1__SPAWNER_TO_AGENT__BODY_ERROR:
                 log_error("spawner: %s", m->error->text);
                 break;

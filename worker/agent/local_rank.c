@@ -185,11 +185,13 @@ void local_ranks_set_lease(struct agent *a) {
         for (struct local_rank *r = a->ranks; r; r = r->next)
                 if (!r->exited && a->lease.deadline_ns > atomic_load(&r->flight->lease_deadline_ns))
                         atomic_store(&r->flight->lease_deadline_ns, a->lease.deadline_ns);
+        local_standbys_set_lease(a);
 }
 
 void local_ranks_free(struct agent *a) {
         while (a->ranks)
                 remove_rank(a, a->ranks);
+        local_standbys_free(a);
 }
 
 size_t local_ranks_living(const struct agent *a) {

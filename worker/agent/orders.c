@@ -52,7 +52,7 @@ static void prune_done(void *arg) {
 /* A new job's folder comes: the oldest of those that no rank uses go, in a thread. When it cannot be had now, the next job's start does it. */
 static void prune_folders(struct agent *a, uint64_t starting) {
         struct pruning *p;
-        size_t n = 1;
+        size_t n = 1 + local_standbys(a);
 
         for (struct local_rank *r = a->ranks; r; r = r->next)
                 n++;
@@ -64,6 +64,8 @@ static void prune_folders(struct agent *a, uint64_t starting) {
         p->in_use[p->n_in_use++] = starting;
         for (struct local_rank *r = a->ranks; r; r = r->next)
                 p->in_use[p->n_in_use++] = r->job_id;
+        local_standbys_jobs(a, p->in_use + p->n_in_use);
+        p->n_in_use += local_standbys(a);
         if (!p->dir || tasks_run(a->tasks, prune, prune_done, p, NULL) < 0)
                 prune_done(p);
 }
@@ -109,6 +111,16 @@ static void on_kill(struct agent *a, Fp8ctl__V1__KillRanks *m) {
         abort_message.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_ABORT_EPOCH;
         abort_message.abort_epoch = &abort_epoch;
         abort_older(a, &abort_message);
+}
+
+static void on_standbys(struct agent *a, Fp8ctl__V1__StandbyPlan *m) {
+        Fp8ctl__V1__AgentToSpawner out = FP8CTL__V1__AGENT_TO_SPAWNER__INIT;
+
+        out.body_case = FP8CTL__V1__AGENT_TO_SPAWNER__BODY_STANDBYS;
+        out.standbys = m;
+        link_send(a, &out);
+        if (m->n_standbys)
+                prune_folders(a, m->job_id);
 }
 
 static void on_plan(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
@@ -167,6 +179,9 @@ void orders_dispatch(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_REPLICA_PLAN:
                 on_replica_plan(a, m);
+                break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_STANDBY_PLAN:
+                on_standbys(a, m->standby_plan);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_NOW:
                 relay_to_job(a, m->save_now->job_id, m);

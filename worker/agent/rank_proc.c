@@ -167,13 +167,14 @@ static char *local_folder(const struct rank_proc_config *c, const struct rank_pr
 
 static int spawn(struct rank_proc *p, const struct rank_proc_config *c, const struct rank_proc_identity *id, int sock, int log, struct error *e) {
         _cleanup_free_ char *local = id->local ? local_folder(c, id) : NULL;
-        char job[24], rank[16], incarnation[24], device[16], epoch[24], space[24];
+        char job[24], rank[16], incarnation[24], device[16], epoch[24], space[24], standby[24];
         char *argv[] = { (char *)"fp8-rank",      (char *)"--job",    job,                (char *)"--rank",        rank,
                          (char *)"--incarnation", incarnation,        (char *)"--device", device,                  (char *)"--dir",
                          (char *)c->dir,          (char *)"--node",   (char *)c->node,    (char *)"--epoch",       epoch,
                          (char *)"--host",        (char *)c->host,    (char *)"--device-kind", (char *)c->device_kind, (char *)"--log-level",
                          (char *)c->log_level,    (char *)"--rdma",   (char *)c->rdma,    (char *)"--local-dir",   local ? local : (char *)"",
-                         (char *)"--local-space", space,              NULL };
+                         (char *)"--local-space", space,              p->standby ? (char *)"--standby" : NULL,  standby, p->warm ? (char *)"--warm" : NULL,
+                         NULL };
         _cleanup_free_ char **env = NULL;
         struct child child = { .p = p, .binary = c->rank_binary, .argv = argv, .sock = sock, .log = log, .parent = getpid() };
         int r;
@@ -184,6 +185,7 @@ static int spawn(struct rank_proc *p, const struct rank_proc_config *c, const st
         snprintf(device, sizeof(device), "%" PRIu32, p->device);
         snprintf(epoch, sizeof(epoch), "%" PRIu64, p->epoch);
         snprintf(space, sizeof(space), "%" PRIu64, c->local_space);
+        snprintf(standby, sizeof(standby), "%" PRIu64, p->standby);
         if (user_is_other(p->uid)) {
                 struct passwd *pw = getpwuid(p->uid);
 
@@ -213,6 +215,21 @@ static int spawn(struct rank_proc *p, const struct rank_proc_config *c, const st
         return 0;
 }
 
+/* What its files and its control group are called after. */
+static void proc_tag(const struct rank_proc *p, char *buf, size_t size) {
+        if (p->standby)
+                snprintf(buf, size, "%" PRIu64 ".s%" PRIu64, p->job_id, p->standby);
+        else
+                snprintf(buf, size, "%" PRIu64 ".%" PRIu32 ".%" PRIu64, p->job_id, p->rank, p->incarnation);
+}
+
+static void pid_file(const struct rank_proc *p, char *buf, size_t size) {
+        char tag[96];
+
+        proc_tag(p, tag, sizeof(tag));
+        snprintf(buf, size, "%s/../../ranks/%s", p->dir, tag);
+}
+
 /* pid and start time, by which a later life finds a rank that outlived everything (worker/agent/leftovers.c). */
 static void record_pid(const struct rank_proc *p) {
         char path[640], text[128], stat[1024];
@@ -230,19 +247,29 @@ static void record_pid(const struct rank_proc *p) {
         end = strrchr(stat, ')');
         if (!end || sscanf(end + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &start) != 1)
                 return;
-        snprintf(path, sizeof(path), "%s/../../ranks/%" PRIu64 ".%" PRIu32 ".%" PRIu64, p->dir, p->job_id, p->rank, p->incarnation);
+        pid_file(p, path, sizeof(path));
         n = snprintf(text, sizeof(text), "%d %llu\n", (int)p->pid, start);
         file_write_atomic(path, text, (size_t)n, 0600, NULL);
 }
 
-static int open_log(struct rank_proc *p, uint64_t max_bytes, int *ret_write_end, struct error *e) {
+static int open_log_file(const struct rank_proc *p, uint64_t max_bytes, struct rotated_log **ret, struct error *e) {
         char path[640];
+        int r;
+
+        if (p->standby)
+                snprintf(path, sizeof(path), "%s/standby.log", p->dir);
+        else
+                snprintf(path, sizeof(path), "%s/rank%" PRIu32 ".log", p->dir, p->rank);
+        user_enter(p->uid, p->gid);
+        r = rotated_log_open(path, max_bytes, ret, e);
+        user_leave();
+        return r;
+}
+
+static int open_log(struct rank_proc *p, uint64_t max_bytes, int *ret_write_end, struct error *e) {
         int fds[2], r;
 
-        snprintf(path, sizeof(path), "%s/rank%" PRIu32 ".log", p->dir, p->rank);
-        user_enter(p->uid, p->gid);
-        r = rotated_log_open(path, max_bytes, &p->log, e);
-        user_leave();
+        r = open_log_file(p, max_bytes, &p->log, e);
         if (r < 0)
                 return r;
         if (pipe2(fds, O_CLOEXEC) < 0)
@@ -258,7 +285,7 @@ int rank_proc_start(struct loop *l, const struct rank_proc_config *c, const stru
                     struct error *e) {
         _cleanup_(rank_proc_freep) struct rank_proc *p = calloc(1, sizeof(*p));
         _cleanup_close_ int log = -1, new_replica = -1, peer = -1;
-        char name[96];
+        char name[128], tag[96];
         uint64_t late = 0;
         int pair[2] = { -1, -1 }, r;
 
@@ -269,6 +296,8 @@ int rank_proc_start(struct loop *l, const struct rank_proc_config *c, const stru
         p->incarnation = id->incarnation;
         p->rank = id->rank;
         p->device = id->device;
+        p->standby = id->standby;
+        p->warm = id->warm;
         p->uid = id->uid;
         p->gid = id->gid;
         p->pidfd = p->sock = p->log_fd = p->flight_fd = p->replica_fd = -1;
@@ -293,7 +322,8 @@ int rank_proc_start(struct loop *l, const struct rank_proc_config *c, const stru
         r = open_log(p, id->log_max_bytes, &log, e);
         if (r < 0)
                 return r;
-        snprintf(name, sizeof(name), "job%" PRIu64 ".r%" PRIu32 ".i%" PRIu64, id->job_id, id->rank, id->incarnation);
+        proc_tag(p, tag, sizeof(tag));
+        snprintf(name, sizeof(name), "job%s", tag);
         cgroup_make(c->cgroups, name, p->cgroup, sizeof(p->cgroup));
         p->oom_before = oom_kills(p->cgroup);
         guard_arm(*c->guard_fd, p->cgroup, &p->lease);
@@ -312,6 +342,46 @@ int rank_proc_start(struct loop *l, const struct rank_proc_config *c, const stru
         p->phase = FP8CTL__V1__RANK_PHASE__RANK_STARTING;
         record_pid(p);
         *ret = STEAL_PTR(p);
+        return 0;
+}
+
+int rank_proc_become(struct rank_proc *p, const struct rank_proc_identity *id, int replica_fd, struct error *e) {
+        Fp8ctl__V1__NodeToRank m = FP8CTL__V1__NODE_TO_RANK__INIT;
+        Fp8ctl__V1__BecomeRank become = FP8CTL__V1__BECOME_RANK__INIT;
+        struct rotated_log *log = NULL;
+        char path[640];
+        int r;
+
+        become.rank = id->rank;
+        become.incarnation = id->incarnation;
+        become.epoch = id->epoch;
+        become.device = id->device;
+        m.version = IPC_VERSION;
+        m.become = &become;
+        pid_file(p, path, sizeof(path));
+        (void)rank_proc_read_log(p);
+        p->rank = id->rank;
+        p->incarnation = id->incarnation;
+        p->epoch = id->epoch;
+        p->device = id->device;
+        p->standby = 0;
+        unlink(path);
+        record_pid(p);
+        r = open_log_file(p, id->log_max_bytes, &log, e);
+        if (r == 0)
+                r = outbox_send(p->out, &m.base, &replica_fd, replica_fd >= 0, e);
+        if (r < 0) {
+                rotated_log_free(log);
+                return r;
+        }
+        rotated_log_free(p->log);
+        p->log = log;
+        p->tail_len = 0;
+        p->oom_before = oom_kills(p->cgroup);
+        if (replica_fd >= 0) {
+                closep(&p->replica_fd);
+                p->replica_fd = replica_fd;
+        }
         return 0;
 }
 
@@ -452,7 +522,7 @@ void rank_proc_reap(struct rank_proc *p) {
         user_enter(p->uid, p->gid);
         unlink(path);
         user_leave();
-        snprintf(path, sizeof(path), "%s/../../ranks/%" PRIu64 ".%" PRIu32 ".%" PRIu64, p->dir, p->job_id, p->rank, p->incarnation);
+        pid_file(p, path, sizeof(path));
         unlink(path);
 }
 

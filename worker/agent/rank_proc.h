@@ -31,6 +31,8 @@ struct rank_proc_identity {
         uint64_t log_max_bytes;
         const char *job_name, *cluster; /* "": unknown */
         bool local;                     /* its job wants copies on this node's disk */
+        uint64_t standby;               /* not 0: a standby of this number, which becomes a rank later; incarnation 0 */
+        bool warm;                      /* ... that opens the device */
 };
 
 struct rank_proc {
@@ -40,6 +42,9 @@ struct rank_proc {
         uid_t uid;
         gid_t gid;
         char *job_name;
+        uint64_t standby; /* not 0: no rank yet */
+        bool warm, ready;
+        uint32_t dp;      /* that a standby was made for */
 
         pid_t pid;
         int pidfd, sock, log_fd, flight_fd, replica_fd; /* -1: none */
@@ -68,6 +73,11 @@ struct rank_proc {
 /* replica_fd: the replica segment of the incarnation before (taken over on success), or -1 for a new one. */
 int rank_proc_start(struct loop *l, const struct rank_proc_config *c, const struct rank_proc_identity *id, int replica_fd, struct rank_proc **ret,
                     struct error *e);
+/*
+ * A standby becomes the rank that id names; it is told so, and reports ready when it is one.  replica_fd: of the incarnation before, taken over on success; -1: its own, empty.  An error
+ * means that it cannot be used and is to be killed.
+ */
+int rank_proc_become(struct rank_proc *p, const struct rank_proc_identity *id, int replica_fd, struct error *e);
 /* Kills it and everything it forked, now; reason goes into the cause. Harmless when it is over. */
 void rank_proc_kill(struct rank_proc *p, const char *reason);
 /* Reads what its log pipe has; false at its end. */

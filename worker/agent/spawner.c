@@ -167,7 +167,7 @@ static void on_rank_end(void *arg, uint32_t revents) {
                 proc_forget(the_spawner, p);
 }
 
-static int proc_watch(struct spawner *s, struct rank_proc *p) {
+int spawner_watch(struct spawner *s, struct rank_proc *p) {
         int r = loop_add_fd(s->loop, p->sock, EPOLLIN, on_rank_message, p, &p->sock_source);
 
         if (r == 0)
@@ -179,19 +179,20 @@ static int proc_watch(struct spawner *s, struct rank_proc *p) {
 
 /* ------------------------------------------------------------------ what the agent asks for */
 
-/* The bound of a rank's log, and whether it makes copies on this node's disk, from the job file; the rest of it is the rank's business. */
-static uint64_t read_job_file(const char *job_file, bool *ret_local) {
+uint64_t spawner_read_job_file(const char *job_file, bool *ret_local, uint32_t *ret_dp) {
         json_error_t je;
         json_t *root = json_loads(job_file, JSON_REJECT_DUPLICATES, &je);
         json_int_t n = json_integer_value(json_object_get(json_object_get(root, "metrics"), "max_bytes"));
 
+        if (ret_dp)
+                *ret_dp = (uint32_t)json_integer_value(json_object_get(json_object_get(root, "parallel"), "dp"));
         *ret_local = json_integer_value(json_object_get(json_object_get(root, "checkpoint"), "local_every")) > 0;
         json_decref(root);
         return n > 0 ? (uint64_t)n : DEFAULT_LOG_BYTES;
 }
 
-static int make_job_folder(struct spawner *s, const Fp8ctl__V1__StartRanks *m, struct error *e) {
-        _cleanup_free_ char *jobs = file_path("%s/jobs", s->config->dir), *dir = file_path("%s/jobs/%" PRIu64, s->config->dir, m->job_id);
+int spawner_job_folder(struct spawner *s, uint64_t number, const char *job_file, uid_t uid, gid_t gid, struct error *e) {
+        _cleanup_free_ char *jobs = file_path("%s/jobs", s->config->dir), *dir = file_path("%s/jobs/%" PRIu64, s->config->dir, number);
         _cleanup_free_ char *job = dir ? file_path("%s/job.json", dir) : NULL;
         int r;
 
@@ -203,10 +204,10 @@ static int make_job_folder(struct spawner *s, const Fp8ctl__V1__StartRanks *m, s
                 r = file_mkdir_p(dir, 0700, e);
         if (r < 0)
                 return r;
-        if (user_is_other(m->uid) && lchown(dir, m->uid, m->gid) < 0)
-                return error_errno(e, errno, "cannot give %s to user %" PRIu32, dir, m->uid);
-        user_enter(m->uid, m->gid);
-        r = file_write_atomic(job, m->job_file, strlen(m->job_file), 0600, e);
+        if (user_is_other(uid) && lchown(dir, uid, gid) < 0)
+                return error_errno(e, errno, "cannot give %s to user %" PRIu32, dir, uid);
+        user_enter(uid, gid);
+        r = file_write_atomic(job, job_file, strlen(job_file), 0600, e);
         user_leave();
         return r;
 }
@@ -215,6 +216,8 @@ size_t spawner_count(const struct spawner *s, bool living) {
         size_t n = 0;
 
         for (const struct rank_proc *p = s->procs; p; p = p->next)
+                n += !living || !p->exited;
+        for (const struct rank_proc *p = s->standbys; p; p = p->next)
                 n += !living || !p->exited;
         return n;
 }
@@ -239,13 +242,14 @@ static void start_one(struct spawner *s, const Fp8ctl__V1__StartRanks *m, const 
         }
         if (old)
                 rank_proc_kill(old, "replaced by a newer incarnation");
-        r = rank_proc_start(s->loop, &s->proc_config, &id, old ? old->replica_fd : -1, &p, &e);
+        p = standby_take(s, &id, old ? old->replica_fd : -1);
+        r = p ? 0 : rank_proc_start(s->loop, &s->proc_config, &id, old ? old->replica_fd : -1, &p, &e);
         if (r == 0) {
                 if (old) {
                         old->replica_fd = -1; /* taken over */
                         old->superseded = true;
                 }
-                r = proc_watch(s, p);
+                r = spawner_watch(s, p);
                 if (r < 0)
                         rank_proc_kill(p, "cannot be watched");
                 p->next = s->procs;
@@ -273,9 +277,9 @@ static void find_driver(struct spawner *s) {
 
 void spawner_start(struct spawner *s, const Fp8ctl__V1__StartRanks *m) {
         bool local;
-        uint64_t log_max = read_job_file(m->job_file, &local);
+        uint64_t log_max = spawner_read_job_file(m->job_file, &local, NULL);
         struct error e = { 0 };
-        int r = make_job_folder(s, m, &e);
+        int r = spawner_job_folder(s, m->job_id, m->job_file, m->uid, m->gid, &e);
 
         find_driver(s);
         for (size_t i = 0; i < m->n_ranks; i++) {
@@ -326,6 +330,7 @@ void spawner_release(struct spawner *s, Fp8ctl__V1__ReleaseJob *m) {
         struct rank_proc *next;
 
         spawner_kept_forget(s, m->job_id, false);
+        standbys_release(s, m->job_id, "the job has left this node");
         cm.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB;
         cm.release_job = m;
         out.version = IPC_VERSION;
@@ -349,6 +354,7 @@ void spawner_leave(struct spawner *s) {
         s->exit_deadline_ns = clock_mono_ns() + 5 * NSEC_PER_SEC;
         for (struct rank_proc *p = s->procs; p; p = p->next)
                 rank_proc_kill(p, "the worker leaves");
+        standbys_release(s, 0, "the worker leaves");
         if (spawner_count(s, true) == 0)
                 loop_stop(s->loop, 0);
 }
@@ -379,6 +385,7 @@ static void on_tick(void *arg) {
 
         for (struct rank_proc *p = s->procs; p; p = p->next)
                 check_rank(p, now);
+        standbys_tick(s, now);
         if (s->exiting) {
                 if (spawner_count(s, true) == 0 || now > s->exit_deadline_ns)
                         loop_stop(s->loop, 0);
@@ -448,6 +455,7 @@ static int spawner_open(struct spawner *s, struct error *e) {
 static void spawner_close(struct spawner *s) {
         while (s->procs)
                 proc_forget(s, s->procs);
+        standbys_free(s);
         spawner_agent_gone(s, "leaving");
         spawner_kept_forget(s, 0, true);
         for (size_t i = 0; i < s->n_held; i++)

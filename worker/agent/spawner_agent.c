@@ -84,6 +84,23 @@ void spawner_say_never_was(struct spawner *s, uint64_t job, uint64_t epoch, uint
         agent_send(s, &out, NULL, 0);
 }
 
+void spawner_say_standby(struct spawner *s, const struct rank_proc *p, Fp8ctl__V1__StandbyStatus__State state) {
+        Fp8ctl__V1__SpawnerToAgent out = FP8CTL__V1__SPAWNER_TO_AGENT__INIT;
+        Fp8ctl__V1__StandbyStatus m = FP8CTL__V1__STANDBY_STATUS__INIT;
+
+        m.job_id = p->job_id;
+        m.number = p->standby;
+        m.device = p->device;
+        m.warm = p->warm;
+        m.state = state;
+        m.pid = (uint32_t)p->pid;
+        m.cause = (char *)p->cause;
+        m.dp = p->dp;
+        out.body_case = FP8CTL__V1__SPAWNER_TO_AGENT__BODY_STANDBY;
+        out.standby = &m;
+        agent_send(s, &out, &p->flight_fd, p->flight_fd >= 0);
+}
+
 void spawner_say_rank(struct spawner *s, const struct rank_proc *p) {
         Fp8ctl__V1__SpawnerToAgent out = FP8CTL__V1__SPAWNER_TO_AGENT__INIT;
         Fp8ctl__V1__SpawnerRank rank = FP8CTL__V1__SPAWNER_RANK__INIT;
@@ -170,6 +187,7 @@ static void on_hello(struct spawner *s) {
         s->synced = true;
         for (struct rank_proc *p = s->procs; p && s->synced; p = p->next)
                 spawner_say_rank(s, p);
+        standbys_say(s);
         give_kept(s);
         synced.ranks = (uint32_t)spawner_count(s, false);
         out.body_case = FP8CTL__V1__SPAWNER_TO_AGENT__BODY_SYNCED;
@@ -199,6 +217,9 @@ static void agent_dispatch(struct spawner *s, Fp8ctl__V1__AgentToSpawner *m, int
                 break;
         case FP8CTL__V1__AGENT_TO_SPAWNER__BODY_RELEASE:
                 spawner_release(s, m->release);
+                break;
+        case FP8CTL__V1__AGENT_TO_SPAWNER__BODY_STANDBYS:
+                standbys_plan(s, m->standbys);
                 break;
         case FP8CTL__V1__AGENT_TO_SPAWNER__BODY_KEEP:
                 on_keep(s, m->keep, &fds[0]);

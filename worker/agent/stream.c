@@ -176,7 +176,10 @@ void stream_watch_steps(struct agent *a) {
 static void say_hello(struct agent *a) {
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__WorkerHello hello = FP8CTL__V1__WORKER_HELLO__INIT;
-        char *features[] = { (char *)"replica-memory", (char *)"flight-recorder" };
+        char *features[] = { (char *)"replica-memory", (char *)"flight-recorder", (char *)"standby" };
+        size_t n_standbys = local_standbys(a);
+        _cleanup_free_ Fp8ctl__V1__StandbyStatus *standbys = calloc(n_standbys + 1, sizeof(*standbys));
+        _cleanup_free_ Fp8ctl__V1__StandbyStatus **standby_list = calloc(n_standbys + 1, sizeof(*standby_list));
         _cleanup_free_ Fp8ctl__V1__RankStatus *status = NULL;
         _cleanup_free_ Fp8ctl__V1__RankStatus **list = NULL;
         _cleanup_free_ Fp8ctl__V1__RankExited *exited = NULL;
@@ -188,8 +191,11 @@ static void say_hello(struct agent *a) {
         status = calloc(n + 1, sizeof(*status));
         list = calloc(n + 1, sizeof(*list));
         exited = calloc(n + 1, sizeof(*exited));
-        if (!status || !list || !exited)
+        if (!status || !list || !exited || !standbys || !standby_list)
                 return;
+        local_standbys_status(a, standbys);
+        for (size_t i = 0; i < n_standbys; i++)
+                standby_list[i] = &standbys[i];
         for (struct local_rank *r = a->ranks; r; r = r->next, k++) {
                 local_rank_status(r, &status[k], &exited[k]);
                 list[k] = &status[k];
@@ -201,6 +207,8 @@ static void say_hello(struct agent *a) {
         hello.node = &a->node.message;
         hello.ranks = list;
         hello.n_ranks = n;
+        hello.standbys = standby_list;
+        hello.n_standbys = n_standbys;
         hello.held_jobs = held;
         hello.n_held_jobs = holder_jobs(a->holder, held, ARRAY_SIZE(held));
         m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_HELLO;

@@ -23,8 +23,6 @@
 #include "worker/rank/lease_timer.h"
 
 #define SAVES_MAX 8
-#define LEASE_LOOK_MIN_MS 20
-#define LEASE_LOOK_MAX_MS 1000
 
 struct save_order {
         uint32_t attempt;
@@ -182,16 +180,6 @@ static void note(const Fp8ctl__V1__ControllerMessage *m) {
 
 /* ------------------------------------------------------------------ the thread */
 
-/* Keeps the kernel's timer at the deadline; returns when to look again, in ms: a quarter of what is left. */
-static int look_at_lease(struct control *c) {
-        uint64_t deadline = atomic_load(&c->flight->lease_deadline_ns), now = clock_mono_ns(), left;
-
-        if (deadline != c->armed_ns && lease_timer_set(c->timer, deadline) == 0)
-                c->armed_ns = deadline;
-        left = deadline > now ? (deadline - now) / 4 / NSEC_PER_MSEC : 0;
-        return left < LEASE_LOOK_MIN_MS ? LEASE_LOOK_MIN_MS : left > LEASE_LOOK_MAX_MS ? LEASE_LOOK_MAX_MS : (int)left;
-}
-
 /* False at the end of the socket. */
 static bool receive(struct control *c) {
         ProtobufCMessage *base = NULL;
@@ -220,7 +208,7 @@ static void *run(void *arg) {
 
         for (;;) {
                 struct pollfd fds[] = { { .fd = c->fd, .events = POLLIN }, { .fd = c->quit_fd, .events = POLLIN } };
-                int n = poll(fds, 2, look_at_lease(c));
+                int n = poll(fds, 2, lease_timer_follow(c->timer, c->flight, &c->armed_ns));
 
                 if (n < 0 && errno != EINTR)
                         break;

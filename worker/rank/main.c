@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* fp8-rank: one training process a device. Started by the spawner, see PROTOCOL.md, "Inside the node". */
 #include <errno.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,9 +18,9 @@
 static const char *const log_levels[] = { "error", "warning", "info", "debug", NULL };
 
 int main(int argc, char **argv) {
-        int64_t job = 0, rank = -1, incarnation = 0, device = -1, epoch = 0, local_space = 0;
+        int64_t job = 0, rank = -1, incarnation = 0, device = -1, epoch = 0, local_space = 0, standby = 0;
         const char *local_dir = "", *dir = NULL, *node = NULL, *host = "127.0.0.1", *kind = "cpu", *level = "info", *rdma = "";
-        bool help = false, version = false;
+        bool help = false, version = false, warm = false;
         const struct opt table[] = {
                 { "job", 0, OPT_INT, "N", "number of the job", &job, 1, INT64_MAX, NULL },
                 { "rank", 0, OPT_INT, "R", "rank in the job", &rank, 0, UINT32_MAX, NULL },
@@ -33,6 +34,8 @@ int main(int argc, char **argv) {
                 { "rdma", 0, OPT_STRING, "DEVICE[:PORT]", "for second copies of snapshots (default: any; off: none)", &rdma, 0, 0, NULL },
                 { "local-dir", 0, OPT_STRING, "DIR", "the job's folder for copies of snapshots on this node's disk", &local_dir, 0, 0, NULL },
                 { "local-space", 0, OPT_INT, "BYTES", "that this rank may fill there", &local_space, 0, INT64_MAX, NULL },
+                { "standby", 0, OPT_INT, "N", "wait to become a rank; number of this process among the job's standbys", &standby, 1, INT64_MAX, NULL },
+                { "warm", 0, OPT_FLAG, NULL, "... with the device opened and buffers made for --rank", &warm, 0, 0, NULL },
                 { "log-level", 0, OPT_CHOICE, "LEVEL", "error, warning, info (default) or debug", &level, 0, 0, log_levels },
                 { "version", 0, OPT_FLAG, NULL, "print the version", &version, 0, 0, NULL },
                 { "help", 'h', OPT_FLAG, NULL, "print this help", &help, 0, 0, NULL },
@@ -64,8 +67,12 @@ int main(int argc, char **argv) {
         signal(SIGPIPE, SIG_IGN);
         id = (struct identity){ .job = (uint64_t)job, .incarnation = (uint64_t)incarnation, .epoch = (uint64_t)epoch, .rank = (uint32_t)rank,
                                 .device = (uint32_t)device, .dir = dir, .node = node, .host = host, .device_kind = kind, .rdma = rdma,
-                                .local_dir = local_dir, .local_space = (uint64_t)local_space };
-        snprintf(name, sizeof(name), "rank %d", (int)rank);
+                                .local_dir = local_dir, .local_space = (uint64_t)local_space, .standby = (uint64_t)standby, .warm = warm,
+                                .log_level = log_level_parse(level) };
+        if (standby)
+                snprintf(name, sizeof(name), "standby %" PRId64, standby);
+        else
+                snprintf(name, sizeof(name), "rank %d", (int)rank);
         log_open(name, (enum log_level)log_level_parse(level));
         r = session_run(&id, &e);
         if (r < 0) {

@@ -39,13 +39,15 @@
 #include "worker/rank/save.h"
 #include "worker/rank/snapshot.h"
 #include "worker/rank/source.h"
+#include "worker/rank/standby.h"
 #include "worker/rank/states.h"
 #include "worker/train/trainer.h"
 
 #define SAVE_ORDER_WAIT_MS 2000 /* for an order that rank 0 has and that is on its way here */
 
 struct session {
-        const struct identity *id;
+        struct identity me;
+        const struct identity *id; /* me, which is a rank once session_open is through */
         struct job_spec *spec;
         struct flight *flight;
         struct comm_abort *abort;
@@ -62,6 +64,7 @@ struct session {
         struct replicate *replicate;
         struct metrics *metrics;
         int state; /* enum rank_state */
+        uint64_t began; /* to be this rank */
 
         /* of the epoch */
         Fp8ctl__V1__ControllerMessage *plan;
@@ -145,15 +148,20 @@ static void log_memory(const struct trainer *t) {
         log_info("memory: %s", plan);
 }
 
-/* All that depends on the layout. */
-static int open_engine(struct session *s, struct error *e) {
+/* What computes. It depends on the layout, and on which rank this is. */
+static int open_trainer(struct session *s, struct error *e) {
         struct trainer_config t = { .spec = s->spec, .rank = (int)s->id->rank, .flight = s->flight, .test_hooks_armed = s->id->epoch == 1, .ops = s->ops, .dev = s->dev };
         int r = open_collectives(s, e);
 
         if (s->collectives)
                 t.collectives = comm_device_fingerprint(s->collectives);
-        if (r == 0)
-                r = trainer_new(&t, &s->trainer, e);
+        return r < 0 ? r : trainer_new(&t, &s->trainer, e);
+}
+
+/* All that depends on the layout. A standby may have made the trainer ahead. */
+static int open_engine(struct session *s, struct error *e) {
+        int r = s->trainer ? 0 : open_trainer(s, e);
+
         if (r == 0)
                 r = snapshot_new(s->id, s->spec, s->trainer, s->ops, s->dev, RANK_FD_REPLICA, &s->snapshot, e);
         if (r == 0)
@@ -192,6 +200,35 @@ static bool close_engine(struct session *s) {
         return true;
 }
 
+/* Ahead of time: all that can be made before it is known which rank this is. Then that is waited for. */
+static int stand_by(struct session *s, struct error *e) {
+        uint64_t began = clock_mono_ns();
+        uint32_t ahead = s->id->rank;
+        struct job_spec *was;
+        int r;
+
+        r = s->id->warm ? open_device(s, e) : dev_ops_load(s->id->device_kind, &s->ops, e);
+        if (r == 0 && s->id->warm)
+                r = open_trainer(s, e);
+        if (r < 0)
+                return r;
+        log_info("ready to become a rank after %.0f ms", (double)(clock_mono_ns() - began) / 1e6);
+        r = standby_wait(&s->me, RANK_FD_SOCKET, RANK_FD_REPLICA, s->flight, e);
+        if (r < 0)
+                return r;
+        s->began = clock_mono_ns();
+        was = STEAL_PTR(s->spec);
+        r = read_job(s, e);
+        if (r == 0 && s->spec->parallel.dp == was->parallel.dp && ahead == s->id->rank) {
+                job_spec_free(s->spec); /* the trainer has the other */
+                s->spec = was;
+                return 0;
+        }
+        s->trainer = trainer_free(s->trainer);
+        job_spec_free(was);
+        return r;
+}
+
 static int session_open(struct session *s, struct error *e) {
         int r;
 
@@ -204,12 +241,14 @@ static int session_open(struct session *s, struct error *e) {
         if (r == 0)
                 r = comm_abort_new(&s->abort, e);
         if (r == 0)
+                r = read_job(s, e);
+        if (r == 0 && s->id->standby)
+                r = stand_by(s, e);
+        if (r == 0)
                 r = control_new(s->id, RANK_FD_SOCKET, s->flight, s->abort, &s->control, e);
         if (r == 0)
-                r = read_job(s, e);
-        if (r == 0)
                 r = listen_for_peers(s, e);
-        if (r == 0)
+        if (r == 0 && !s->dev)
                 r = open_device(s, e);
         return r == 0 ? open_engine(s, e) : r;
 }
@@ -693,16 +732,18 @@ static int session_loop(struct session *s, struct error *e) {
 }
 
 int session_run(const struct identity *id, struct error *e) {
-        struct session s = { .id = id, .state = RANK_STATE_STARTING };
-        uint64_t began = clock_mono_ns();
-        int r = session_open(&s, e);
+        struct session s = { .me = *id, .state = RANK_STATE_STARTING };
+        int r;
 
+        s.began = clock_mono_ns();
+        s.id = &s.me;
+        r = session_open(&s, e);
         if (r == 0)
                 r = move(&s, RANK_EVENT_STARTED, e);
         if (r == 0) {
                 flight_set_phase(s.flight, FLIGHT_PARKED);
-                log_info("ready after %.0f ms at %s", (double)(clock_mono_ns() - began) / 1e6, comm_listener_endpoint(s.listener));
-                report_ready(s.control, id, comm_listener_endpoint(s.listener), trainer_fingerprint(s.trainer));
+                log_info("ready after %.0f ms at %s", (double)(clock_mono_ns() - s.began) / 1e6, comm_listener_endpoint(s.listener));
+                report_ready(s.control, s.id, comm_listener_endpoint(s.listener), trainer_fingerprint(s.trainer));
                 r = session_loop(&s, e);
         }
         session_close(&s);
