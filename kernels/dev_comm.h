@@ -14,8 +14,9 @@
 #include "base/error.h"
 #include "kernels/dev.h"
 
-#define DEV_COMM_VERSION 1
+#define DEV_COMM_VERSION 2
 #define DEV_COMM_ID 128
+#define DEV_COMM_CARD 128
 
 struct dev_comm;
 
@@ -24,6 +25,7 @@ struct dev_comm_settings {
         int ib_timeout, ib_retry_cnt;
         int channels; /* 0: the library's choice */
         bool nvls;    /* multicast over NVLink */
+        bool peer_copies; /* inside a host by the copy engines into each other's memory, where the devices can */
 };
 
 struct dev_comm_part {
@@ -49,6 +51,10 @@ struct dev_comm_ops {
         int (*unique_id)(uint8_t ret[DEV_COMM_ID], struct error *e);
         /* Begins to meet the others who were given the same id; `state` tells when that is done. */
         int (*start)(struct dev *d, const uint8_t id[DEV_COMM_ID], int n, int index, struct dev_comm **ret, struct error *e);
+        /* The other way to meet, for members of one host: memory of this device that the others may write into, and a card that tells them how; then, with everybody's cards in the order of the
+         * group, theirs.  -EOPNOTSUPP: not with these.  A communicator that was not joined by all is aborted by all, who then `start` one. */
+        int (*open_window)(struct dev *d, int n, int index, uint8_t ret_card[DEV_COMM_CARD], struct dev_comm **ret, struct error *e);
+        int (*join_windows)(struct dev_comm *c, const uint8_t (*cards)[DEV_COMM_CARD], struct error *e);
         /* 0: ready, and everything it was told is enqueued; -EINPROGRESS; or what broke it. */
         int (*state)(struct dev_comm *c, struct error *e);
         int (*exchange)(struct dev_comm *c, const struct dev_comm_part *parts, int n, struct dev_stream *s, struct error *e);
@@ -61,6 +67,7 @@ struct dev_comm_ops {
         void (*event_free)(struct dev_event *ev);
         int (*event_record)(struct dev_event *ev, struct dev_stream *s);
         int (*event_done)(struct dev_event *ev); /* 1, 0, or negative; waits for nothing */
+        int (*event_wait)(struct dev_event *ev, struct dev_stream *s); /* what is enqueued on s from now on comes after what was recorded */
 };
 
 /* The table beside the backend that dev_ops_load gave for this kind. -ENODEV: it has none. */

@@ -174,6 +174,8 @@ const struct job_key job_keys[] = {
         { "nccl.channels", INTS(0, 64), .offset = AT(nccl.channels), .def = "32",
           .doc = "GPUs: channels (thread blocks) to each peer (`NCCL_NCHANNELS_PER_PEER`); 0: NCCL's choice. No bit depends on it." },
         { "nccl.nvls", KEY_BOOL, AT(nccl.nvls), .def = "false", .doc = "GPUs: whether NCCL may use multicast over NVLink (`NCCL_NVLS_ENABLE`)." },
+        { "nccl.peer_copies", KEY_BOOL, AT(nccl.peer_copies), .def = "true",
+          .doc = "GPUs: whether ranks of one host move data by copies into each other's memory, where the GPUs can, instead of by NCCL. No bit depends on it." },
         { "nccl.scratch", INTS(1048576, INT64_C(1) << 34), .offset = AT(nccl.scratch), .def = "268435456",
           .doc = "GPUs: bytes of device memory for what a rank receives before it is summed." },
 

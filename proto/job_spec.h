@@ -112,7 +112,7 @@ struct job_spec {
         } recovery;
         struct {
                 int64_t ib_timeout, ib_retry_cnt, channels, scratch;
-                bool nvls;
+                bool nvls, peer_copies;
         } nccl;
         struct {
                 bool digests;      /* per-step digest of master weights and moments in the metrics */

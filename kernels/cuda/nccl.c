@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * dev_comm.h by NCCL, which is loaded when the first job of more than one rank asks for it: a node with one GPU needs none.  Communicators are non-blocking, so that none of its calls
- * keeps a thread that an abort is to reach.
+ * dev_comm.h by NCCL, and between devices of one host by copies into each other's memory (peers.c).  NCCL is loaded when the first job of more than one rank asks for it: a node with one GPU
+ * needs none.  Communicators are non-blocking, so that none of its calls keeps a thread that an abort is to reach.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -12,16 +12,20 @@
 
 #include "kernels/cuda/hopper.h"
 #include "kernels/cuda/fold.h"
+#include "kernels/cuda/peers.h"
 
 _Static_assert(sizeof(ncclUniqueId) == DEV_COMM_ID, "the id of dev_comm.h is NCCL's");
 
 struct dev_comm {
         ncclComm_t comm;
+        struct peers *peers; /* instead of it */
 };
 
 struct dev_event {
         cudaEvent_t event;
 };
+
+static bool peer_copies; /* of the job */
 
 static struct {
         ncclResult_t (*get_version)(int *version);
@@ -82,6 +86,7 @@ static int nccl_load(const struct dev_comm_settings *s, struct error *e) {
                 set_number("NCCL_NCHANNELS_PER_PEER", s->channels);
                 set_number("NCCL_MIN_P2P_NCHANNELS", s->channels);
         }
+        peer_copies = s->peer_copies;
         path = path ? path : "libnccl.so.2";
         library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
         if (!library)
@@ -141,17 +146,44 @@ static int nccl_start(struct dev *d, const uint8_t id[DEV_COMM_ID], int n, int i
         return 0;
 }
 
-static int nccl_state(struct dev_comm *c, struct error *e) {
-        ncclResult_t state = ncclSuccess, r = nccl.async_error(c->comm, &state);
+static int nccl_open_window(struct dev *d, int n, int index, uint8_t ret_card[DEV_COMM_CARD], struct dev_comm **ret, struct error *e) {
+        struct dev_comm *c;
+        int r;
 
+        if (!peer_copies)
+                return -EOPNOTSUPP;
+        c = calloc(1, sizeof *c);
+        if (!c)
+                return error_errno(e, ENOMEM, "peers' memory");
+        r = peers_open(d, n, index, ret_card, &c->peers, e);
+        if (r < 0)
+                free(c);
+        else
+                *ret = c;
+        return r;
+}
+
+static int nccl_join_windows(struct dev_comm *c, const uint8_t (*cards)[DEV_COMM_CARD], struct error *e) {
+        return peers_join(c->peers, cards, e);
+}
+
+static int nccl_state(struct dev_comm *c, struct error *e) {
+        ncclResult_t state = ncclSuccess, r;
+
+        if (c->peers)
+                return 0;
+        r = nccl.async_error(c->comm, &state);
         if (r == ncclSuccess)
                 r = state;
         return r == ncclSuccess ? 0 : failed(r, "asynchronously", e);
 }
 
 static int nccl_exchange(struct dev_comm *c, const struct dev_comm_part *parts, int n, struct dev_stream *s, struct error *e) {
-        ncclResult_t r = nccl.group_start(), end;
+        ncclResult_t r, end;
 
+        if (c->peers)
+                return peers_exchange(c->peers, parts, n, s, e);
+        r = nccl.group_start();
         if (r != ncclSuccess)
                 return failed(r, "group", e);
         for (int i = 0; i < n && (r == ncclSuccess || r == ncclInProgress); i++) {
@@ -166,7 +198,10 @@ static int nccl_exchange(struct dev_comm *c, const struct dev_comm_part *parts, 
 }
 
 static void nccl_abort(struct dev_comm *c) {
-        (void)nccl.abort(c->comm);
+        if (c->peers)
+                peers_free(c->peers);
+        else
+                (void)nccl.abort(c->comm);
         free(c);
 }
 
@@ -205,11 +240,16 @@ static int nccl_event_done(struct dev_event *ev) {
         return r == cudaSuccess ? 1 : r == cudaErrorNotReady ? 0 : -EIO;
 }
 
+static int nccl_event_wait(struct dev_event *ev, struct dev_stream *s) {
+        return cudaStreamWaitEvent(s->stream, ev->event, 0) == cudaSuccess ? 0 : -EIO;
+}
+
 static const struct dev_comm_ops table = {
         .size = sizeof(struct dev_comm_ops), .version = DEV_COMM_VERSION, .kind = "cuda",
-        .load = nccl_load, .fingerprint = nccl_fingerprint, .enter = nccl_enter, .unique_id = nccl_unique_id, .start = nccl_start, .state = nccl_state, .exchange = nccl_exchange,
+        .load = nccl_load, .fingerprint = nccl_fingerprint, .enter = nccl_enter, .unique_id = nccl_unique_id, .start = nccl_start,
+        .open_window = nccl_open_window, .join_windows = nccl_join_windows, .state = nccl_state, .exchange = nccl_exchange,
         .abort = nccl_abort, .fold = nccl_fold,
-        .event_new = nccl_event_new, .event_free = nccl_event_free, .event_record = nccl_event_record, .event_done = nccl_event_done,
+        .event_new = nccl_event_new, .event_free = nccl_event_free, .event_record = nccl_event_record, .event_done = nccl_event_done, .event_wait = nccl_event_wait,
 };
 
 const struct dev_comm_ops *fp8_comm_plugin(void) {

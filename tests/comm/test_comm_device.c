@@ -32,6 +32,7 @@ static struct shared {
 
 struct dev_comm {
         uint64_t id;
+        bool window;
         int n, index, n_parts;
         struct dev_comm_part parts[2 * RANKS];
 };
@@ -41,6 +42,7 @@ struct dev_event {
 };
 
 static _Atomic int stand_still, aborts, alive;
+static enum { NO_WINDOWS, WINDOWS, WINDOWS_BUT_ONE } windows;
 static struct dev_comm_settings settings_seen;
 
 static int fake_load(const struct dev_comm_settings *s, struct error *e) {
@@ -73,6 +75,24 @@ static int fake_start(struct dev *d, const uint8_t id[DEV_COMM_ID], int n, int i
         atomic_fetch_add(&alive, 1);
         *ret = c;
         return 0;
+}
+
+static int fake_open_window(struct dev *d, int n, int index, uint8_t ret_card[DEV_COMM_CARD], struct dev_comm **ret, struct error *e) {
+        uint8_t id[DEV_COMM_ID] = { 0 };
+
+        if (windows == NO_WINDOWS)
+                return -EOPNOTSUPP;
+        if (index == 0)
+                fake_unique_id(id, e);
+        memcpy(ret_card, id, sizeof(uint64_t));
+        fake_start(d, id, n, index, ret, e);
+        (*ret)->window = true;
+        return 0;
+}
+
+static int fake_join_windows(struct dev_comm *c, const uint8_t (*cards)[DEV_COMM_CARD], struct error *e) {
+        memcpy(&c->id, cards[0], sizeof(c->id)); /* of the first member */
+        return windows == WINDOWS_BUT_ONE && c->index == 1 ? -EOPNOTSUPP : 0;
 }
 
 static void move_part(struct dev_comm *c, struct dev_comm_part *p) {
@@ -109,6 +129,11 @@ static int fake_exchange(struct dev_comm *c, const struct dev_comm_part *parts, 
 static void fake_abort(struct dev_comm *c) {
         int all = atomic_load(&alive);
 
+        if (windows == WINDOWS_BUT_ONE && c->window) { /* given up before it was used: nothing waits for it */
+                atomic_fetch_sub(&alive, 1);
+                free(c);
+                return;
+        }
         atomic_fetch_add(&aborts, 1);
         while (atomic_load(&aborts) < all)
                 usleep(100);
@@ -154,10 +179,17 @@ static int fake_event_done(struct dev_event *ev) {
         return ev->end ? atomic_load(&stand_still) == 0 : 1;
 }
 
+static _Atomic int waits;
+
+static int fake_event_wait(struct dev_event *ev, struct dev_stream *s) {
+        atomic_fetch_add(&waits, 1);
+        return 0;
+}
+
 static const struct dev_comm_ops fake = {
         .size = sizeof(fake), .version = DEV_COMM_VERSION, .kind = "cpu", .load = fake_load, .fingerprint = fake_fingerprint, .enter = fake_enter, .unique_id = fake_unique_id,
-        .start = fake_start, .state = fake_state, .exchange = fake_exchange, .abort = fake_abort, .fold = fake_fold, .event_new = fake_event_new, .event_free = fake_event_free,
-        .event_record = fake_event_record, .event_done = fake_event_done,
+        .start = fake_start, .open_window = fake_open_window, .join_windows = fake_join_windows, .state = fake_state, .exchange = fake_exchange, .abort = fake_abort, .fold = fake_fold, .event_new = fake_event_new, .event_free = fake_event_free,
+        .event_record = fake_event_record, .event_done = fake_event_done, .event_wait = fake_event_wait,
 };
 
 /* ------------------------------------------------------------------ in a rank */
@@ -251,6 +283,13 @@ static void sums(struct ranks *r, struct node *x) {
         RANK_OK(r, comm_all_gather_v(x->world, q, p, (const size_t[]){ 80000, 76, 120000 }, x->stream, &e), e);
         for (size_t i = 0; i < 50019; i++)
                 RANK_CHECK(r, p[i] == sum_at(i));
+        memset(p, 0, 4 * 1000);
+        p[10 * r->rank + 5] = (float)r->rank + 1;
+        RANK_OK(r, comm_stream_after(x->world, x->stream, x->stream, &e), e);
+        RANK_OK(r, comm_all_gather_at(x->world, p, (const size_t[]){ 20, 60, 100 }, (const size_t[]){ 4, 8, 4 }, x->stream, &e), e);
+        RANK_CHECK(r, p[5] == 1 && p[15] == 2 && p[25] == 3 && p[16] == 0 && atomic_load(&waits) > 0);
+        for (size_t i = 0; i < 1000; i++)
+                p[i] = sum_at(i);
         p[7] = r->rank == 1 ? NAN : (float)r->rank;
         RANK_OK(r, comm_all_reduce(x->world, p, 8, DT_F32, COMM_MAX, x->stream, &e), e);
         RANK_CHECK(r, isnan(p[7]) && p[6] == sum_at(6));
@@ -391,6 +430,19 @@ static int run(void (*fn)(struct ranks *r, int rank), int timeout_ms, int killed
 
 TEST(sums_are_those_of_the_group_order) {
         CU_ASSERT_EQUAL(run(whole_fn, 0, -1), 0);
+}
+
+TEST(so_they_are_where_members_write_into_each_others_memory) {
+        windows = WINDOWS;
+        CU_ASSERT_EQUAL(run(whole_fn, 0, -1), 0);
+        CU_ASSERT_EQUAL(run(lost_fn, 0, 2), 0);
+        windows = NO_WINDOWS;
+}
+
+TEST(where_one_member_cannot_they_all_meet_by_the_library) {
+        windows = WINDOWS_BUT_ONE;
+        CU_ASSERT_EQUAL(run(whole_fn, 0, -1), 0);
+        windows = NO_WINDOWS;
 }
 
 TEST(a_lost_peer_ends_all_communicators_together) {

@@ -32,13 +32,14 @@ precision: {{recipe: {recipe}}}
 optimizer: {{lr: 0.0005, warmup_steps: 10}}
 checkpoint: {{dir: {home}/ckpt-{name}, every_steps: 0, at_end: false, replica_every: {replica_every}}}
 recovery: {{collective_timeout_ms: {timeout}}}
+nccl: {{peer_copies: {peer}}}
 metrics: {{digests: {digests}}}
 """
 
 
 def submit(c, name, more="", **kw):
     v = dict(preset="gpt2-162m", text=c.text, seq=1024, tp=1, pp=1, dp=1, steps=40, micro=4, batch=16, recipe="block", home=c.home, name=name, replica_every=1000,
-             timeout=3000, digests="false")
+             timeout=3000, digests="false", peer="true")
     v.update(kw)
     path = f"{c.home}/{name}.yaml"
     with open(path, "w") as f:
@@ -75,7 +76,7 @@ def case_layouts(c):
     c.wait_done(other, 90)
     noise = apart(losses(c, other), want)
     print(f"the same in micro-batches of 8: {show(noise)}", flush=True)
-    for name, layout in (("tp2", {"tp": 2}), ("pp2", {"pp": 2}), ("dp2", {"dp": 2})):
+    for name, layout in (("tp2", {"tp": 2}), ("pp2", {"pp": 2}), ("dp2", {"dp": 2}), ("tp2-nccl", {"tp": 2, "peer": "false"}), ("dp2-nccl", {"dp": 2, "peer": "false"})):
         job = submit(c, name, **layout)
         try:
             c.wait_done(job, 90)
@@ -104,9 +105,9 @@ def undisturbed(c):
     return c.want
 
 
-def disturbed(c, name, sig, rank, bound):
+def disturbed(c, name, sig, rank, bound, peer="true"):
     want = undisturbed(c)
-    job = submit(c, name, dp=2, steps=STEPS, replica_every=10)
+    job = submit(c, name, dp=2, steps=STEPS, replica_every=10, peer=peer)
     c.wait_step(job, 45, 60)
     pids = c.pids(job)
     before = c.step(job)
@@ -128,10 +129,12 @@ def disturbed(c, name, sig, rank, bound):
 def case_kill(c):
     disturbed(c, "kill", signal.SIGKILL, 1, 3)
     disturbed(c, "kill0", signal.SIGKILL, 0, 3)
+    disturbed(c, "kill-nccl", signal.SIGKILL, 1, 3, "false")
 
 
 def case_stop(c):
     disturbed(c, "stop", signal.SIGSTOP, 1, 3 + 3 + 3)
+    disturbed(c, "stop-nccl", signal.SIGSTOP, 1, 3 + 3 + 3, "false")
 
 
 def case_overflow(c):
@@ -146,16 +149,15 @@ def case_overflow(c):
 
 
 def case_scaling(c):
-    """16,384 tokens a GPU and step."""
+    """16,384 tokens a GPU and step; two GPUs by copies between them and by NCCL."""
     ms = {}
-    for dp in (1, 2):
-        job = submit(c, f"llama-dp{dp}", preset="llama-1b", seq=4096, dp=dp, steps=500, micro=4, batch=4 * dp, timeout=30000)
+    for name, dp, peer in (("one", 1, "true"), ("copies", 2, "true"), ("nccl", 2, "false")):
+        job = submit(c, f"llama-{name}", preset="llama-1b", seq=4096, dp=dp, steps=500, micro=4, batch=4 * dp, timeout=30000, peer=peer)
         c.wait_step(job, 25, 150)
-        ms[dp] = speed(c, job, 8)
-        print(f"llama-1b dp={dp}: {ms[dp]:.1f} ms a step, {16384 * dp / ms[dp] * 1e3:.0f} tokens/s", flush=True)
+        ms[name] = speed(c, job, 8)
+        print(f"llama-1b {name}: {ms[name]:.1f} ms a step, {16384 * dp / ms[name] * 1e3:.0f} tokens/s, {ms['one'] / ms[name]:.3f} of one GPU's a GPU", flush=True)
         c.ctl("cancel", str(job), "--now", check=False)
         wait_for("its end", lambda: c.job(job)["state"].upper() in ("CANCELLED", "COMPLETED"), 60, 0.2)
-    print(f"scaling dp=2: {ms[1] / ms[2]:.3f}", flush=True)
 
 
 CASES = {"layouts": case_layouts, "kill": case_kill, "stop": case_stop, "overflow": case_overflow, "scaling": case_scaling}

@@ -46,6 +46,7 @@ void test_layout(struct job_spec *s, int tp, int pp, int dp) {
 }
 
 bool test_hooks_armed;
+int64_t test_bucket_bytes = 4096;
 const char *test_device_kind = "cpu";
 
 struct cluster {
@@ -72,7 +73,7 @@ static int member_run(struct member *m) {
         struct comm_mesh_config mc = { .job = 1, .epoch = 1, .rank = r->rank, .n_ranks = c->n, .peers = c->peers, .node = "local", .timeout_ms = 60000,
                                        .connect_timeout_ms = 20000 };
         struct trainer_config tc = { .spec = c->spec, .rank = r->rank, .flight = c->flights ? c->flights[r->rank] : NULL,
-                                     .test_hooks_armed = test_hooks_armed };
+                                     .test_hooks_armed = test_hooks_armed, .bucket_bytes = test_bucket_bytes };
 
         TRY(dev_ops_load(test_device_kind, &r->ops, &r->error));
         tc.ops = r->ops;

@@ -26,6 +26,8 @@ int test_cluster(const struct job_spec *s, struct flight **flights, int (*fn)(st
 
 /* The next clusters' kill_* hooks fire. */
 extern bool test_hooks_armed;
+/* Of the next clusters; small, so that these small models have several buckets. */
+extern int64_t test_bucket_bytes;
 /* Of the next clusters, "cpu" by default. Helpers below that look into tensors are for that one. */
 extern const char *test_device_kind;
 

@@ -3,7 +3,9 @@
  * The same training in five layouts (docs/numerics.md, "What is checked"): FP32 first-step loss 1e-6, gradients 1e-5 by norm, losses 1e-4 at step 50; in the FP64
  * build 1e-9 at step 50, which proves the parallel code where rounding would hide a fault.
  */
+#include <errno.h>
 #include <math.h>
+#include <string.h>
 
 #include "tests/train/harness.h"
 
@@ -83,6 +85,46 @@ TEST(layouts_agree_without_sequence_parallelism) {
         struct job_spec s = test_spec();
         s.parallel.sequence_parallel = false;
         all_layouts(&s);
+}
+
+static int look(struct test_rank *r) {
+        const struct trainer *t = r->trainer;
+        int *ret = r->arg;
+
+        if (r->rank == 0) {
+                ret[0] = t->reducer.n;
+                ret[1] = t->optimizer.parts;
+        }
+        for (int i = 0; i < t->reducer.n; i++) { /* all of the buffer once, from its end downwards */
+                const struct bucket *b = &t->reducer.buckets[i];
+                size_t sum = 0;
+
+                for (int k = 0; k < t->layout.dp; k++)
+                        sum += b->counts[k];
+                if (sum != (size_t)(b->hi - b->lo) || b->hi != (i > 0 ? b[-1].lo : t->table.elements) || (i == t->reducer.n - 1) != (b->lo == 0))
+                        return -EINVAL;
+        }
+        return 0;
+}
+
+TEST(gradients_of_buckets_are_those_of_the_whole) {
+        struct run one = { 0 }, many = { 0 };
+        struct job_spec s = test_spec();
+        int64_t small = test_bucket_bytes;
+        int shape[2];
+
+        test_layout(&s, 1, 1, 2);
+        CU_ASSERT_EQUAL(test_cluster(&s, NULL, look, shape), 0);
+        CU_ASSERT(shape[0] > 2 && shape[1] > 2);
+        CU_ASSERT_EQUAL(test_cluster(&s, NULL, train, &many), 0);
+        test_bucket_bytes = 0;
+        CU_ASSERT_EQUAL(test_cluster(&s, NULL, look, shape), 0);
+        CU_ASSERT(shape[0] == 1 && shape[1] == 1);
+        CU_ASSERT_EQUAL(test_cluster(&s, NULL, train, &one), 0);
+        test_bucket_bytes = small;
+        CU_ASSERT(memcmp(one.losses, many.losses, sizeof(one.losses)) == 0); /* two terms: no order */
+        test_tensors_free(&one.gradients);
+        test_tensors_free(&many.gradients);
 }
 
 TEST_MAIN("layouts")

@@ -166,20 +166,16 @@ static int reduce_scatter_direct(struct comm *c, uint8_t *in, uint8_t *out, cons
         return 0;
 }
 
-/* out: the members' parts one after another, our own in its place. */
-static int all_gather_direct(struct comm *c, uint8_t *out, const size_t *sizes, struct error *e) {
+/* out: the members' parts, our own in its place. */
+static int all_gather_direct(struct comm *c, uint8_t *out, const size_t *offsets, const size_t *sizes, struct error *e) {
         struct comm_mesh *m = c->mesh;
-        size_t at = 0, own = 0, k = 0;
+        size_t k = 0;
 
-        for (int i = 0; i < c->index; i++)
-                own += sizes[i];
-        for (int i = 0; i < c->n; i++) {
+        for (int i = 0; i < c->n; i++)
                 if (i != c->index) {
-                        comm_io_plain(&m->ios[k++], c->ranks[i], true, out + own, sizes[c->index]);
-                        comm_io_plain(&m->ios[k++], c->ranks[i], false, out + at, sizes[i]);
+                        comm_io_plain(&m->ios[k++], c->ranks[i], true, out + offsets[c->index], sizes[c->index]);
+                        comm_io_plain(&m->ios[k++], c->ranks[i], false, out + offsets[i], sizes[i]);
                 }
-                at += sizes[i];
-        }
         return comm_io_run(m, m->ios, k, e);
 }
 
@@ -240,7 +236,7 @@ static int cut_make(struct comm *c, struct cut *x, size_t count, const size_t *c
 
 static int all_gather_cut(struct comm *c, uint8_t *out, const struct cut *x, struct error *e) {
         if (x->total <= DIRECT_MOST || c->n == 2)
-                return all_gather_direct(c, out, x->sizes, e);
+                return all_gather_direct(c, out, x->offsets, x->sizes, e);
         return ring_chunks(c, out, x->offsets, x->sizes, c->index, 0, c->n - 1, NULL, DT_U8, COMM_SUM, e);
 }
 
@@ -354,6 +350,27 @@ int comm_all_gather_v(struct comm *c, const void *in, void *out, const size_t *s
         if (c->on_device)
                 return device_end(c, device_all_gather(c, in, out, 0, sizes, stream, e), stream, e);
         return call_end(c, all_gather_run(c, in, out, 0, sizes, e));
+}
+
+int comm_all_gather_at(struct comm *c, void *buf, const size_t *offsets, const size_t *sizes, struct dev_stream *stream, struct error *e) {
+        int r = call_begin(c, "all-gather", FLIGHT_ALL_GATHER, sum_of(sizes, c->n), stream, e);
+
+        if (r != 0)
+                return r;
+        if (c->on_device)
+                return device_end(c, device_all_gather_at(c, buf, offsets, sizes, stream, e), stream, e);
+        return call_end(c, all_gather_direct(c, buf, offsets, sizes, e));
+}
+
+int comm_gather_run(struct comm *c, void *buf, size_t bytes, struct error *e) {
+        _cleanup_(cut_clear) struct cut x = { 0 };
+        int r = cut_make(c, &x, bytes * (size_t)c->n, NULL, 1, e);
+
+        return r != 0 ? r : all_gather_direct(c, buf, x.offsets, x.sizes, e);
+}
+
+int comm_stream_after(struct comm *c, struct dev_stream *later, struct dev_stream *earlier, struct error *e) {
+        return c->link ? device_stream_after(c, later, earlier, e) : 0;
 }
 
 /* ------------------------------------------------------------------ the others */

@@ -98,6 +98,8 @@ int comm_reduce_scatter(struct comm *c, void *in, void *out, size_t count, enum 
 int comm_all_gather(struct comm *c, const void *in, void *out, size_t bytes, struct dev_stream *stream, struct error *e);
 /* Uneven form: member i gives sizes[i] bytes, placed one after another. */
 int comm_all_gather_v(struct comm *c, const void *in, void *out, const size_t *sizes, struct dev_stream *stream, struct error *e);
+/* Member i gives the sizes[i] bytes at buf + offsets[i], which everybody has in the end; what lies between stays. */
+int comm_all_gather_at(struct comm *c, void *buf, const size_t *offsets, const size_t *sizes, struct dev_stream *stream, struct error *e);
 int comm_reduce_scatter_v(struct comm *c, void *in, void *out, const size_t *counts, enum dtype t, enum comm_op op, struct dev_stream *stream, struct error *e);
 int comm_broadcast(struct comm *c, void *buf, size_t bytes, int root, struct dev_stream *stream, struct error *e);
 /* Point to point; send may return once the data is buffered or on its way. A pair must not both send large data first: use comm_send_recv. */
@@ -105,3 +107,5 @@ int comm_send(struct comm *c, const void *buf, size_t bytes, int to, struct dev_
 int comm_recv(struct comm *c, void *buf, size_t bytes, int from, struct dev_stream *stream, struct error *e);
 int comm_send_recv(struct comm *c, const void *out, size_t out_bytes, int to, void *in, size_t in_bytes, int from, struct dev_stream *stream, struct error *e);
 int comm_barrier(struct comm *c, struct error *e);
+/* What is enqueued on `later` from now on comes after what is on `earlier` now; of a group on host memory: nothing. Calls of one group on several streams are put in order by this. */
+int comm_stream_after(struct comm *c, struct dev_stream *later, struct dev_stream *earlier, struct error *e);

@@ -126,6 +126,8 @@ int comm_io_run(struct comm_mesh *m, struct comm_io *ios, size_t n, struct error
 size_t comm_chunk_start(size_t count, size_t unit, int n, int i);
 /* `bytes` from the root to all, over the sockets, as part of another call. */
 int comm_broadcast_run(struct comm *c, void *buf, size_t bytes, int root, struct error *e);
+/* Everybody's `bytes`, one after another in buf, where the own ones are; likewise. */
+int comm_gather_run(struct comm *c, void *buf, size_t bytes, struct error *e);
 
 /* ------------------------------------------------------------------ device.c: communicators of devices, and who watches them */
 
@@ -155,6 +157,7 @@ int device_link_find(struct comm *c, struct error *e);
 /* A piece of work on a stream between these two is what the watching thread times; number: the flight recorder's. */
 int device_work_begin(struct comm *c, struct dev_stream *s, uint64_t number, struct error *e);
 int device_work_end(struct comm *c, struct dev_stream *s, struct error *e);
+int device_stream_after(struct comm *c, struct dev_stream *later, struct dev_stream *earlier, struct error *e);
 int device_exchange(struct comm *c, const struct dev_comm_part *parts, int n, struct dev_stream *s, struct error *e);
 
 /* ------------------------------------------------------------------ device_collective.c: the calls of comm.h on device memory, begun by collective.c */
@@ -162,6 +165,7 @@ int device_exchange(struct comm *c, const struct dev_comm_part *parts, int n, st
 int device_all_reduce(struct comm *c, void *buf, size_t count, enum dtype t, enum comm_op op, struct dev_stream *s, struct error *e);
 int device_reduce_scatter(struct comm *c, uint8_t *in, uint8_t *out, size_t count, const size_t *counts, enum dtype t, enum comm_op op, struct dev_stream *s, struct error *e);
 int device_all_gather(struct comm *c, const uint8_t *in, uint8_t *out, size_t bytes, const size_t *sizes, struct dev_stream *s, struct error *e);
+int device_all_gather_at(struct comm *c, uint8_t *buf, const size_t *offsets, const size_t *sizes, struct dev_stream *s, struct error *e);
 int device_broadcast(struct comm *c, void *buf, size_t bytes, int root, struct dev_stream *s, struct error *e);
 int device_send_recv(struct comm *c, const void *out, size_t out_bytes, int to, void *in, size_t in_bytes, int from, struct dev_stream *s, struct error *e);
 

@@ -49,6 +49,7 @@ struct device_epoch {
         int wake_fd;
         int *fds; /* of the peers, by rank; the mesh's own, which it may close meanwhile: then it has ended, and what they look like does not matter */
         struct pollfd *polls;
+        struct dev_event *order; /* of device_stream_after, made at its first use */
 
         /* under lock */
         struct device_link *links;
@@ -298,6 +299,7 @@ struct device_epoch *device_epoch_free(struct device_epoch *d) {
                 d->device->comm->event_free(d->work[i].begin);
                 d->device->comm->event_free(d->work[i].end);
         }
+        d->device->comm->event_free(d->order);
         for (struct device_link *l = d->links, *next; l; l = next) {
                 next = l->next;
                 free(l);
@@ -389,12 +391,53 @@ static int invite(struct comm *c, struct invitation *x, struct error *e) {
         return x->valid ? 0 : comm_mesh_fail(c->mesh, -EIO, c->ranks[0], e, "rank %d made no id: %s", c->ranks[0], c->index == 0 ? why.text : "see there");
 }
 
+/* Where the members can write into each other's memory: *ret is what they then have, NULL where one of them cannot with one of the others. */
+static int meet_in_windows(struct comm *c, struct dev_comm **ret, struct error *e) {
+        const struct comm_device *d = c->mesh->device->device;
+        _cleanup_free_ uint8_t (*cards)[DEV_COMM_CARD] = calloc((size_t)c->n, DEV_COMM_CARD);
+        _cleanup_free_ uint8_t *able = calloc((size_t)c->n, 1);
+        struct dev_comm *handle = NULL;
+        struct error why = { 0 };
+        bool all = true;
+        int r;
+
+        if (!cards || !able)
+                return comm_mesh_fail(c->mesh, -ENOMEM, -1, e, "out of memory");
+        c->mesh->op_name = "meeting of the devices";
+        c->mesh->tag = c->tag;
+        able[c->index] = d->comm->open_window(d->dev, c->n, c->index, cards[c->index], &handle, &why) == 0;
+        r = comm_gather_run(c, cards, DEV_COMM_CARD, e);
+        if (r == 0 && able[c->index])
+                able[c->index] = d->comm->join_windows(handle, cards, &why) == 0;
+        if (r == 0)
+                r = comm_gather_run(c, able, 1, e);
+        for (int i = 0; i < c->n; i++)
+                all = all && able[i];
+        if (handle && (r != 0 || !all))
+                d->comm->abort(STEAL_PTR(handle));
+        if (r == 0)
+                *ret = handle;
+        if (r == 0 && !all)
+                log_debug("devices of the group do not write into each other's memory: %s", why.text[0] ? why.text : "another one cannot");
+        return r;
+}
+
+static int meet_by_library(struct comm *c, struct dev_comm **ret, struct error *e) {
+        const struct comm_device *d = c->mesh->device->device;
+        struct error why = { 0 };
+        struct invitation x;
+        int r = invite(c, &x, e);
+
+        if (r != 0)
+                return r;
+        r = d->comm->start(d->dev, x.id, c->n, c->index, ret, &why);
+        return r < 0 ? fail(c, r, &why, e) : 0;
+}
+
 int device_link_find(struct comm *c, struct error *e) {
         struct device_epoch *d = c->mesh->device;
-        struct error why = { 0 };
+        struct dev_comm *handle = NULL;
         struct device_link *l;
-        struct invitation x;
-        struct dev_comm *handle;
         int r;
 
         for (l = d->links; l; l = l->next) /* only this thread adds to them */
@@ -402,18 +445,17 @@ int device_link_find(struct comm *c, struct error *e) {
                         c->link = l;
                         return 0;
                 }
-        r = invite(c, &x, e);
-        if (r != 0)
-                return r;
         l = calloc(1, sizeof(*l) + sizeof(int) * (size_t)c->n);
         if (!l)
                 return comm_mesh_fail(c->mesh, -ENOMEM, -1, e, "out of memory");
         l->n = c->n;
         memcpy(l->ranks, c->ranks, sizeof(int) * (size_t)c->n);
-        r = d->device->comm->start(d->device->dev, x.id, c->n, c->index, &handle, &why);
-        if (r < 0) {
+        r = meet_in_windows(c, &handle, e);
+        if (r == 0 && !handle)
+                r = meet_by_library(c, &handle, e);
+        if (r != 0) {
                 free(l);
-                return fail(c, r, &why, e);
+                return r;
         }
         pthread_mutex_lock(&d->lock);
         l->handle = handle;
@@ -467,6 +509,20 @@ int device_work_end(struct comm *c, struct dev_stream *s, struct error *e) {
         pthread_mutex_lock(&d->lock);
         r = d->condition ? -ECANCELED : d->device->comm->event_record(w->end, s);
         w->enqueued = r == 0;
+        pthread_mutex_unlock(&d->lock);
+        return r < 0 ? fail(c, r, NULL, e) : 0;
+}
+
+int device_stream_after(struct comm *c, struct dev_stream *later, struct dev_stream *earlier, struct error *e) {
+        struct device_epoch *d = c->mesh->device;
+        int r;
+
+        pthread_mutex_lock(&d->lock);
+        r = d->condition ? -ECANCELED : d->order ? 0 : d->device->comm->event_new(&d->order);
+        if (r == 0)
+                r = d->device->comm->event_record(d->order, earlier);
+        if (r == 0)
+                r = d->device->comm->event_wait(d->order, later);
         pthread_mutex_unlock(&d->lock);
         return r < 0 ? fail(c, r, NULL, e) : 0;
 }

@@ -110,8 +110,8 @@ static int scatter(struct comm *c, uint8_t *in, uint8_t *out, const size_t *coun
         return 0;
 }
 
-/* Our own part lies in its place. */
-static int gather(struct comm *c, uint8_t *out, const size_t *sizes, struct dev_stream *s, struct error *e) {
+/* Our own part lies in its place. offsets NULL: one after another. */
+static int gather(struct comm *c, uint8_t *out, const size_t *offsets, const size_t *sizes, struct dev_stream *s, struct error *e) {
         struct dev_comm_part *parts = NULL;
         size_t at = 0, own = 0;
         int n = 0, r = parts_room(c, &parts, e);
@@ -122,12 +122,16 @@ static int gather(struct comm *c, uint8_t *out, const size_t *sizes, struct dev_
                 own += sizes[i];
         for (int i = 0; i < c->n; i++) {
                 if (i != c->index) {
-                        add_part(parts, &n, out + own, sizes[c->index], i, true);
-                        add_part(parts, &n, out + at, sizes[i], i, false);
+                        add_part(parts, &n, out + (offsets ? offsets[c->index] : own), sizes[c->index], i, true);
+                        add_part(parts, &n, out + (offsets ? offsets[i] : at), sizes[i], i, false);
                 }
                 at += sizes[i];
         }
         return exchange(c, parts, n, s, e);
+}
+
+int device_all_gather_at(struct comm *c, uint8_t *buf, const size_t *offsets, const size_t *sizes, struct dev_stream *s, struct error *e) {
+        return c->n == 1 ? 0 : gather(c, buf, offsets, sizes, s, e);
 }
 
 static int unsuited(struct comm *c, enum dtype t, struct error *e) {
@@ -153,7 +157,7 @@ int device_all_reduce(struct comm *c, void *buf, size_t count, enum dtype t, enu
                 at += i < c->index ? sizes[i] : 0;
         }
         r = scatter(c, buf, (uint8_t *)buf + at, counts, t, op, s, e);
-        return r != 0 ? r : gather(c, buf, sizes, s, e);
+        return r != 0 ? r : gather(c, buf, NULL, sizes, s, e);
 }
 
 /* counts NULL: all the same. */
@@ -187,7 +191,7 @@ int device_all_gather(struct comm *c, const uint8_t *in, uint8_t *out, size_t by
         for (int i = 0; i < c->index; i++)
                 own += x[i];
         r = copy(c, out + own, in, x[c->index], s, e);
-        return r != 0 || c->n == 1 ? r : gather(c, out, x, s, e);
+        return r != 0 || c->n == 1 ? r : gather(c, out, NULL, x, s, e);
 }
 
 int device_broadcast(struct comm *c, void *buf, size_t bytes, int root, struct dev_stream *s, struct error *e) {

@@ -340,14 +340,23 @@ int model_gradients_clear(struct model *m, struct error *e) {
         return 0;
 }
 
+static int tell_final((struct model *m, int64_t offset, struct error *e) {
+        return m->gradients_final ? m->gradients_final(m->gradients_final_arg, offset, e) : 0;
+}
+
 int model_backward(struct model *m, int slot, struct error *e) {
         const struct layout *l = m->layout;
         struct batch *b = &m->batches[slot];
 
-        if (l->last)
+        if (l->last) {
                 TRY(head_backward(m, e));
-        for (int i = l->n_layers - 1; i >= 0; i--)
+                if (tensor_table_find(m->table, TENSOR_HEAD, -1)) /* one of its own, which the embedding does not share */
+                        TRY(tell_final(m, m->head_grad - m->grads, e));
+        }
+        for (int i = l->n_layers - 1; i >= 0; i--) {
                 TRY(layer_backward(m, &m->layers[i], &m->acts[slot * l->n_layers + i], &b->docs, e));
+                TRY(tell_final(m, m->layers[i].q.grad - m->grads, e)); /* q lies lowest of a layer's matrices; norms lie below all of them */
+        }
         m->grads_fresh = false;
         return l->first ? embedding_backward(m, b, e) : 0;
 }

@@ -165,6 +165,9 @@ struct model {
         struct dev *dev;
         struct dev_stream *stream;
         struct comm *tp; /* of the epoch */
+        /* Told by model_backward where it is set: the gradients in the flat buffer from this offset on get nothing more in this backward pass. */
+        int (*gradients_final)(void *arg, int64_t offset, struct error *e);
+        void *gradients_final_arg;
 
         enum dtype act, reduce; /* reduce: of row-parallel partial sums and of input gradients between tp ranks */
         int64_t T, Ts, H, I, Q, K, D, V, v0, heads, kv_heads;

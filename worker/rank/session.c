@@ -134,7 +134,8 @@ static int finish_snapshot(void *arg, struct error *e) {
 /* How devices talk to each other; once a process, as soon as the job has two ranks. */
 static int open_collectives(struct session *s, struct error *e) {
         const struct job_spec *spec = s->spec;
-        const struct dev_comm_settings n = { .ib_timeout = (int)spec->nccl.ib_timeout, .ib_retry_cnt = (int)spec->nccl.ib_retry_cnt, .channels = (int)spec->nccl.channels, .nvls = spec->nccl.nvls };
+        const struct dev_comm_settings n = { .ib_timeout = (int)spec->nccl.ib_timeout, .ib_retry_cnt = (int)spec->nccl.ib_retry_cnt, .channels = (int)spec->nccl.channels, .nvls = spec->nccl.nvls,
+                                               .peer_copies = spec->nccl.peer_copies };
 
         if (s->collectives || strcmp(s->ops->kind, "cpu") == 0 || spec->parallel.tp * spec->parallel.pp * spec->parallel.dp == 1)
                 return 0;

@@ -3,8 +3,11 @@
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "worker/train/trainer_private.h"
+
+#define PARTS 8 /* of an update of more than a bucket's size; what the gather of the last one takes is not hidden */
 
 void optimizer_take(struct trainer *t, struct arena *a) {
         struct optimizer *o = &t->optimizer;
@@ -43,6 +46,42 @@ static void stats_free(struct stats_list *l) {
         *l = (struct stats_list){ 0 };
 }
 
+static int by_place(const void *a, const void *b) {
+        const dev_real *x = ((const struct adamw_tensor *)a)->master, *y = ((const struct adamw_tensor *)b)->master;
+
+        return (x > y) - (x < y);
+}
+
+/* Where tensors begin, each rank's shard is cut into parts of about the same size; every rank knows all the cuts. */
+static int parts_init(struct trainer *t, struct error *e) {
+        struct optimizer *o = &t->optimizer;
+        size_t dp = (size_t)t->layout.dp;
+
+        o->parts = dp > 1 && t->table.elements / t->layout.dp * (int64_t)sizeof(dev_real) >= t->config.bucket_bytes ? PARTS : 1;
+        o->sorted = calloc((size_t)t->zero.n_pieces + 1, sizeof(*o->sorted));
+        o->part_cuts = calloc(dp * (size_t)(o->parts + 1), sizeof(*o->part_cuts));
+        o->offsets = calloc(dp, sizeof(*o->offsets));
+        o->sizes = calloc(dp, sizeof(*o->sizes));
+        if (!o->sorted || !o->part_cuts || !o->offsets || !o->sizes)
+                return error_set(e, -ENOMEM, "no memory for the optimizer's parts");
+        memcpy(o->sorted, o->list, sizeof(*o->list) * (size_t)t->zero.n_pieces);
+        qsort(o->sorted, (size_t)t->zero.n_pieces, sizeof(*o->sorted), by_place);
+        for (int i = 0; i < t->layout.dp; i++) {
+                int64_t *cuts = o->part_cuts + i * (o->parts + 1), lo = t->zero.cuts[i], hi = t->zero.cuts[i + 1];
+
+                for (int k = 0; k <= o->parts; k++)
+                        cuts[k] = k == o->parts ? hi : lo;
+                for (int k = 1; k < o->parts; k++)
+                        for (int j = 0; j < t->table.n; j++) {
+                                int64_t at = t->table.tensors[j].offset;
+
+                                if (at > cuts[k] && at <= lo + (hi - lo) * k / o->parts)
+                                        cuts[k] = at;
+                        }
+        }
+        return 0;
+}
+
 int optimizer_lists(struct trainer *t, struct error *e) {
         struct optimizer *o = &t->optimizer;
         const struct model_config *c = &t->spec->model;
@@ -52,10 +91,11 @@ int optimizer_lists(struct trainer *t, struct error *e) {
         if (!o->list || stats_alloc(&o->local, t->table.n) < 0 || stats_alloc(&o->counted, t->zero.n_pieces) < 0 ||
             stats_alloc(&o->uncounted, t->zero.n_pieces) < 0)
                 return error_set(e, -ENOMEM, "no memory for the optimizer's lists");
-        for (int i = 0; i < t->table.n; i++) {
-                const struct tensor *x = &t->table.tensors[i];
+        for (int i = 0; i < 2 * t->table.n; i++) { /* norms first, as they lie */
+                const struct tensor *x = &t->table.tensors[i % t->table.n];
 
-                stats_add(&o->local, t->model.grads + x->offset, x->count, finding_gradient(c, x->number, false, t->layout.rank));
+                if (x->norm == (i < t->table.n))
+                        stats_add(&o->local, t->model.grads + x->offset, x->count, finding_gradient(c, x->number, false, t->layout.rank));
         }
         for (int i = 0; i < t->zero.n_pieces; i++) {
                 const struct zero_piece *p = &t->zero.pieces[i];
@@ -82,11 +122,15 @@ int optimizer_lists(struct trainer *t, struct error *e) {
                 t->counts[i] = (size_t)(t->zero.cuts[i + 1] - t->zero.cuts[i]);
                 t->sizes[i] = t->counts[i] * dtype_size(t->model.act);
         }
-        return 0;
+        return parts_init(t, e);
 }
 
 void optimizer_done(struct optimizer *o) {
         free(o->list);
+        free(o->sorted);
+        free(o->part_cuts);
+        free(o->offsets);
+        free(o->sizes);
         stats_free(&o->local);
         stats_free(&o->counted);
         stats_free(&o->uncounted);
@@ -130,15 +174,14 @@ int optimizer_reduce(struct trainer *t, struct error *e) {
         struct model *m = &t->model;
         const struct tensor *embed = t->groups.embed ? tensor_table_find(&t->table, TENSOR_EMBED, -1) : NULL;
 
-        TRY_DEV(e, m->ops->zero(o->sumsq, 2 * sizeof(double), m->stream));
-        if (t->layout.n_ranks > 1) /* before anything is mixed: afterwards nobody could say whose value it was */
+        if (t->layout.n_ranks > 1 && t->layout.dp == 1) /* before anything is mixed; buckets do so for themselves */
                 TRY(stats(t, &o->local, &o->sumsq[1], e));
         if (t->layout.sequence_parallel) /* each rank saw its tokens only */
                 TRY(comm_all_reduce(t->groups.tp, m->grads, (size_t)t->table.norm_elements, DT_F32, COMM_SUM, m->stream, e));
         if (embed)
                 TRY(comm_all_reduce(t->groups.embed, m->grads + embed->offset, (size_t)embed->count, DT_F32, COMM_SUM, m->stream, e));
-        if (t->layout.dp > 1)
-                TRY(comm_reduce_scatter_v(t->groups.dp, m->grads, o->shard_grad, t->counts, DT_F32, COMM_SUM, m->stream, e));
+        TRY(reduce_down_to(t, 0, e));
+        TRY(reduce_end(t, e));
         TRY(stats(t, &o->counted, &o->sumsq[0], e));
         TRY(stats(t, &o->uncounted, &o->sumsq[1], e));
         if (m->n_sites > 0) /* one history for all ranks that hold a part of the same tensor */
@@ -158,6 +201,38 @@ static uint64_t rounding_seed(int64_t seed, uint64_t update) {
         return z;
 }
 
+/* Working copies of the part to all dp ranks, as soon as it is updated and beside what comes next. */
+static int gather_part(struct trainer *t, int part, struct error *e) {
+        struct optimizer *o = &t->optimizer;
+        struct model *m = &t->model;
+
+        if (t->layout.dp == 1)
+                return 0;
+        for (int i = 0; i < t->layout.dp; i++) {
+                const int64_t *cuts = o->part_cuts + i * (o->parts + 1) + part;
+
+                o->offsets[i] = act_bytes(m, cuts[0]);
+                o->sizes[i] = act_bytes(m, cuts[1] - cuts[0]);
+        }
+        TRY(comm_stream_after(t->groups.dp, t->reducer.stream, m->stream, e));
+        return comm_all_gather_at(t->groups.dp, m->params, o->offsets, o->sizes, t->reducer.stream, e);
+}
+
+static int update_part(struct trainer *t, int part, struct error *e) {
+        struct optimizer *o = &t->optimizer;
+        struct model *m = &t->model;
+        const int64_t *cuts = o->part_cuts + t->layout.dp_index * (o->parts + 1) + part;
+        int first = 0, n = 0;
+
+        while (first < t->zero.n_pieces && o->sorted[first].master - o->master < cuts[0] - zero_begin(&t->zero))
+                first++;
+        while (first + n < t->zero.n_pieces && o->sorted[first + n].master - o->master < cuts[1] - zero_begin(&t->zero))
+                n++;
+        if (n > 0)
+                TRY_DEV(e, m->ops->adamw(n, o->sorted + first, o->moments, m->act, o->params, m->stream));
+        return 0;
+}
+
 int optimizer_update(struct trainer *t, double lr, double grad_scale, struct error *e) {
         struct optimizer *o = &t->optimizer;
         struct model *m = &t->model;
@@ -175,12 +250,20 @@ int optimizer_update(struct trainer *t, double lr, double grad_scale, struct err
         const struct job_spec *s = t->spec;
 
         TRY_DEV(e, m->ops->copy_in(o->params, &p, sizeof(p), m->stream));
-        if (t->zero.n_pieces > 0)
-                TRY_DEV(e, m->ops->adamw(t->zero.n_pieces, o->list, o->moments, m->act, o->params, m->stream));
+        for (int i = 0; i < o->parts; i++) {
+                if (i > 0)
+                        TRY(gather_part(t, i - 1, e));
+                TRY(update_part(t, i, e));
+        }
         if (m->n_sites > 0)
                 TRY_DEV(e, m->ops->amax_update(m->n_sites, (int)s->precision.amax_history, m->history, m->amax, m->scale, m->fp8_max,
                                                s->precision.amax_algo == AMAX_MAX, (int)s->precision.margin, &o->params->skip, m->stream));
         return 0;
+}
+
+int optimizer_update_end(struct trainer *t, struct error *e) {
+        TRY(gather_part(t, t->optimizer.parts - 1, e));
+        return reduce_end(t, e);
 }
 
 int optimizer_gather(struct trainer *t, struct error *e) {

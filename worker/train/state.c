@@ -59,6 +59,7 @@ void trainer_state(struct trainer *t, const struct shard_tensor **ret_list, size
 /* ------------------------------------------------------------------ small state */
 
 int trainer_settle(struct trainer *t, struct error *e) {
+        TRY_DEV(e, t->model.ops->stream_sync(t->reducer.stream)); /* the other one waits for it, but not where an epoch broke off */
         TRY_DEV(e, t->model.ops->stream_sync(t->model.stream));
         return 0;
 }

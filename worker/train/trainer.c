@@ -2,8 +2,8 @@
 /*
  * A step, from the batch to the new weights:
  *
- *   forward/backward of all micro-batches (1F1B) -> gradients summed over tp, tied stages, dp (each rank keeps its ZeRO shard's) -> all ranks agree on
- *   {finite, loss, norm, requests} -> lease looked at -> AdamW on the shard -> working copies all-gathered -> quantised forms
+ *   forward/backward of all micro-batches (1F1B) -> gradients summed over tp, tied stages, dp (each rank keeps its ZeRO shard's; reduce.c: beside the backward pass) -> all ranks agree on
+ *   {finite, loss, norm, requests} -> lease looked at -> AdamW on the shard, part by part, beside it working copies all-gathered -> quantised forms
  *
  * or, when the agreement found something non-finite, nothing but the counters after the agreement.  The loss's mean is over the labelled tokens of the
  * whole batch, whose number is known only at the agreement: gradients are made for a sum divided by the batch's size in tokens, and the rest of
@@ -83,6 +83,7 @@ static int build(struct trainer *t, struct error *e) {
         TRY(model_init(&t->model, t->spec, &t->layout, &t->table, c->ops, c->dev, take_more, t, e));
         TRY(host_alloc(t, e));
         TRY(optimizer_lists(t, e));
+        TRY(reducer_init(t, e));
         TRY(state_list(t, e));
         TRY(dataset_open(t->spec, &t->data, e));
         TRY(check_data(t, e));
@@ -98,6 +99,8 @@ int trainer_new(const struct trainer_config *c, struct trainer **ret, struct err
         if (!t)
                 return error_set(e, -ENOMEM, "no memory for a trainer");
         t->config = *c;
+        if (t->config.bucket_bytes == 0)
+                t->config.bucket_bytes = (int64_t)32 << 20;
         t->spec = c->spec;
         r = build(t, e);
         if (r != 0) {
@@ -113,6 +116,7 @@ struct trainer *trainer_free(struct trainer *t) {
                 return NULL;
         trainer_detach(t);
         dataset_free(t->data);
+        reducer_done(t);
         optimizer_done(&t->optimizer);
         model_done(&t->model);
         zero_done(&t->zero);
@@ -198,6 +202,7 @@ static int gradients(struct trainer *t, struct error *e) {
         TRY(model_gradients_clear(m, e));
         if (m->head.loss)
                 TRY_DEV(e, m->ops->zero(m->head.loss, sizeof(dev_real) * (size_t)m->n_micro, m->stream));
+        TRY(reduce_begin(t, e));
         trainer_phase(t, FLIGHT_FORWARD);
         TRY(pipeline_run(t, e));
         TRY(hook_overflow(t, e));
@@ -221,7 +226,7 @@ static int commit(struct trainer *t, double grad_scale, double grad_norm, double
         TRY(optimizer_update(t, lr, grad_scale, e));
         hook_kill(t, "updated");
         trainer_phase(t, FLIGHT_GATHER);
-        TRY(optimizer_gather(t, e));
+        TRY(optimizer_update_end(t, e));
         t->progress.updates++;
         TRY(step_marks_reset(t, e));
         TRY(weights_changed(t, e));

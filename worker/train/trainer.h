@@ -25,6 +25,7 @@ struct trainer_config {
         const char *collectives;      /* what makes sums between devices, for the fingerprint; NULL: the host */
         struct flight *flight;        /* may be NULL */
         bool test_hooks_armed;        /* kill_* hooks fire (first incarnation only) */
+        int64_t bucket_bytes;         /* of gradients that are summed together, at least; 0: 32 MiB. Smaller ones in tests, whose models are small */
 };
 
 /* One optimizer step as it is reported. All ranks get step, skipped, grad_norm, loss (averaged over the global batch). */

@@ -48,8 +48,27 @@ struct optimizer {
         struct step_params *params; /* device */
         double *sumsq;              /* device [2]: counted ones; the rest, looked at for finiteness only */
         struct adamw_tensor *list;  /* [zero.n_pieces] */
-        struct stats_list local;    /* whole gradients of this rank, before the reduction */
+        struct adamw_tensor *sorted;/* the same in the order of the flat buffer, which the update goes through in parts */
+        int parts;
+        int64_t *part_cuts;         /* [dp][parts + 1], elements: what of each rank's shard a part is */
+        size_t *offsets, *sizes;    /* [dp], bytes: of a part */
+        struct stats_list local;    /* whole gradients of this rank, before the reduction, in the order of the flat buffer */
         struct stats_list counted, uncounted; /* reduced pieces */
+};
+
+/* Gradients that are summed together, see reduce.c. */
+struct bucket {
+        int64_t lo, hi;     /* of the flat buffer, elements */
+        size_t *counts;     /* [dp] of it, that each rank owns */
+        dev_real *out;      /* where this rank's go */
+        int stats, n_stats; /* of optimizer.local */
+};
+
+struct reducer {
+        struct dev_stream *stream; /* of what goes on beside the model's; on the CPU and with dp = 1 the model's */
+        struct dev_stream *own;
+        struct bucket *buckets;    /* from the end of the buffer downwards */
+        int n, next;
 };
 
 /* What one rank brings to the agreement. */
@@ -70,6 +89,7 @@ struct trainer {
         struct zero zero;
         struct model model;
         struct optimizer optimizer;
+        struct reducer reducer;
         struct groups groups;
         struct dataset *data;
         struct progress progress;
@@ -111,13 +131,24 @@ void optimizer_take(struct trainer *t, struct arena *arenas);
 int optimizer_lists(struct trainer *t, struct error *e);
 void optimizer_done(struct optimizer *o);
 int optimizer_init_state(struct trainer *t, struct error *e);
-/* Sums over tp (norms), the tied stages and dp; then finiteness and sum of squares of what this rank owns. */
+/* Sums over tp (norms), the tied stages and what is left to be summed over dp; then finiteness and sum of squares of what this rank owns. */
 int optimizer_reduce(struct trainer *t, struct error *e);
+/* Part by part; the working copies of a part go to all dp ranks while the next one is updated, those of the last one in optimizer_update_end. */
 int optimizer_update(struct trainer *t, double lr, double grad_scale, struct error *e);
+int optimizer_update_end(struct trainer *t, struct error *e);
 /* Working copies of all shards to all dp ranks. */
 int optimizer_gather(struct trainer *t, struct error *e);
 /* Working copies of this rank's shard from its master weights. */
 int optimizer_cast(struct trainer *t, struct error *e);
+
+int reducer_init(struct trainer *t, struct error *e);
+void reducer_done(struct trainer *t);
+/* Before the step's first gradient. */
+int reduce_begin(struct trainer *t, struct error *e);
+/* arg: the trainer. All gradients from this offset on are final: buckets that lie above it go. */
+int reduce_down_to(void *arg, int64_t offset, struct error *e);
+/* What is enqueued for the model from now on comes after all buckets that went. */
+int reduce_end(struct trainer *t, struct error *e);
 
 /* What the ranks decided together, the same on all of them. */
 struct agreement {
