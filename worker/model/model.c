@@ -340,7 +340,7 @@ int model_gradients_clear(struct model *m, struct error *e) {
         return 0;
 }
 
-static int tell_final((struct model *m, int64_t offset, struct error *e) {
+static int tell_final(struct model *m, int64_t offset, struct error *e) {
         return m->gradients_final ? m->gradients_final(m->gradients_final_arg, offset, e) : 0;
 }
 
