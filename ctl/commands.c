@@ -29,6 +29,9 @@ const struct command commands[] = {
           "With -f and -o json each event is one JSON object on a line of its own.", false },
         { "why", "JOB", 1, 1, FORMATS_PLAIN, NULL, why_run, "tell what went wrong: each incident, what was decided and done, what it cost",
           "An incident begins with the first word of trouble and ends with the first new step, or with the job.", false },
+        { "diagnose", "JOB", 1, 1, FORMATS_PLAIN, diagnose_opts, diagnose_run, "tell where every rank of a job is, and who holds the others up",
+          "The flight recorders of all ranks side by side: who is inside which collective and who has not entered it; then each rank's process and the stacks\n"
+          "of its threads, the culprit first. Taking stacks makes each rank stand still for some milliseconds; --quick leaves them out.", false },
         { "goodput", "JOB", 1, 1, FORMATS_PLAIN, NULL, goodput_run, "tell where a job's time went",
           "Productive (new steps at the median time), lost (steps done again), recovering, checkpointing, skipped, waiting, other.", false },
         { "metrics", "JOB", 1, 1, FORMATS_METRICS, metrics_opts, metrics_run, "print one row a step",

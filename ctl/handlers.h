@@ -22,6 +22,7 @@ extern const struct opt cluster_up_opts[];
 extern const struct opt cluster_down_opts[];
 extern const struct opt cluster_keep_opts[];
 extern const struct opt admin_certs_opts[];
+extern const struct opt diagnose_opts[];
 extern const struct opt inject_opts[];
 
 int submit_run(struct ctl *c, int n, char **args);
@@ -35,6 +36,7 @@ int job_scale_run(struct ctl *c, int n, char **args);
 int logs_run(struct ctl *c, int n, char **args);
 int events_run(struct ctl *c, int n, char **args);
 int why_run(struct ctl *c, int n, char **args);
+int diagnose_run(struct ctl *c, int n, char **args);
 int goodput_run(struct ctl *c, int n, char **args);
 int metrics_run(struct ctl *c, int n, char **args);
 int node_list_run(struct ctl *c, int n, char **args);

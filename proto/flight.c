@@ -131,20 +131,27 @@ int flight_wait_death(struct flight *f, uint64_t timeout_ns) {
 
 void flight_begin_epoch(struct flight *f, uint64_t epoch) {
         atomic_store(&f->head, 0);
+        for (size_t i = 0; i < N_FLIGHT_GROUPS; i++)
+                atomic_store(&f->met[i], 0);
         for (size_t i = 0; i < FLIGHT_RING; i++)
                 atomic_store(&f->ring[i].seq, 0);
         atomic_store(&f->epoch, epoch);
 }
 
-uint64_t flight_enter(struct flight *f, enum flight_op op, uint32_t group, uint64_t bytes) {
+uint64_t flight_enter(struct flight *f, const struct flight_call *call) {
         uint64_t seq = atomic_fetch_add(&f->head, 1) + 1;
         struct flight_entry *entry = &f->ring[seq % FLIGHT_RING];
 
         atomic_store(&entry->seq, 0);
-        __atomic_store_n(&entry->op, (uint32_t)op, __ATOMIC_SEQ_CST);
-        __atomic_store_n(&entry->group, group, __ATOMIC_SEQ_CST);
-        __atomic_store_n(&entry->bytes, bytes, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&entry->op, (uint32_t)call->op, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&entry->group, call->group, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&entry->bytes, call->bytes, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&entry->number, call->number, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&entry->to, call->to, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&entry->from, call->from, __ATOMIC_SEQ_CST);
         atomic_store(&entry->left_ns, 0);
+        if (call->number && call->group < N_FLIGHT_GROUPS)
+                atomic_store(&f->met[call->group], call->number);
         atomic_store(&entry->entered_ns, clock_mono_ns());
         atomic_store(&entry->seq, seq);
         return seq;
@@ -166,6 +173,9 @@ bool flight_read(const struct flight *f, uint64_t seq, struct flight_record *ret
         r.op = __atomic_load_n(&entry->op, __ATOMIC_SEQ_CST);
         r.group = __atomic_load_n(&entry->group, __ATOMIC_SEQ_CST);
         r.bytes = __atomic_load_n(&entry->bytes, __ATOMIC_SEQ_CST);
+        r.number = __atomic_load_n(&entry->number, __ATOMIC_SEQ_CST);
+        r.to = __atomic_load_n(&entry->to, __ATOMIC_SEQ_CST);
+        r.from = __atomic_load_n(&entry->from, __ATOMIC_SEQ_CST);
         r.entered_ns = atomic_load(&entry->entered_ns);
         r.left_ns = atomic_load(&entry->left_ns);
         if (atomic_load(&entry->seq) != seq)
@@ -187,6 +197,7 @@ bool flight_lease_ok(const struct flight *f) {
 
 static const char *const op_names[] = { "none", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "send", "recv", "barrier" };
 static const char *const phase_names[] = { "starting", "parked", "loading", "joining", "forward", "reduce", "agree", "update", "gather", "snapshot", "eval", "done" };
+static const char *const group_names[] = { "world", "tp", "dp", "pp", "stage", "embed" };
 
 const char *flight_op_name(uint64_t op) {
         return op < ARRAY_SIZE(op_names) ? op_names[op] : "unknown";
@@ -194,4 +205,8 @@ const char *flight_op_name(uint64_t op) {
 
 const char *flight_phase_name(uint64_t phase) {
         return phase < ARRAY_SIZE(phase_names) ? phase_names[phase] : "unknown";
+}
+
+const char *flight_group_name(uint64_t group) {
+        return group < ARRAY_SIZE(group_names) ? group_names[group] : "unknown";
 }

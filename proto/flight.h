@@ -17,15 +17,19 @@
 #include "base/error.h"
 
 #define FLIGHT_MAGIC 0x46503846u /* "FP8F" */
-#define FLIGHT_VERSION 1
+#define FLIGHT_VERSION 2
 #define FLIGHT_RING 256
 
 enum flight_op { FLIGHT_ALL_REDUCE = 1, FLIGHT_REDUCE_SCATTER, FLIGHT_ALL_GATHER, FLIGHT_BROADCAST, FLIGHT_SEND, FLIGHT_RECV, FLIGHT_BARRIER };
 
+/* Tags of a training rank's groups: what the controller needs to know who must meet whom. */
+enum flight_group { FLIGHT_WORLD, FLIGHT_TP, FLIGHT_DP, FLIGHT_PP, FLIGHT_STAGE /* tp x dp */, FLIGHT_EMBED /* first and last stage */, N_FLIGHT_GROUPS };
+
 struct flight_entry {
         _Atomic uint64_t seq; /* number of the collective on this rank, from 1 in each epoch; 0: empty */
         uint32_t op, group;   /* enum flight_op; tag of the group */
-        uint64_t bytes;
+        uint64_t bytes, number; /* number: of this collective in its group, from 1 in each epoch, the same on all its members; 0: SEND and RECV */
+        int32_t to, from;     /* SEND, RECV: the other ranks of the job; -1: none */
         _Atomic uint64_t entered_ns, left_ns; /* CLOCK_MONOTONIC; left 0: still in it */
 };
 
@@ -42,6 +46,8 @@ struct flight {
         _Atomic uint32_t has_loss;
         _Atomic uint64_t loss, loss_first, val_loss, tokens_per_s;
         _Atomic uint64_t skipped_steps, tokens, memory_bytes;
+        _Atomic uint64_t stall_ns;           /* the job's collective timeout; 0: not known */
+        _Atomic uint64_t met[N_FLIGHT_GROUPS]; /* number of the newest collective in each group */
         _Atomic uint64_t head;               /* number of the newest entry */
         struct flight_entry ring[FLIGHT_RING];
 };
@@ -52,7 +58,16 @@ enum flight_phase { FLIGHT_STARTING, FLIGHT_PARKED, FLIGHT_LOADING, FLIGHT_JOINI
 struct flight_record {
         uint64_t seq;
         uint32_t op, group;
-        uint64_t bytes, entered_ns, left_ns;
+        uint64_t bytes, number, entered_ns, left_ns;
+        int32_t to, from;
+};
+
+/* What is entered. */
+struct flight_call {
+        enum flight_op op;
+        uint32_t group;
+        uint64_t bytes, number;
+        int32_t to, from;
 };
 
 /* A new memfd with an initialised recorder, sealed in size. One for each incarnation of a rank. */
@@ -66,7 +81,7 @@ int flight_hold(struct flight *f, struct error *e);
 int flight_wait_death(struct flight *f, uint64_t timeout_ns);
 /* Numbers of collectives begin at 1 again. Between collectives only. */
 void flight_begin_epoch(struct flight *f, uint64_t epoch);
-uint64_t flight_enter(struct flight *f, enum flight_op op, uint32_t group, uint64_t bytes);
+uint64_t flight_enter(struct flight *f, const struct flight_call *call);
 void flight_leave(struct flight *f, uint64_t seq);
 /* False when this collective is no longer, or not yet, in the ring. The newest is number f->head. */
 bool flight_read(const struct flight *f, uint64_t seq, struct flight_record *ret);
@@ -75,3 +90,4 @@ void flight_set_phase(struct flight *f, enum flight_phase phase);
 bool flight_lease_ok(const struct flight *f);
 const char *flight_op_name(uint64_t op);
 const char *flight_phase_name(uint64_t phase);
+const char *flight_group_name(uint64_t group);

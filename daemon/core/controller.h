@@ -28,7 +28,7 @@ struct caller {
 };
 
 enum request_kind { REQ_STATUS, REQ_SUBMIT, REQ_LIST_JOBS, REQ_GET_JOB, REQ_CANCEL_JOB, REQ_SAVE_JOB, REQ_LIST_NODES, REQ_GET_NODE, REQ_LIST_EVENTS,
-                    REQ_READ_FILE, REQ_LIST_CHECKPOINTS, REQ_REMOVE_CHECKPOINT, REQ_SCALE_JOB, REQ_SET_NODE, REQ_TEST_NODE };
+                    REQ_READ_FILE, REQ_LIST_CHECKPOINTS, REQ_REMOVE_CHECKPOINT, REQ_SCALE_JOB, REQ_SET_NODE, REQ_TEST_NODE, REQ_DIAGNOSE_JOB };
 
 /* File work done outside the loop by a helper running as the submitting user. */
 struct file_work {

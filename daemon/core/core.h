@@ -203,6 +203,7 @@ struct job {
         uint64_t rec_since, rec_deadline; /* 0: none */
         struct incident inc;
         bool start_is_new;          /* FENCE of a fresh placement, no survivors */
+        struct gathering *gathering; /* where its ranks are, asked for when one waited in vain; NULL: nobody did */
         struct generation *generations;
         size_t n_generations;
         struct node **inventory_wait;
@@ -267,7 +268,7 @@ struct event {
         char *text;
 };
 
-enum pending_kind { PENDING_EVENTS, PENDING_SAVE, PENDING_SUBMIT, PENDING_READ, PENDING_TEST };
+enum pending_kind { PENDING_EVENTS, PENDING_SAVE, PENDING_SUBMIT, PENDING_READ, PENDING_TEST, PENDING_DIAGNOSE };
 
 struct preflight {
         uint64_t id;
@@ -290,6 +291,7 @@ struct pending {
         struct job *draft;
         struct sched_slot *slots;
         bool dry_run;
+        struct gathering *gathering;                              /* diagnose */
 };
 
 enum drop_kind { DROP_MALFORMED, DROP_JOB, DROP_EPOCH, DROP_INCARNATION, DROP_LEASE, N_DROPS };

@@ -5,10 +5,12 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "daemon/core/diagnose.h"
 #include "daemon/core/recovery_private.h"
 
 /* Thresholds. */
 #define PEER_GRACE_MS 2000u        /* a lost peer's own worker has so long to say what happened */
+#define DIAGNOSIS_MS 200u          /* ... and when all have, workers have so long to tell where the ranks are */
 #define STUCK_VOTE_MS 500u         /* after the first rank that waited in vain for a peer, the others have so long to say for whom they wait */
 
 #define J(x) FP8CTL__V1__JOB_STATE__##x
@@ -16,7 +18,8 @@
 /* One that holds the others up does not park either: it is killed now. Else all begin a new round. */
 void rank_suspicion_over(struct controller *c, struct job *j) {
         char text[TEXT_MAX_LEN];
-        int stuck = stuck_rank(j);
+        bool known;
+        int named = stuck_rank(j), found = diagnose_culprit(c, j, &known), stuck = known ? found : named;
 
         core_text(text, sizeof(text), j->inc.cause);
         j->rec_deadline = 0;
@@ -24,6 +27,12 @@ void rank_suspicion_over(struct controller *c, struct job *j) {
                 recovery_rank_lost(c, j, (uint32_t)stuck, "is stuck: the others waited for it in vain", LOST_KILL, true);
         else
                 recovery_again(c, j, text, true);
+}
+
+/* All workers have told where their ranks are. */
+void rank_diagnosed(struct controller *c, struct job *j) {
+        if (j->rec == REC_SUSPECT && (stuck_all_spoke(j) || diagnose_certain(c, j)))
+                rank_suspicion_over(c, j);
 }
 
 static void suspect(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__RankFault *m, const char *text) {
@@ -41,6 +50,8 @@ static void suspect(struct controller *c, struct job *j, struct rank *r, const F
         } else if (timeout && deadline < j->rec_deadline) {
                 j->rec_deadline = deadline;
         }
+        if (timeout && !j->gathering)
+                diagnose_incident(c, j);
         if (m->peer >= 0 && m->peer < j->world)
                 j->ranks[m->peer].suspect = true;
         if (m->kind == FP8CTL__V1__RANK_FAULT__KIND__PEER_LOST && m->peer >= 0 && m->peer < j->world) {
@@ -49,8 +60,14 @@ static void suspect(struct controller *c, struct job *j, struct rank *r, const F
                 if (j->rec != REC_SUSPECT)
                         return;
         }
-        if (stuck_all_spoke(j) && (timeout || stuck_rank(j) >= 0))
-                rank_suspicion_over(c, j);
+        if (stuck_all_spoke(j) && (timeout || stuck_rank(j) >= 0)) {
+                uint64_t soon = core_now(c) + DIAGNOSIS_MS * NSEC_PER_MSEC;
+
+                if (!j->gathering || j->gathering->n_wait == 0)
+                        rank_suspicion_over(c, j);
+                else if (soon < j->rec_deadline)
+                        j->rec_deadline = soon;
+        }
 }
 
 static void roll_back(struct controller *c, struct job *j, const Fp8ctl__V1__RankFault *m, const char *text) {

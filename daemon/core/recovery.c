@@ -19,6 +19,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/text.h"
+#include "daemon/core/diagnose.h"
 #include "daemon/core/recovery_private.h"
 
 /* Thresholds. start_timeout_ms, same_cause_limit and max_restarts are the job's. */
@@ -75,6 +76,7 @@ void recovery_free(struct job *j) {
         j->inventory_wait = NULL;
         j->load_path = NULL;
         j->n_generations = j->n_inventory_wait = 0;
+        j->gathering = gathering_free(j->gathering);
         memset(j->mesh_key, 0, sizeof(j->mesh_key));
         j->have_mesh_key = false;
 }

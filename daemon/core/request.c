@@ -11,6 +11,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "daemon/core/diagnose.h"
 #include "daemon/core/rank_plan.h"
 #include "daemon/core/request_private.h"
 
@@ -48,6 +49,7 @@ static struct pending *pending_free(struct pending *p) {
         free(p->warnings);
         free(p->slots);
         job_free(p->draft);
+        gathering_free(p->gathering);
         free(p);
         return NULL;
 }
@@ -301,6 +303,8 @@ void request_node_gone(struct controller *c, struct node *n) {
                 }
                 if (p->kind == PENDING_SUBMIT)
                         submit_node_gone(c, p, n);
+                else if (p->kind == PENDING_DIAGNOSE)
+                        diagnose_node_gone(c, p, n);
         }
 }
 
@@ -323,6 +327,9 @@ void request_tick(struct controller *c, uint64_t now) {
                         break;
                 case PENDING_TEST:
                         request_refuse(c, p->request, ST_DEADLINE, "node %s did not end its test in time", p->node->name);
+                        break;
+                case PENDING_DIAGNOSE:
+                        diagnose_answer(c, p);
                         break;
                 case PENDING_SUBMIT:
                         submit_check(c, p, true);
@@ -360,6 +367,7 @@ void request_handle(struct controller *c, uint64_t request, enum request_kind ki
                 [REQ_SCALE_JOB] = { &fp8ctl__v1__scale_job_request__descriptor, layout_request_scale },
                 [REQ_SET_NODE] = { &fp8ctl__v1__set_node_request__descriptor, node_request_set },
                 [REQ_TEST_NODE] = { &fp8ctl__v1__test_node_request__descriptor, node_test_request },
+                [REQ_DIAGNOSE_JOB] = { &fp8ctl__v1__diagnose_job_request__descriptor, diagnose_request },
                 [REQ_REMOVE_CHECKPOINT] = { &fp8ctl__v1__remove_checkpoint_request__descriptor, checkpoint_request_remove },
         };
 

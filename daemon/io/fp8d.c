@@ -274,6 +274,7 @@ static const struct {
         { "RemoveCheckpoint", REQ_REMOVE_CHECKPOINT, &fp8ctl__v1__remove_checkpoint_request__descriptor },
         { "ScaleJob", REQ_SCALE_JOB, &fp8ctl__v1__scale_job_request__descriptor },
         { "SetNode", REQ_SET_NODE, &fp8ctl__v1__set_node_request__descriptor },
+        { "DiagnoseJob", REQ_DIAGNOSE_JOB, &fp8ctl__v1__diagnose_job_request__descriptor },
         { "TestNode", REQ_TEST_NODE, &fp8ctl__v1__test_node_request__descriptor },
 };
 #define N_REQUESTS ARRAY_SIZE(requests)
@@ -324,6 +325,7 @@ REQUEST(11)
 REQUEST(12)
 REQUEST(13)
 REQUEST(14)
+REQUEST(15)
 
 static void on_request_gone(void *arg, struct rpc_call *call) {
         struct fp8d *d = arg;
@@ -400,7 +402,8 @@ static const struct rpc_method methods[] = {
         UNARY("RemoveCheckpoint", 11),
         UNARY("ScaleJob", 12),
         UNARY("SetNode", 13),
-        UNARY("TestNode", 14),
+        UNARY("DiagnoseJob", 14),
+        UNARY("TestNode", 15),
         { .path = "/fp8ctl.v1.WorkerService/Attach", .stream = true, .on_opened = on_worker_opened, .on_message = on_worker_message, .on_closed = on_worker_closed },
 };
 _Static_assert(ARRAY_SIZE(methods) == N_REQUESTS + 1, "a method for each request, and the workers' stream");

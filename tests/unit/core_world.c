@@ -541,6 +541,47 @@ static void release(struct world *w, uint64_t session, const Fp8ctl__V1__Release
                         world_exited(w, r, "exit 0");
 }
 
+/* The recorders of a session's ranks. */
+static void diagnose(struct world *w, uint64_t session, const Fp8ctl__V1__DiagnoseRequest *m) {
+        Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__DiagnoseReply x = FP8CTL__V1__DIAGNOSE_REPLY__INIT;
+        Fp8ctl__V1__RankDiagnosis d[WORLD_RANKS], *ptrs[WORLD_RANKS];
+        Fp8ctl__V1__RecordedCall calls[WORLD_RANKS], *call_ptrs[WORLD_RANKS];
+        uint64_t met[2] = { 10, 9 };
+
+        for (uint32_t r = 0; r < WORLD_RANKS && w->stuck_ms; r++) {
+                bool stuck = (int)r == w->stuck_rank;
+
+                if (w->ranks[r].job != m->job_id || w->ranks[r].session != session)
+                        continue;
+                fp8ctl__v1__recorded_call__init(&calls[r]);
+                calls[r].op = (char *)"all_gather";
+                calls[r].number = stuck ? 9 : 10;
+                calls[r].to = calls[r].from = -1;
+                calls[r].entered_ms = stuck ? (double)w->stuck_ms + 1 : 30000;
+                calls[r].left_ms = stuck ? (double)w->stuck_ms : -1;
+                call_ptrs[r] = &calls[r];
+                fp8ctl__v1__rank_diagnosis__init(&d[r]);
+                d[r].rank = r;
+                d[r].incarnation = w->ranks[r].incarnation;
+                d[r].state = (char *)"sleeps";
+                d[r].phase = (char *)"forward";
+                d[r].phase_ms = 50000;
+                d[r].timeout_ms = 30000;
+                d[r].epoch = 1;
+                d[r].met = &met[stuck ? 1 : 0];
+                d[r].n_met = 1;
+                d[r].calls = &call_ptrs[r];
+                d[r].n_calls = 1;
+                ptrs[x.n_ranks++] = &d[r];
+        }
+        x.request = m->request;
+        x.ranks = ptrs;
+        out.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_DIAGNOSE_REPLY;
+        out.diagnose_reply = &x;
+        say(w, session, &out);
+}
+
 void world_pump_files(struct world *w, int rc) {
         while (w->files_done < w->n_files)
                 controller_file_done(w->c, w->files[w->files_done++].id, rc, rc ? "No space left on device" : NULL);
@@ -560,6 +601,7 @@ void world_pump(struct world *w) {
                 case TOLD(RANK_PLAN): run_plan(w, s.session, s.m->rank_plan); break;
                 case TOLD(INVENTORY_REQUEST): inventory(w, s.session, s.m->inventory_request); break;
                 case TOLD(KILL_RANKS): kill_ranks(w, s.session, s.m->kill_ranks); break;
+                case TOLD(DIAGNOSE_REQUEST): diagnose(w, s.session, s.m->diagnose_request); break;
                 case TOLD(RELEASE_JOB): release(w, s.session, s.m->release_job); break;
                 default: break;
                 }

@@ -52,6 +52,8 @@ struct world {
         struct world_rank ranks[WORLD_RANKS]; /* of the job that was started last */
         Fp8ctl__V1__LoadSource__Kind load_kind; /* of the newest plan */
         uint64_t load_step, plans;
+        int stuck_rank; /* with stuck_ms: all others have waited for it, in a collective of the whole job, for so long */
+        uint32_t stuck_ms;
         bool lose_plans;                        /* on their way */
         uint64_t bad_checkpoints, bad_replicas; /* bit s: rank 0 cannot load step s */
         uint64_t replicas;                      /* bit s: every rank has step s of epoch 1 in replica memory */

@@ -85,7 +85,7 @@ TEST(ring_keeps_the_newest) {
         flight_begin_epoch(f, 3);
         CU_ASSERT_EQUAL(f->epoch, 3);
         for (uint64_t i = 1; i <= FLIGHT_RING + 5; i++) {
-                seq = flight_enter(f, FLIGHT_ALL_GATHER, 7, i * 10);
+                seq = flight_enter(f, &(struct flight_call){ FLIGHT_ALL_GATHER, 7, i * 10, i, -1, -1 });
                 CU_ASSERT_EQUAL(seq, i);
                 if (i != FLIGHT_RING + 5)
                         flight_leave(f, seq);
@@ -106,7 +106,7 @@ TEST(ring_keeps_the_newest) {
         flight_leave(f, 5); /* of an entry that is gone: nothing happens */
         flight_begin_epoch(f, 4);
         CU_ASSERT_FALSE(flight_read(f, seq, &r));
-        CU_ASSERT_EQUAL(flight_enter(f, FLIGHT_BARRIER, 0, 0), 1);
+        CU_ASSERT_EQUAL(flight_enter(f, &(struct flight_call){ .op = FLIGHT_BARRIER }), 1);
         flight_unmap(f);
         close(fd);
 }
@@ -154,8 +154,8 @@ TEST(only_a_recorder_is_mapped) {
         ASSERT_OK(flight_create(&fd, &e), e);
         CU_ASSERT_EQUAL(ftruncate(fd, 10), -1); /* sealed */
         ASSERT_OK(flight_map(fd, &good, &e), e);
-        good->version = 2;
-        ASSERT_ERROR(flight_map(fd, &f, &e), -EBADMSG, e, "version 2");
+        good->version = FLIGHT_VERSION + 1;
+        ASSERT_ERROR(flight_map(fd, &f, &e), -EBADMSG, e, "version 3");
         good->version = FLIGHT_VERSION;
         good->size = UINT64_MAX;
         ASSERT_ERROR(flight_map(fd, &f, &e), -EBADMSG, e, "a size of");

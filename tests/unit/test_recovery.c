@@ -157,12 +157,78 @@ TEST(a_stuck_rank_is_killed_at_once_and_that_it_was_stuck_is_the_cause) {
                 world_waits_in_vain(&w, 0, 2);
                 world_waits_in_vain(&w, 1, 2);
                 world_waits_in_vain(&w, 3, 2);
+                world_pump(&w); /* workers tell where their ranks are, which names nobody here */
                 CU_ASSERT(world_told(&w, since, FP8CTL__V1__CONTROLLER_MESSAGE__BODY_KILL_RANKS, 2, 0) >= 1);
-                world_pump(&w);
                 if (round == 1)
                         EXPECT(&w, id, S(RUNNING), 1, "");
         }
         EXPECT(&w, id, S(FAILED), 1, "2 times the same cause without a step gained: is stuck");
+        world_stop(&w);
+}
+
+/* Who said that it waited names another, who waits himself: the recorders tell for whom. Nobody else need say a word. */
+TEST(flight_recorders_name_the_stuck_rank) {
+        struct world w;
+        uint64_t id = world_start_job(&w, "");
+        char text[1200];
+
+        w.stuck_rank = 2;
+        w.stuck_ms = 40000;
+        world_waits_in_vain(&w, 0, 1);
+        world_pump(&w);
+        EXPECT(&w, id, S(RUNNING), 1, "");
+        CU_ASSERT_PTR_NOT_NULL(strstr(world_event(&w, "diagnosis", text, sizeof(text)), "rank 2 on"));
+        CU_ASSERT_PTR_NOT_NULL(strstr(text, "has not moved for 40.0 s"));
+        CU_ASSERT_PTR_NOT_NULL(strstr(world_event(&w, "rank_lost", text, sizeof(text)), "rank 2 (incarnation"));
+        world_stop(&w);
+}
+
+TEST(a_slow_rank_is_not_killed) {
+        struct world w;
+        uint64_t id = world_start_job(&w, "");
+        size_t since = w.n_sent;
+        char text[1200];
+
+        w.stuck_rank = 2;
+        w.stuck_ms = 300;
+        world_waits_in_vain(&w, 0, 2);
+        world_waits_in_vain(&w, 1, 2);
+        world_waits_in_vain(&w, 3, 2);
+        world_pump(&w);
+        EXPECT(&w, id, S(RUNNING), 1, ""); /* all begin anew, none is killed */
+        CU_ASSERT_EQUAL(world_told(&w, since, FP8CTL__V1__CONTROLLER_MESSAGE__BODY_KILL_RANKS, 0, 0), 0);
+        CU_ASSERT_PTR_NOT_NULL(strstr(world_event(&w, "diagnosis", text, sizeof(text)), "is slow, not stuck"));
+        world_stop(&w);
+}
+
+TEST(a_client_asks_where_all_ranks_are) {
+        struct world w;
+        uint64_t id = world_start_job(&w, "");
+        Fp8ctl__V1__DiagnoseJobRequest q = FP8CTL__V1__DIAGNOSE_JOB_REQUEST__INIT;
+        Fp8ctl__V1__Diagnosis *d;
+
+        q.id = id;
+        w.stuck_rank = 3;
+        w.stuck_ms = 1000;
+        controller_request(w.c, 9, REQ_DIAGNOSE_JOB, &q.base, &world_ben);
+        CU_ASSERT_EQUAL(w.status, 7); /* somebody else's job */
+        controller_request(w.c, 9, REQ_DIAGNOSE_JOB, &q.base, &world_admin);
+        world_pump(&w);
+        d = w.status == 0 ? fp8ctl__v1__diagnosis__unpack(NULL, w.reply_len, w.reply) : NULL;
+        CU_ASSERT_PTR_NOT_NULL_FATAL(d);
+        CU_ASSERT_EQUAL(d->culprit, 3);
+        CU_ASSERT_EQUAL(d->n_ranks, 4);
+        CU_ASSERT_EQUAL(d->n_open, 1);
+        fp8ctl__v1__diagnosis__free_unpacked(d, NULL);
+        /* A worker that says nothing is not waited for for ever. */
+        controller_request(w.c, 9, REQ_DIAGNOSE_JOB, &q.base, &world_admin);
+        w.pumped = w.n_sent;
+        w.now += UINT64_C(7000000000);
+        controller_tick(w.c);
+        d = w.status == 0 ? fp8ctl__v1__diagnosis__unpack(NULL, w.reply_len, w.reply) : NULL;
+        CU_ASSERT_PTR_NOT_NULL_FATAL(d);
+        CU_ASSERT_STRING_EQUAL(d->ranks[0]->state, "unknown");
+        fp8ctl__v1__diagnosis__free_unpacked(d, NULL);
         world_stop(&w);
 }
 

@@ -41,6 +41,9 @@ struct local_rank {
         int exit_status, signal;
         bool oom;
         char cause[512];
+        Fp8ctl__V1__RankDiagnosis *stalled; /* its threads when it last stood still for half of its job's timeout, and so once each time; NULL: it never did */
+        uint64_t stalled_ns, seen_head, seen_phase_ns;
+        bool stall_seen, stall_new; /* in the state it is in; just now */
         ProtobufCMessage *prepared[AGENT_PREPARED_MAX]; /* CheckpointPrepared that the controller did not answer, the oldest first */
         size_t n_prepared;
 };
@@ -147,3 +150,8 @@ void inventory_begin(struct agent *a, const Fp8ctl__V1__InventoryRequest *m);
 void preflight_begin(struct agent *a, const Fp8ctl__V1__PreflightRequest *m);
 void fetch_answer(struct agent *a, const Fp8ctl__V1__FetchRequest *m);
 void node_test_start(struct agent *a, const Fp8ctl__V1__NodeTestRequest *m); /* node_test.c */
+
+/* diagnose.c */
+void diagnose_begin(struct agent *a, const Fp8ctl__V1__DiagnoseRequest *m);
+void diagnose_watch(struct agent *a); /* with each heartbeat: stacks of ranks that stand still, before somebody kills them */
+void diagnose_forget(struct local_rank *r);

@@ -15,6 +15,7 @@ static struct local_rank *local_rank_free(struct local_rank *r) {
         if (!r)
                 return NULL;
         prepared_forget(r);
+        diagnose_forget(r);
         watcher_free(r->watcher);
         flight_unmap(r->flight);
         closep(&r->replica_fd);

@@ -21,12 +21,13 @@
 #include "worker/agent/leftovers.h"
 #include "worker/agent/node.h"
 #include "worker/agent/spawner.h"
+#include "worker/agent/stacks.h"
 
 #define EXIT_USAGE 2
 
 struct options {
         const char *name, *dir, *controller, *host, *device_kind, *rank_binary, *log_level, *ca, *cert, *key, *rack, *rdma, *local_dir, *health_root, *health_checks;
-        int64_t devices, grace_ms, replica_percent, local_percent, health_interval_ms;
+        int64_t stacks, devices, grace_ms, replica_percent, local_percent, health_interval_ms;
         bool help, version;
 };
 
@@ -163,6 +164,7 @@ int main(int argc, char **argv) {
         struct options o = { .host = "127.0.0.1", .device_kind = "cpu", .log_level = "info", .rack = "", .rdma = "", .devices = 1, .grace_ms = 30000, .replica_percent = 25, .local_percent = 25,
                              .health_root = "", .health_checks = "/etc/fp8ctl/health.d", .health_interval_ms = 60000 };
         const struct opt table[] = {
+                { "stacks", 0, OPT_INT, "PID", "print the stacks of a process's threads and end (for fp8ctl diagnose)", &o.stacks, 1, INT_MAX, NULL },
                 { "name", 0, OPT_STRING, "NAME", "name of this node", &o.name, 0, 0, NULL },
                 { "dir", 0, OPT_STRING, "DIR", "folder of this node's files", &o.dir, 0, 0, NULL },
                 { "controller", 0, OPT_STRING, "ADDRESS", "unix:/path, group:/path or ipv4:address:port", &o.controller, 0, 0, NULL },
@@ -194,6 +196,8 @@ int main(int argc, char **argv) {
         if (!rest)
                 return EXIT_FAILURE;
         r = opt_parse(table, ARRAY_SIZE(table), argc, argv, rest, &n, &e);
+        if (r == 0 && o.stacks)
+                return stacks_print((pid_t)o.stacks);
         if (r == 0 && n > 0)
                 r = error_set(&e, -EINVAL, "found '%s', expected options only", rest[0]);
         if (r == 0 && (o.help || o.version)) {

@@ -207,6 +207,9 @@ void orders_dispatch(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_PREFLIGHT_REQUEST:
                 preflight_begin(a, m->preflight_request);
                 break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_DIAGNOSE_REQUEST:
+                diagnose_begin(a, m->diagnose_request);
+                break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_FETCH_REQUEST:
                 fetch_answer(a, m->fetch_request);
                 break;

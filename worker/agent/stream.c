@@ -121,6 +121,7 @@ static void on_heartbeat_due(void *arg) {
                 return;
         }
         stream_heartbeat(a);
+        diagnose_watch(a);
         loop_timer_set(a->heartbeat, now + a->heartbeat_ns);
 }
 

@@ -26,7 +26,7 @@ static int watched(struct comm_mesh *m, struct error *e) {
         return condition ? comm_mesh_fail(m, condition, peer, e, "%s", text) : 0;
 }
 
-static int call_begin(struct comm *c, const char *name, enum flight_op op, size_t bytes, struct dev_stream *stream, struct error *e) {
+static int call_begin_pair(struct comm *c, const char *name, enum flight_op op, size_t bytes, int to, int from, struct dev_stream *stream, struct error *e) {
         struct comm_mesh *m = c->mesh;
         int r;
 
@@ -37,7 +37,10 @@ static int call_begin(struct comm *c, const char *name, enum flight_op op, size_
         m->op_name = name;
         m->tag = c->tag;
         m->calls++;
-        m->number = m->config.flight ? flight_enter(m->config.flight, op, c->tag, bytes) : m->calls;
+        m->number = m->calls;
+        if (m->config.flight)
+                m->number = flight_enter(m->config.flight, &(struct flight_call){ .op = op, .group = c->tag, .bytes = bytes, .number = to < 0 && from < 0 ? ++c->met : 0,
+                                                                                  .to = to < 0 ? -1 : c->ranks[to], .from = from < 0 ? -1 : c->ranks[from] });
         if (atomic_load(&m->abort->raised))
                 return comm_mesh_fail(m, COMM_E_ABORTED, -1, e, "aborted");
         r = watched(m, e);
@@ -50,6 +53,10 @@ static int call_begin(struct comm *c, const char *name, enum flight_op op, size_
                 r = watched(m, e); /* what ended while we waited ended in garbage */
         }
         return r;
+}
+
+static int call_begin(struct comm *c, const char *name, enum flight_op op, size_t bytes, struct dev_stream *stream, struct error *e) {
+        return call_begin_pair(c, name, op, bytes, -1, -1, stream, e);
 }
 
 /* A call that failed stays open in the flight recorder: that is where it was. */
@@ -431,7 +438,7 @@ int comm_send(struct comm *c, const void *buf, size_t bytes, int to, struct dev_
 
         if (!other_member(c, to))
                 return call_refuse("send", e, "the receiver is not another member of the group");
-        r = call_begin(c, "send", FLIGHT_SEND, bytes, stream, e);
+        r = call_begin_pair(c, "send", FLIGHT_SEND, bytes, to, -1, stream, e);
         if (r != 0)
                 return r;
         if (c->on_device)
@@ -446,7 +453,7 @@ int comm_recv(struct comm *c, void *buf, size_t bytes, int from, struct dev_stre
 
         if (!other_member(c, from))
                 return call_refuse("receive", e, "the sender is not another member of the group");
-        r = call_begin(c, "receive", FLIGHT_RECV, bytes, stream, e);
+        r = call_begin_pair(c, "receive", FLIGHT_RECV, bytes, -1, from, stream, e);
         if (r != 0)
                 return r;
         if (c->on_device)
@@ -462,7 +469,7 @@ int comm_send_recv(struct comm *c, const void *out, size_t out_bytes, int to, vo
 
         if (!self && (!other_member(c, to) || !other_member(c, from)))
                 return call_refuse("send-receive", e, "a peer is not another member of the group");
-        r = call_begin(c, "send-receive", FLIGHT_SEND, out_bytes + in_bytes, stream, e);
+        r = call_begin_pair(c, "send-receive", FLIGHT_SEND, out_bytes + in_bytes, to, from, stream, e);
         if (r != 0)
                 return r;
         if (c->on_device)
@@ -485,7 +492,9 @@ int comm_barrier(struct comm *c, struct error *e) {
                 r = comm_new(c->mesh, c->ranks, c->n, c->tag, &host, e);
                 if (r != 0)
                         return r;
+                host->met = c->met;
                 r = comm_barrier(host, e);
+                c->met = host->met;
                 comm_free(host);
                 return r;
         }

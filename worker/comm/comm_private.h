@@ -85,6 +85,7 @@ struct comm {
         struct comm_mesh *mesh;
         int n, index;
         uint32_t tag;
+        uint64_t met; /* collectives begun, those of two members not counted */
         bool on_device;
         struct device_link *link; /* on_device and n > 1 */
         int ranks[];

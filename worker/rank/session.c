@@ -447,6 +447,7 @@ static int join(struct session *s, double load_ms, struct error *e) {
         int r;
 
         flight_begin_epoch(s->flight, s->epoch);
+        atomic_store(&s->flight->stall_ns, (uint64_t)s->spec->recovery.collective_timeout_ms * NSEC_PER_MSEC);
         flight_set_phase(s->flight, FLIGHT_JOINING);
         r = make_mesh(s, &why);
         if (r == 0)

@@ -5,15 +5,13 @@
 
 #include "worker/train/trainer_private.h"
 
-enum group_tag { GROUP_WORLD, GROUP_TP, GROUP_DP, GROUP_PP, GROUP_STAGE, GROUP_EMBED };
-
 static int rank_at(const struct layout *l, int pp, int dp, int tp) {
         return (pp * l->dp + dp) * l->tp + tp;
 }
 
 /* The world agrees in host memory; the others move what lies on the device. */
-static int group(struct comm_mesh *m, const int *ranks, int n, enum group_tag tag, struct comm **ret, struct error *e) {
-        int r = tag == GROUP_WORLD ? comm_new(m, ranks, n, (uint32_t)tag, ret, e) : comm_new_device(m, ranks, n, (uint32_t)tag, ret, e);
+static int group(struct comm_mesh *m, const int *ranks, int n, enum flight_group tag, struct comm **ret, struct error *e) {
+        int r = tag == FLIGHT_WORLD ? comm_new(m, ranks, n, (uint32_t)tag, ret, e) : comm_new_device(m, ranks, n, (uint32_t)tag, ret, e);
 
         return r < 0 ? error_prefix(e, "group %d of %d ranks", (int)tag, n) : r;
 }
@@ -21,24 +19,24 @@ static int group(struct comm_mesh *m, const int *ranks, int n, enum group_tag ta
 static int build(struct groups *g, const struct layout *l, bool tied, struct comm_mesh *m, int *ranks, struct error *e) {
         for (int i = 0; i < l->n_ranks; i++)
                 ranks[i] = i;
-        TRY(group(m, ranks, l->n_ranks, GROUP_WORLD, &g->world, e));
+        TRY(group(m, ranks, l->n_ranks, FLIGHT_WORLD, &g->world, e));
         for (int i = 0; i < l->tp; i++)
                 ranks[i] = rank_at(l, l->pp_index, l->dp_index, i);
-        TRY(group(m, ranks, l->tp, GROUP_TP, &g->tp, e));
+        TRY(group(m, ranks, l->tp, FLIGHT_TP, &g->tp, e));
         for (int i = 0; i < l->dp; i++)
                 ranks[i] = rank_at(l, l->pp_index, i, l->tp_index);
-        TRY(group(m, ranks, l->dp, GROUP_DP, &g->dp, e));
+        TRY(group(m, ranks, l->dp, FLIGHT_DP, &g->dp, e));
         for (int i = 0; i < l->pp; i++)
                 ranks[i] = rank_at(l, i, l->dp_index, l->tp_index);
-        TRY(group(m, ranks, l->pp, GROUP_PP, &g->pp, e));
+        TRY(group(m, ranks, l->pp, FLIGHT_PP, &g->pp, e));
         for (int i = 0; i < l->tp * l->dp; i++)
                 ranks[i] = l->pp_index * l->tp * l->dp + i;
-        TRY(group(m, ranks, l->tp * l->dp, GROUP_STAGE, &g->stage, e));
+        TRY(group(m, ranks, l->tp * l->dp, FLIGHT_STAGE, &g->stage, e));
         if (!tied || l->pp == 1 || !(l->first || l->last))
                 return 0;
         ranks[0] = rank_at(l, 0, l->dp_index, l->tp_index);
         ranks[1] = rank_at(l, l->pp - 1, l->dp_index, l->tp_index);
-        return group(m, ranks, 2, GROUP_EMBED, &g->embed, e);
+        return group(m, ranks, 2, FLIGHT_EMBED, &g->embed, e);
 }
 
 int groups_new(struct groups *g, const struct layout *l, bool tied, struct comm_mesh *m, struct error *e) {

@@ -1,0 +1,55 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""`diagnose.py BUILD`: steps far longer than the collective timeout are no hang; a stopped rank is named while the job hangs, with where it stood, and `why` keeps that."""
+import os
+import signal
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from bare import Bare  # noqa: E402
+from cluster import ROOT, SLOWDOWN, Failure, wait_for  # noqa: E402
+
+TIMEOUT_MS = int(1200 * SLOWDOWN)
+
+
+def main():
+    with Bare(sys.argv[1], nodes=2, devices=1, controller=["--allow-test-hooks", "--heartbeat", "200ms"]) as c:
+        job = c.submit(os.path.join(ROOT, "tests/fault/job.yaml"), "--set", "parallel.tp=1", "--set", "parallel.pp=1", "--set", "train.steps=1000", "--set", f"checkpoint.dir={c.home}/ckpt",
+                       "--set", f"test.slow_ms={int(1.5 * TIMEOUT_MS)}", "--set", f"recovery.collective_timeout_ms={TIMEOUT_MS}")
+        c.wait_step(job, 2)
+        told = [e for e in c.events(job)["events"] if e["kind"] in ("rank_fault", "diagnosis", "rank_lost")]
+        if told:
+            raise Failure(f"steps of {1.5 * TIMEOUT_MS:.0f} ms with a timeout of {TIMEOUT_MS} ms: found {told[0]['text']}, expected nothing")
+        print(f"ok  two steps longer than the timeout of {TIMEOUT_MS} ms: nobody is accused", flush=True)
+        pid = c.kill_rank(job, 1, signal.SIGSTOP)
+
+        def named():
+            d = c.json("diagnose", str(job))
+            return d["culprit"] == 1 and d
+        d = wait_for("rank 1 to be named", named, 10, 0.1)
+        rank = d["ranks"][1]
+        frames = [f for t in rank["threads"] for f in t["frames"]]
+        if not d["stuck"] or rank["pid"] != pid or rank["state"] != "stopped" or "rank 1 on" not in d["verdict"] or [1] not in [o["missing"] for o in d["open"]] or not rank["threads"]:
+            raise Failure(f"a stopped rank: found {d['verdict']!r}, {rank['state']}, open {d['open']}")
+        if os.path.exists("/usr/include/elfutils/libdwfl.h") and not any(f.startswith("main+") for f in frames):
+            raise Failure(f"stacks of rank 1: found {frames} ({rank['note']}), expected one with main")
+        print(f"ok  {d['verdict']}", flush=True)
+        wait_for("the recovery", lambda: any(e["kind"] == "recovered" for e in c.events(job)["events"]), 30)
+        incident = c.json("why", str(job))["incidents"][0]
+        seen = [e["text"] for e in incident["seen"] if e["kind"] == "diagnosis"]
+        if len(seen) != 1 or not seen[0].startswith("rank 1 on") or "main thread stopped" not in seen[0]:
+            raise Failure(f"why: found {[e['text'] for e in incident['seen']]}, expected where rank 1 stood")
+        print("ok  why keeps it", flush=True)
+        began = time.monotonic()
+        c.ctl("cancel", str(job), "--now")
+        if time.monotonic() - began > 10 * SLOWDOWN:
+            raise Failure("cancel took long")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Failure as e:
+        print(f"FAILED  {e}", flush=True)
+        sys.exit(1)
