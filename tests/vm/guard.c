@@ -19,6 +19,7 @@
 
 #define CHECK(x) ((x) ? (void)0 : (printf("FAILED %s:%d: %s (%s)\n", __FILE__, __LINE__, #x, strerror(errno)), exit(1)))
 #define MS 1000000ULL
+#define LONG (20000 * MS) /* for what must come at once on a machine that may be busy */
 
 static uint64_t now_ns(void) {
         struct timespec t;
@@ -84,35 +85,35 @@ static void finish(pid_t p) {
 static void expiry_renewal_drop(void) {
         int fd = device();
         pid_t p = sleeper();
-        struct fp8guard_lease l = create(fd, 100 * MS), old = l;
+        struct fp8guard_lease l = create(fd, 600 * MS), old = l;
         CHECK(add(fd, &l, FP8GUARD_GROUP_PGRP, p) == 0);
         for (int i = 0; i < 6; i++) {
-                sleep_ns(40 * MS);
-                l.ttl_ns = 100 * MS;
+                sleep_ns(150 * MS);
+                l.ttl_ns = 600 * MS;
                 CHECK(ioctl(fd, FP8GUARD_LEASE_RENEW, &l) == 0);
         }
         CHECK(!killed(p, MS));
         CHECK(stat_of(fd, &l).renewals == 6);
-        CHECK(killed(p, 200 * MS));
+        CHECK(killed(p, LONG));
         CHECK(stat_of(fd, &l).state == FP8GUARD_LEASE_LAPSED);
         CHECK(ioctl(fd, FP8GUARD_LEASE_RENEW, &l) < 0 && errno == ETIME);
         CHECK(ioctl(fd, FP8GUARD_LEASE_DROP, &l) == 0);
         /* The slot's next life: a renewal with the old generation does nothing. */
         p = sleeper();
-        l = create(fd, 100 * MS);
+        l = create(fd, 400 * MS);
         CHECK(l.id == old.id && l.generation != old.generation);
         CHECK(add(fd, &l, FP8GUARD_GROUP_PGRP, p) == 0);
         old.ttl_ns = 3600000 * MS;
         CHECK(ioctl(fd, FP8GUARD_LEASE_RENEW, &old) < 0 && errno == ESTALE);
         CHECK(stat_of(fd, &l).stale == 1);
-        CHECK(killed(p, 300 * MS));
+        CHECK(killed(p, LONG));
         CHECK(ioctl(fd, FP8GUARD_LEASE_DROP, &l) == 0);
         /* Dropped: nobody dies. */
         p = sleeper();
-        l = create(fd, 50 * MS);
+        l = create(fd, 300 * MS);
         CHECK(add(fd, &l, FP8GUARD_GROUP_PGRP, p) == 0);
         CHECK(ioctl(fd, FP8GUARD_LEASE_DROP, &l) == 0);
-        CHECK(!killed(p, 150 * MS));
+        CHECK(!killed(p, 400 * MS));
         close(fd);
         CHECK(!killed(p, 50 * MS));
         finish(p);
@@ -154,7 +155,7 @@ static void holders(void) {
                 CHECK(holder >= 0);
                 if (holder == 0) {
                         int fd = device();
-                        struct fp8guard_lease l = create(fd, how == 2 ? 200 * MS : 60000 * MS);
+                        struct fp8guard_lease l = create(fd, how == 2 ? 500 * MS : 60000 * MS);
                         CHECK(add(fd, &l, FP8GUARD_GROUP_PGRP, p) == 0);
                         heir = how == 1 ? sleeper() : -1;
                         CHECK(write(link[1], &heir, sizeof(heir)) == sizeof(heir));
@@ -170,7 +171,7 @@ static void holders(void) {
                         CHECK(!killed(p, 30 * MS));
                         kill(holder, SIGKILL);
                 }
-                CHECK(killed(p, 500 * MS));
+                CHECK(killed(p, LONG));
                 finish(holder);
                 if (heir > 0)
                         kill(heir, SIGKILL);
@@ -185,59 +186,156 @@ static int by_value(const void *a, const void *b) {
 }
 
 /* All armed at once, deadlines 1 ms apart; each lateness is the kernel's own from deadline to kill. */
-static void thousand(void) {
-        enum { N = 1000 };
-        static struct fp8guard_lease l[N];
-        static uint64_t late[N];
-        static pid_t p[N];
+static void many(int n) {
+        enum { MANY_MAX = 4000 };
+        static struct fp8guard_lease l[MANY_MAX];
+        static uint64_t late[MANY_MAX];
+        static pid_t p[MANY_MAX];
+        CHECK(n > 0 && n <= MANY_MAX);
         int fd = device();
-        for (int i = 0; i < N; i++)
+        for (int i = 0; i < n; i++)
                 p[i] = sleeper();
-        for (int i = 0; i < N; i++) {
-                l[i] = create(fd, (1500 + (uint64_t)i) * MS);
+        for (int i = 0; i < n; i++) {
+                l[i] = create(fd, (3000 + (uint64_t)i) * MS);
                 CHECK(add(fd, &l[i], FP8GUARD_GROUP_PGRP, p[i]) == 0);
         }
         struct fp8guard_info info = { .size = sizeof(info) };
-        CHECK(ioctl(fd, FP8GUARD_INFO, &info) == 0 && info.leases == N);
-        for (int i = 0; i < N; i++)
-                CHECK(killed(p[i], 5000 * MS));
-        for (int i = 0; i < N; i++) {
+        CHECK(ioctl(fd, FP8GUARD_INFO, &info) == 0 && info.leases == (uint32_t)n);
+        for (int i = 0; i < n; i++)
+                CHECK(killed(p[i], LONG));
+        for (int i = 0; i < n; i++) {
                 struct fp8guard_stat s = stat_of(fd, &l[i]);
                 CHECK(s.state == FP8GUARD_LEASE_LAPSED && s.lapsed_ns >= s.deadline_ns);
                 late[i] = s.lapsed_ns - s.deadline_ns;
         }
-        qsort(late, N, sizeof(late[0]), by_value);
-        printf("FIGURE: 1000 leases, deadline to kill: p50 %.3f ms, p90 %.3f, p99 %.3f, max %.3f\n", (double)late[N / 2] / 1e6,
-                (double)late[N * 9 / 10] / 1e6, (double)late[N * 99 / 100] / 1e6, (double)late[N - 1] / 1e6);
+        qsort(late, (size_t)n, sizeof(late[0]), by_value);
+        printf("FIGURE: %d leases, deadline to kill: p50 %.3f ms, p90 %.3f, p99 %.3f, max %.3f\n", n, (double)late[n / 2] / 1e6,
+                (double)late[n * 9 / 10] / 1e6, (double)late[n * 99 / 100] / 1e6, (double)late[n - 1] / 1e6);
         close(fd);
 }
 
-/* A process that called setsid() has left its group; its cgroup has it still, below in another cgroup too. */
-static void cgroup(const char *dir) {
+static void enter(const char *dir, pid_t p) {
         char path[512], text[32];
+        int n = snprintf(text, sizeof(text), "%d", p);
+        snprintf(path, sizeof(path), "%s/cgroup.procs", dir);
+        int f = open(path, O_WRONLY | O_CLOEXEC);
+        CHECK(f >= 0 && write(f, text, (size_t)n) == n);
+        close(f);
+}
+
+/* Eight processes, half of them in a cgroup below. */
+static void cgroup(const char *dir) {
+        char below[512];
         int fd = device(), group = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         pid_t p[8];
         CHECK(group >= 0);
-        snprintf(path, sizeof(path), "%s/below", dir);
-        CHECK(mkdir(path, 0755) == 0);
+        snprintf(below, sizeof(below), "%s/below", dir);
+        CHECK(mkdir(below, 0755) == 0);
         for (int i = 0; i < 8; i++) {
                 p[i] = sleeper();
-                snprintf(path, sizeof(path), "%s%s/cgroup.procs", dir, i % 2 ? "/below" : "");
-                snprintf(text, sizeof(text), "%d", p[i]);
-                int f = open(path, O_WRONLY | O_CLOEXEC);
-                CHECK(f >= 0 && write(f, text, strlen(text)) > 0);
-                close(f);
+                enter(i % 2 ? below : dir, p[i]);
         }
-        struct fp8guard_lease l = create(fd, 100 * MS);
+        struct fp8guard_lease l = create(fd, 500 * MS);
         CHECK(add(fd, &l, FP8GUARD_GROUP_CGROUP, group) == 0);
         for (int i = 0; i < 8; i++)
-                CHECK(killed(p[i], 500 * MS));
-        sleep_ns(150 * MS);
+                CHECK(killed(p[i], LONG));
+        for (uint64_t end = now_ns() + LONG; !stat_of(fd, &l).emptied_ns && now_ns() < end;)
+                sleep_ns(MS);
         struct fp8guard_stat s = stat_of(fd, &l);
         CHECK(s.signals >= 8 && s.emptied_ns >= s.lapsed_ns);
         printf("FIGURE: a cgroup of 8 processes empty %.3f ms after the deadline\n", (double)(s.emptied_ns - s.deadline_ns) / 1e6);
         close(group);
         close(fd);
+}
+
+/* A rank that starts a process in a session of its own, and that one another: the group's lease takes the rank alone, the cgroup's takes all. */
+static void escape(const char *dir) {
+        for (int with = 0; with < 2; with++) {
+                int link[2], fd = device(), group = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+                CHECK(group >= 0 && pipe(link) == 0);
+                pid_t rank = fork(), fled[2];
+                CHECK(rank >= 0);
+                if (rank == 0) {
+                        setpgid(0, 0);
+                        enter(dir, getpid());
+                        for (int depth = 0; depth < 2; depth++) {
+                                pid_t p = fork();
+                                CHECK(p >= 0);
+                                if (p > 0)
+                                        for (;;)
+                                                pause();
+                                CHECK(setsid() == getpid() && write(link[1], &(pid_t){ getpid() }, sizeof(pid_t)) == sizeof(pid_t));
+                        }
+                        for (;;)
+                                pause();
+                }
+                for (int i = 0; i < 2; i++)
+                        CHECK(read(link[0], &fled[i], sizeof(pid_t)) == sizeof(pid_t));
+                struct fp8guard_lease l = create(fd, 400 * MS);
+                CHECK(add(fd, &l, FP8GUARD_GROUP_PGRP, rank) == 0);
+                CHECK(!with || add(fd, &l, FP8GUARD_GROUP_CGROUP, group) == 0);
+                CHECK(killed(rank, LONG));
+                for (uint64_t end = now_ns() + LONG; with && !stat_of(fd, &l).emptied_ns && now_ns() < end;)
+                        sleep_ns(MS);
+                CHECK(!with || stat_of(fd, &l).signals >= 2);
+                for (int i = 0; i < 2; i++) { /* nobody's children now: the guest's first process reaps them, or nobody does */
+                        char path[64], state = 'X';
+                        snprintf(path, sizeof(path), "/proc/%d/stat", fled[i]);
+                        FILE *f = fopen(path, "re");
+                        if (f && fscanf(f, "%*d %*s %c", &state) != 1)
+                                state = 'X';
+                        if (f)
+                                fclose(f);
+                        CHECK((state == 'X' || state == 'Z') == (with == 1));
+                        kill(fled[i], SIGKILL);
+                }
+                close(link[0]);
+                close(link[1]);
+                close(group);
+                close(fd);
+        }
+}
+
+/* A reader that does not read while the ring goes round: first the count of what it missed, then all that is left, in order. */
+static void overrun(void) {
+        enum { RING = 1024, MORE = 76 };
+        static struct fp8guard_event e[RING + MORE];
+        int reader = device(), holder = device();
+        struct pollfd pfd = { .fd = reader, .events = POLLIN };
+        while (poll(&pfd, 1, 0) > 0) /* what was before */
+                CHECK(read(reader, e, sizeof(e)) > 0);
+        for (int i = 0; i < RING + MORE; i++)
+                create(holder, 60000 * MS);
+        close(holder); /* an event each */
+        ssize_t n = read(reader, e, sizeof(e)) / (ssize_t)sizeof(e[0]);
+        CHECK(n >= RING + 1 && e[0].type == FP8GUARD_EVENT_LOST && e[0].arg[0] >= MORE && e[0].arg[0] < MORE + 16);
+        for (ssize_t i = 2; i < n; i++)
+                CHECK(e[i].sequence == e[i - 1].sequence + 1);
+        printf("FIGURE: %d events at once for a reader that slept: %llu told as lost, %zd read in order\n", RING + MORE, (unsigned long long)e[0].arg[0], n - 1);
+        close(reader);
+}
+
+/* Until it is killed: readers, and holders that arm, renew and drop leases over processes that die. */
+static void load(void) {
+        for (int i = 0; i < 4; i++)
+                if (fork() == 0) {
+                        int fd = device();
+                        for (;;) {
+                                static struct fp8guard_event e[64];
+                                pid_t p = i < 2 ? -1 : sleeper();
+                                if (i < 2) {
+                                        CHECK(read(fd, e, sizeof(e)) > 0);
+                                        continue;
+                                }
+                                struct fp8guard_lease l = create(fd, 20 * MS);
+                                CHECK(add(fd, &l, FP8GUARD_GROUP_PGRP, p) == 0 || errno == ETIME);
+                                sleep_ns((i == 2 ? 5 : 25) * MS);
+                                finish(p);
+                                CHECK(ioctl(fd, FP8GUARD_LEASE_DROP, &l) == 0);
+                        }
+                }
+        for (;;)
+                pause();
 }
 
 static void events(double seconds) {
@@ -275,18 +373,22 @@ static void gasp(char **a) {
 
 int main(int argc, char **argv) {
         setbuf(stdout, NULL);
-        if (argc == 3 && !strcmp(argv[1], "leases")) {
+        if (argc == 4 && !strcmp(argv[1], "leases")) {
                 expiry_renewal_drop();
                 refusals();
                 holders();
                 cgroup(argv[2]);
-                thousand();
+                escape(argv[2]);
+                overrun();
+                many(atoi(argv[3]));
+        } else if (argc == 2 && !strcmp(argv[1], "load")) {
+                load();
         } else if (argc == 3 && !strcmp(argv[1], "events")) {
                 events(atof(argv[2]));
         } else if (argc == 7 && !strcmp(argv[1], "gasp")) {
                 gasp(argv + 2);
         } else {
-                fprintf(stderr, "usage: guard leases CGROUP | events SECONDS | gasp DEVICE LOCAL REMOTE PORT MAC\n");
+                fprintf(stderr, "usage: guard leases CGROUP COUNT | load | events SECONDS | gasp DEVICE LOCAL REMOTE PORT MAC\n");
                 return 2;
         }
         return 0;
