@@ -120,6 +120,35 @@ MOVES(cross_entropy, (act_size(lt) + (dlogits ? act_size(act) : 0)) * (double)(T
       (const void *l, enum dtype lt, const int32_t *labels, double gscale, dev_real *loss_sum, void *dlogits, enum dtype act, dev_real *losses, int64_t T, int64_t V, struct dev_stream *s),
       (l, lt, labels, gscale, loss_sum, dlogits, act, losses, T, V, s))
 
+static int t_quantize_many(int n, const void *const *x, enum dtype xt, const struct quant_spec *const *q, struct qtensor *const *out, struct dev_stream *s) {
+        double bytes = 0;
+        bool begun;
+        int r;
+
+        for (int i = 0; i < n; i++)
+                bytes += (double)(out[i]->rows * out[i]->cols) * act_size(xt) + forms(q[i], (double)(out[i]->rows * out[i]->cols));
+        if (q[0]->scaling != Q_128X128) /* there is no such operation: not counted */
+                return real->quantize_many(n, x, xt, q, out, s);
+        begun = mark_begin("quantize many", bytes, 0, false, s);
+        r = real->quantize_many(n, x, xt, q, out, s);
+        return mark_end(begun, r, s);
+}
+
+static int t_rope_quant_bwd(const void *const *x, const struct doc_bounds *docs, double theta, int64_t D, enum dtype act, const struct quant_spec *const *q, struct qtensor *const *out,
+                            struct dev_stream *s) {
+        double bytes = 0;
+        bool begun;
+        int r;
+
+        for (int i = 0; i < 3; i++)
+                bytes += (double)(out[i]->rows * out[i]->cols) * act_size(act) + forms(q[i], (double)(out[i]->rows * out[i]->cols));
+        if (q[0]->scaling != Q_1X128)
+                return real->rope_quant_bwd(x, docs, theta, D, act, q, out, s);
+        begun = mark_begin("rope_quant_bwd", bytes, 0, false, s);
+        r = real->rope_quant_bwd(x, docs, theta, D, act, q, out, s);
+        return mark_end(begun, r, s);
+}
+
 static double sum_of(const int64_t *n, int count) {
         double sum = 0;
 
@@ -259,6 +288,7 @@ const struct dev_ops *op_times_table(void) {
         table.swiglu_fwd = t_swiglu_fwd, table.swiglu_quant_fwd = t_swiglu_quant_fwd, table.swiglu_bwd = t_swiglu_bwd;
         table.embed_fwd = t_embed_fwd, table.embed_bwd = t_embed_bwd, table.ce_max = t_ce_max, table.ce_sum = t_ce_sum, table.ce_bwd = t_ce_bwd;
         table.gemm_wgrad_many = t_gemm_wgrad_many, table.cross_entropy = t_cross_entropy;
+        table.quantize_many = t_quantize_many, table.rope_quant_bwd = t_rope_quant_bwd;
         table.grad_stats = t_grad_stats, table.adamw = t_adamw;
         dev_ops_complete(&table);
         return &table;

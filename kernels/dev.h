@@ -153,6 +153,8 @@ struct dev_ops {
          * scaling and dtype are set here, and for Q_NONE row becomes x itself.  A group with a non-finite amax: dequantisation scale NaN, all its bytes NaN (Q_DELAYED: the
          * bytes are cvt(x*s), only the scale is NaN).  Padding of the scale grids is left as it was. */
         int (*quantize)(const void *x, enum dtype xt, const struct quant_spec *q, struct qtensor *out, struct dev_stream *s);
+        /* The same for n matrices in one launch, where a backend has it; -EOPNOTSUPP: one after another, whose bits these have. */
+        int (*quantize_many)(int n, const void *const *x, enum dtype xt, const struct quant_spec *const *q, struct qtensor *const *out, struct dev_stream *s);
         /* col form made from the dequantised row form (cached FP8 activations, needed again transposed); Q_1X128: from row * scale in F32, the others: the same bytes */
         int (*requantize_col)(struct qtensor *t, const struct quant_spec *q, struct dev_stream *s);
         /* x = bf16(row * scale) */
@@ -184,6 +186,10 @@ struct dev_ops {
         /* ---- attention.  RoPE rotates halves (Hugging Face Llama), tables in F32; in place on q [T, Hq*D], k [T, Hkv*D] (act). backward: inverse rotation */
         int (*rope)(void *q, void *k, const struct doc_bounds *docs, double theta, int64_t Hq, int64_t Hkv, int64_t D, bool backward, enum dtype act,
                     struct dev_stream *s);
+        /* x, q, out: three each, of q, k and v's gradients.  The first two rotated back, then all quantised, in one operation where a backend has it, without their being stored;
+         * -EOPNOTSUPP: rope and quantize, whose bits these have. */
+        int (*rope_quant_bwd)(const void *const *x, const struct doc_bounds *docs, double theta, int64_t D, enum dtype act, const struct quant_spec *const *q, struct qtensor *const *out,
+                              struct dev_stream *s);
         /* causal within documents; scale 1/sqrt(D); softmax in F32; out (act) [T, Hq*D]; lse: Hq*T of F32, by head, then token; with docs->host_cu in
          * an order of the backend's own, for its backward with the same docs. */
         int (*attention_fwd)(const void *q, const void *k, const void *v, const struct doc_bounds *docs, void *out, dev_real *lse, int64_t Hq, int64_t Hkv,

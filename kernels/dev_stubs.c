@@ -74,6 +74,11 @@ static int missing_quantize(const void *x, enum dtype xt, const struct quant_spe
         return -EOPNOTSUPP;
 }
 
+static int missing_quantize_many(int n, const void *const *x, enum dtype xt, const struct quant_spec *const *q, struct qtensor *const *out,
+                                 struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
+
 static int missing_requantize_col(struct qtensor *t, const struct quant_spec *q, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
@@ -120,6 +125,11 @@ static int missing_rmsnorm_bwd(void *dresidual, dev_real *dw, const void *dy, en
 
 static int missing_rope(void *q, void *k, const struct doc_bounds *docs, double theta, int64_t Hq, int64_t Hkv,
                         int64_t D, bool backward, enum dtype act, struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
+
+static int missing_rope_quant_bwd(const void *const *x, const struct doc_bounds *docs, double theta, int64_t D, enum dtype act,
+                                  const struct quant_spec *const *q, struct qtensor *const *out, struct dev_stream *s) {
         return -EOPNOTSUPP;
 }
 
@@ -236,6 +246,7 @@ static const struct dev_ops missing = {
         .scale = missing_scale,
         .init_normal = missing_init_normal,
         .quantize = missing_quantize,
+        .quantize_many = missing_quantize_many,
         .requantize_col = missing_requantize_col,
         .dequantize = missing_dequantize,
         .gemm_fprop = missing_gemm_fprop,
@@ -247,6 +258,7 @@ static const struct dev_ops missing = {
         .rmsnorm_quant_fwd = missing_rmsnorm_quant_fwd,
         .rmsnorm_bwd = missing_rmsnorm_bwd,
         .rope = missing_rope,
+        .rope_quant_bwd = missing_rope_quant_bwd,
         .attention_fwd = missing_attention_fwd,
         .attention_bwd = missing_attention_bwd,
         .attention_workspace = missing_attention_workspace,

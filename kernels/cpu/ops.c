@@ -13,6 +13,15 @@ static int cpu_gemm_wgrad_many(int n, const struct qtensor *const *dy, const str
         return -EOPNOTSUPP;
 }
 
+static int cpu_quantize_many(int n, const void *const *x, enum dtype xt, const struct quant_spec *const *q, struct qtensor *const *out, struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
+
+static int cpu_rope_quant_bwd(const void *const *x, const struct doc_bounds *docs, double theta, int64_t D, enum dtype act, const struct quant_spec *const *q, struct qtensor *const *out,
+                              struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
+
 static int cpu_cross_entropy(const void *logits, enum dtype lt, const int32_t *labels, double gscale, dev_real *loss_sum, void *dlogits, enum dtype act, dev_real *losses, int64_t T,
                              int64_t V, struct dev_stream *s) {
         return -EOPNOTSUPP;
@@ -49,6 +58,7 @@ const struct dev_ops dev_ops_cpu = {
         .scale = cpu_scale,
         .init_normal = cpu_init_normal,
         .quantize = cpu_quantize,
+        .quantize_many = cpu_quantize_many,
         .requantize_col = cpu_requantize_col,
         .dequantize = cpu_dequantize,
         .gemm_fprop = cpu_gemm_fprop,
@@ -60,6 +70,7 @@ const struct dev_ops dev_ops_cpu = {
         .rmsnorm_quant_fwd = cpu_rmsnorm_quant_fwd,
         .rmsnorm_bwd = cpu_rmsnorm_bwd,
         .rope = cpu_rope,
+        .rope_quant_bwd = cpu_rope_quant_bwd,
         .attention_fwd = cpu_attention_fwd,
         .attention_bwd = cpu_attention_bwd,
         .attention_workspace = cpu_attention_workspace,

@@ -5,15 +5,7 @@
  * backward of SwiGLU reads 4 bytes an element and writes 5, the plain operations move 33.
  */
 #include "kernels/cuda/device.cuh"
-#include "kernels/cuda/quantize.cuh"
-
-/* By the hardware, which has one NaN where the CPU keeps its payload: these values are quantised at once, and FP8 has one NaN. */
-__device__ __forceinline__ uint32_t pack2(float lo, float hi) {
-        uint32_t r;
-
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-        return r;
-}
+#include "kernels/cuda/tile.cuh"
 
 /* ------------------------------------------------------------------ RMSNorm */
 
@@ -40,12 +32,40 @@ static dim3 tiles(const struct quantize_launch *q) {
         return dim3((unsigned)((q->cols + TILE - 1) / TILE), (unsigned)((q->rows + TILE - 1) / TILE));
 }
 
+/* The same with both forms from whole vectors. */
+__global__ void __launch_bounds__(TILE_THREADS, 2) norm_quant_both(const __grid_constant__ struct quantize_launch q, const float *rstd, const float *w) {
+        __shared__ struct both_room room;
+        const int64_t r0 = (int64_t)blockIdx.y * TILE + threadIdx.x / 16 * 4, c = (int64_t)blockIdx.x * TILE + threadIdx.x % 16 * 8;
+        float g[8] = {};
+        uint4 v[4];
+
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+                v[i] = r0 + i < q.rows && c < q.cols ? __ldcs((const uint4 *)((const uint16_t *)q.x + (r0 + i) * q.cols + c)) : make_uint4(0, 0, 0, 0);
+        if (c < q.cols)
+                load_vector<DT_F32>(w, c, g);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+                const float r = r0 + i < q.rows ? rstd[r0 + i] : 0;
+                uint32_t t[4];
+
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                        t[j] = pack2(half_of(word(v[i], j), 0) * r * g[2 * j], half_of(word(v[i], j), 1) * r * g[2 * j + 1]);
+                v[i] = make_uint4(t[0], t[1], t[2], t[3]);
+        }
+        emit_both(q, v, &room, blockIdx.y, blockIdx.x);
+}
+
 extern "C" int cuda_launch_norm_quant(const struct quantize_launch *q, const float *rstd, const float *w, cudaStream_t s) {
         if (q->rows == 0 || q->cols == 0)
                 return 0;
         if (q->rows > 65535 * (int64_t)TILE)
                 return -EINVAL;
-        norm_quant<<<tiles(q), THREADS, 0, s>>>(*q, rstd, w);
+        if (both_fit(q) && vector_aligned(w))
+                norm_quant_both<<<tiles(q), TILE_THREADS, 0, s>>>(*q, rstd, w);
+        else
+                norm_quant<<<tiles(q), THREADS, 0, s>>>(*q, rstd, w);
         return launched();
 }
 
@@ -58,58 +78,6 @@ extern "C" int cuda_launch_norm_quant(const struct quantize_launch *q, const flo
 struct three {
         struct quantize_launch q[3];
 };
-
-/* Greater magnitude of the eight BF16 of v, in halves: of the even and of the odd ones. */
-__device__ __forceinline__ uint32_t greatest(const uint4 &v) {
-        return __vmaxu2(__vmaxu2(v.x & 0x7fff7fffu, v.y & 0x7fff7fffu), __vmaxu2(v.z & 0x7fff7fffu, v.w & 0x7fff7fffu));
-}
-
-/* That of two rows: the first one's in the low half. */
-__device__ __forceinline__ uint32_t rows_greatest(const uint4 &a, const uint4 &b) {
-        const uint32_t m = greatest(a), n = greatest(b);
-
-        return __vmaxu2(__byte_perm(m, n, 0x5410), __byte_perm(m, n, 0x7632));
-}
-
-/* One step of a reduction that also parts the words among the lanes: those with `bit` keep the second half of w, the others the first. */
-template <int N> __device__ __forceinline__ void halve(uint32_t (&w)[N], int bit) {
-        const bool second = threadIdx.x & bit;
-
-#pragma unroll
-        for (int i = 0; i < N / 2; i++) {
-                const uint32_t other = __shfl_xor_sync(0xffffffff, second ? w[i] : w[i + N / 2], bit);
-
-                w[i] = __vmaxu2(second ? w[i + N / 2] : w[i], other);
-        }
-}
-
-/* The same within a word. */
-__device__ __forceinline__ uint32_t halve_word(uint32_t w, int bit) {
-        const uint32_t m = __vmaxu2(w, __shfl_xor_sync(0xffffffff, w, bit));
-
-        return threadIdx.x & bit ? m >> 16 : m & 0xffffu;
-}
-
-__device__ __forceinline__ float half_of(uint32_t pair, int i) {
-        return __uint_as_float(i ? pair & 0xffff0000u : pair << 16);
-}
-
-__device__ __forceinline__ uint32_t word(const uint4 &v, int i) {
-        return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
-}
-
-/* Eight of a row in FP8. */
-__device__ __forceinline__ uint64_t row_bytes(const uint4 &v, float s) {
-        uint32_t w[2];
-
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-                const uint32_t a = word(v, 2 * h), b = word(v, 2 * h + 1);
-
-                w[h] = cast2<false>(half_of(a, 0) * s, half_of(a, 1) * s) | cast2<false>(half_of(b, 0) * s, half_of(b, 1) * s) << 16;
-        }
-        return w[0] | (uint64_t)w[1] << 32;
-}
 
 #define GROUP_ROWS 4 /* of 16 lanes at a time */
 
@@ -183,13 +151,10 @@ __global__ void __launch_bounds__(THREADS, 3) swiglu_cache(const __grid_constant
  * Backward: 512 threads have a tile of 128 by 128, each four rows of eight columns, the 16 lanes of a row side by side.  q: SwiGLU's output (columns only), dg, du (both forms); x: the output's
  * gradient in BF16, g and u in FP8.
  */
-#define BWD_THREADS 512
-#define BWD_WARPS (BWD_THREADS / 32)
-
 struct bwd_room {
-        uint4 at[2][4][BWD_THREADS];             /* a thread's own places: the gradient, g and u; then dg and du, in BF16 */
+        uint4 at[2][4][TILE_THREADS];             /* a thread's own places: the gradient, g and u; then dg and du, in BF16 */
         uint32_t staged[2][TILE * TILE / 4];     /* columns of 128 bytes, four rows a word */
-        uint32_t col[3][BWD_WARPS][TILE / 2];    /* a warp's maxima of two columns */
+        uint32_t col[3][TILE_WARPS][TILE / 2];    /* a warp's maxima of two columns */
         float scale[3][TILE];
 };
 
@@ -217,40 +182,6 @@ __device__ __forceinline__ void dequantised(uint32_t bytes, float scale, float (
         x[1] = half_of(two_bf16, 1);
 }
 
-/* Four rows of eight columns to the columns' bytes; the slots of four rows are exchanged by lane, so that the threads of a warp meet no bank twice. */
-__device__ __forceinline__ void stage_four(const uint4 (&v)[4], const float *scale, int lane, int slot, uint32_t *staged) {
-        const float4 lo = *(const float4 *)(scale + lane * 8), hi = *(const float4 *)(scale + lane * 8 + 4);
-        const float s[8] = { lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w };
-
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-                staged[(lane * 8 + j) * 32 + (slot ^ 2 * lane)] = cast2<false>(half_of(word(v[0], j / 2), j % 2) * s[j], half_of(word(v[1], j / 2), j % 2) * s[j]) |
-                                                                  cast2<false>(half_of(word(v[2], j / 2), j % 2) * s[j], half_of(word(v[3], j / 2), j % 2) * s[j]) << 16;
-}
-
-__device__ __forceinline__ void write_staged(const struct quantize_launch &q, const uint32_t *staged) {
-        const int64_t r0 = (int64_t)blockIdx.y * TILE, c0 = (int64_t)blockIdx.x * TILE;
-        const bool aligned = q.rows % 16 == 0;
-
-#pragma unroll
-        for (int i = 0; i < TILE * 8 / BWD_THREADS; i++) {
-                const int c = (i * BWD_THREADS + (int)threadIdx.x) / 8, k = threadIdx.x % 8, lane = c / 8;
-                const uint4 v = *(const uint4 *)(staged + c * 32 + (k ^ lane / 2) * 4);
-                const uint4 w = lane % 2 ? make_uint4(v.z, v.w, v.x, v.y) : v;
-                const int n = (int)min((int64_t)16, q.rows - r0 - k * 16);
-                uint8_t *p = q.col + (c0 + c) * q.rows + r0 + k * 16;
-
-                if (c0 + c >= q.cols || n <= 0)
-                        continue;
-                if (aligned) {
-                        __stcs((uint4 *)p, w);
-                        continue;
-                }
-                store8(p, w.x | (uint64_t)w.y << 32, n, false);
-                store8(p + 8, w.z | (uint64_t)w.w << 32, n - 8, false);
-        }
-}
-
 /* One row: SwiGLU again, its gradients into their places. */
 __device__ __forceinline__ void bwd_row(struct bwd_room *room, int i, float scale_g, float scale_u, uint4 *ret_a, uint4 *ret_dg, uint4 *ret_du) {
         const uint4 d = room->at[0][i][threadIdx.x], gu = room->at[1][i][threadIdx.x];
@@ -274,34 +205,7 @@ __device__ __forceinline__ void bwd_row(struct bwd_room *room, int i, float scal
         *ret_du = room->at[1][i][threadIdx.x] = make_uint4(du[0], du[1], du[2], du[3]);
 }
 
-__device__ __forceinline__ void columns_greatest(uint32_t (&col)[4], const uint4 &v) {
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-                col[j] = __vmaxu2(col[j], word(v, j) & 0x7fff7fffu);
-}
-
-/* The block's maxima of two columns of one tensor, by each of 192 threads: scales, and the note of what was seen. */
-__device__ __forceinline__ void column_scales(const struct quantize_launch &q, struct bwd_room *room, int k, int pair) {
-        const int64_t c = (int64_t)blockIdx.x * TILE + pair * 2;
-        uint32_t m = 0, all;
-        float s0, s1;
-
-#pragma unroll
-        for (int w = 0; w < BWD_WARPS; w++)
-                m = __vmaxu2(m, room->col[k][w][pair]);
-        s0 = scale_of(m << 16, 448.f, q.pow2);
-        s1 = scale_of(m & 0xffff0000u, 448.f, q.pow2);
-        *(float2 *)&room->scale[k][pair * 2] = make_float2(s0, s1);
-        if (c < q.cols) {
-                q.col_scale[(int64_t)blockIdx.y * q.col_ld + c] = inverse_of(s0);
-                q.col_scale[(int64_t)blockIdx.y * q.col_ld + c + 1] = inverse_of(s1);
-        }
-        all = __reduce_max_sync(0xffffffff, max(m >> 16, m & 0xffffu));
-        if (threadIdx.x % 32 == 0)
-                note(q, all << 16);
-}
-
-__global__ void __launch_bounds__(BWD_THREADS, 2) swiglu_cached_bwd(const __grid_constant__ struct three p) {
+__global__ void __launch_bounds__(TILE_THREADS, 2) swiglu_cached_bwd(const __grid_constant__ struct three p) {
         extern __shared__ __align__(16) uint8_t shared[];
         struct bwd_room *room = (struct bwd_room *)shared;
         const int lane = threadIdx.x % 16, slot = threadIdx.x / 16;
@@ -339,13 +243,8 @@ __global__ void __launch_bounds__(BWD_THREADS, 2) swiglu_cached_bwd(const __grid
                 w[2 + i / 2] = rows_greatest(du[0], du[1]);
         }
 #pragma unroll
-        for (int k = 0; k < 3; k++) {
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-                        col[k][j] = __vmaxu2(col[k][j], __shfl_xor_sync(0xffffffff, col[k][j], 16));
-                if (threadIdx.x % 32 < 16)
-                        *(uint4 *)&room->col[k][threadIdx.x / 32][lane * 4] = make_uint4(col[k][0], col[k][1], col[k][2], col[k][3]);
-        }
+        for (int k = 0; k < 3; k++)
+                columns_noted(col[k], room->col[k], lane);
         halve(w, 8);
         halve((uint32_t(&)[2])w, 4);
         w[0] = halve_word(w[0], 2);
@@ -355,7 +254,7 @@ __global__ void __launch_bounds__(BWD_THREADS, 2) swiglu_cached_bwd(const __grid
                 p.q[1 + lane / 8].row_scale[blockIdx.x * p.q[1 + lane / 8].row_ld + r0 + lane / 2 % 4] = inverse_of(s);
         __syncthreads();
         if (threadIdx.x < 3 * TILE / 2)
-                column_scales(p.q[threadIdx.x / (TILE / 2)], room, threadIdx.x / (TILE / 2), threadIdx.x % (TILE / 2));
+                column_scales(p.q[threadIdx.x / (TILE / 2)], room->col[threadIdx.x / (TILE / 2)], room->scale[threadIdx.x / (TILE / 2)], blockIdx.y, blockIdx.x, threadIdx.x % (TILE / 2));
 #pragma unroll
         for (int k = 0; k < 2; k++)
 #pragma unroll
@@ -375,11 +274,11 @@ __global__ void __launch_bounds__(BWD_THREADS, 2) swiglu_cached_bwd(const __grid
         for (int i = 0; i < 4; i++)
                 a[i] = room->at[1][i][threadIdx.x];
         __syncthreads();
-        write_staged(p.q[0], room->staged[0]);
-        write_staged(p.q[1], room->staged[1]);
+        write_staged(p.q[0], room->staged[0], blockIdx.y, blockIdx.x);
+        write_staged(p.q[1], room->staged[1], blockIdx.y, blockIdx.x);
         stage_four(a, room->scale[2], lane, slot, (uint32_t *)room->at[0]); /* nobody needs what was there */
         __syncthreads();
-        write_staged(p.q[2], (const uint32_t *)room->at[0]);
+        write_staged(p.q[2], (const uint32_t *)room->at[0], blockIdx.y, blockIdx.x);
 }
 
 static bool three_fit(const struct three *p) {
@@ -411,6 +310,6 @@ extern "C" int cuda_launch_swiglu_cached_bwd(const struct quantize_launch *qa, c
                 return -EOPNOTSUPP;
         if (cudaFuncSetAttribute(swiglu_cached_bwd, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(struct bwd_room)) != cudaSuccess)
                 return -EIO;
-        swiglu_cached_bwd<<<tiles(qa), BWD_THREADS, sizeof(struct bwd_room), s>>>(p);
+        swiglu_cached_bwd<<<tiles(qa), TILE_THREADS, sizeof(struct bwd_room), s>>>(p);
         return launched();
 }

@@ -51,6 +51,9 @@ int cuda_swiglu_cache_fwd(const void *g, const void *u, enum dtype act, const st
                           const struct quant_spec *sa, struct qtensor *out, struct dev_stream *s);
 int cuda_swiglu_cached_bwd(const struct qtensor *gq, const struct qtensor *uq, const void *da, enum dtype act, const struct quant_spec *sa, struct qtensor *aq, const struct quant_spec *sg,
                            struct qtensor *dg, const struct quant_spec *su, struct qtensor *du, struct dev_stream *s);
+int cuda_rope_quant_bwd(const void *const *x, const struct doc_bounds *docs, double theta, int64_t D, enum dtype act, const struct quant_spec *const *q, struct qtensor *const *out,
+                        struct dev_stream *s);
+int cuda_quantize_many(int n, const void *const *x, enum dtype xt, const struct quant_spec *const *q, struct qtensor *const *out, struct dev_stream *s);
 int cuda_requantize_col(struct qtensor *t, const struct quant_spec *q, struct dev_stream *s);
 int cuda_dequantize(const struct qtensor *t, void *x, enum dtype xt, struct dev_stream *s);
 

@@ -35,6 +35,11 @@ struct quantize_launch {
 int cuda_launch_quantize(const struct quantize_launch *q, cudaStream_t s);
 /* q->x is what went into the norm. */
 int cuda_launch_norm_quant(const struct quantize_launch *q, const float *rstd, const float *w, cudaStream_t s);
+/* Gradients of q, k and v, the first two of them of rotated heads of D; -EOPNOTSUPP: by themselves. */
+int cuda_launch_rope_quant_bwd(const struct quantize_launch *const *q, const int32_t *pos, double theta, int64_t D, int sms, cudaStream_t s);
+/* Up to QUANTIZE_MANY matrices of BF16 in 128x128 blocks, both forms. */
+#define QUANTIZE_MANY 8
+int cuda_launch_quantize_many(int n, const struct quantize_launch *q, cudaStream_t s);
 /* qg->x, qu->x: SwiGLU's inputs in BF16. */
 int cuda_launch_swiglu_cache(const struct quantize_launch *qg, const struct quantize_launch *qu, const struct quantize_launch *qa, cudaStream_t s);
 /* qg->x, qu->x: SwiGLU's inputs in FP8 with x_scale; qa->x: the gradient of its output in BF16. */

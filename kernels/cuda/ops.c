@@ -399,7 +399,7 @@ static const struct dev_ops table = {
         .rope = gpu_rope, .attention_fwd = gpu_attention_fwd, .attention_bwd = gpu_attention_bwd, .attention_workspace = gpu_attention_workspace,
         .swiglu_fwd = gpu_swiglu_fwd, .swiglu_quant_fwd = gpu_swiglu_quant_fwd, .swiglu_bwd = gpu_swiglu_bwd, .swiglu_cache_fwd = cuda_swiglu_cache_fwd, .swiglu_cached_bwd = cuda_swiglu_cached_bwd,
         .embed_fwd = gpu_embed_fwd, .embed_bwd = gpu_embed_bwd, .ce_max = gpu_ce_max, .ce_sum = gpu_ce_sum, .ce_bwd = gpu_ce_bwd,
-        .cross_entropy = gpu_cross_entropy, .gemm_wgrad_many = cuda_gemm_wgrad_many,
+        .cross_entropy = gpu_cross_entropy, .gemm_wgrad_many = cuda_gemm_wgrad_many, .rope_quant_bwd = cuda_rope_quant_bwd, .quantize_many = cuda_quantize_many,
         .grad_stats = gpu_grad_stats, .adamw = gpu_adamw, .amax_update = gpu_amax_update,
 };
 

@@ -124,6 +124,44 @@ int cuda_swiglu_cached_bwd(const struct qtensor *gq, const struct qtensor *uq, c
         return cuda_launch_swiglu_cached_bwd(&la, &lg, &lu, s->stream);
 }
 
+int cuda_rope_quant_bwd(const void *const *x, const struct doc_bounds *docs, double theta, int64_t D, enum dtype act, const struct quant_spec *const *q, struct qtensor *const *out,
+                        struct dev_stream *s) {
+        struct quantize_launch l[3];
+        const struct quantize_launch *const all[3] = { &l[0], &l[1], &l[2] };
+        int r;
+
+        if (act != DT_BF16 || D <= 0)
+                return -EOPNOTSUPP;
+        for (int i = 0; i < 3; i++)
+                if (out[i]->rows != docs->tokens || !fused_launch(q[i], out[i], x[i], &l[i]))
+                        return -EOPNOTSUPP;
+        r = cuda_launch_rope_quant_bwd(all, docs->pos, theta, D, s->multiprocessors, s->stream);
+        for (int i = 0; r == 0 && i < 3; i++)
+                quantised_as(out[i], q[i]);
+        return r;
+}
+
+int cuda_quantize_many(int n, const void *const *x, enum dtype xt, const struct quant_spec *const *q, struct qtensor *const *out, struct dev_stream *s) {
+        struct quantize_launch l[QUANTIZE_MANY];
+        int r;
+
+        if (n < 1 || n > QUANTIZE_MANY || xt != DT_BF16)
+                return -EOPNOTSUPP;
+        for (int i = 0; i < n; i++) {
+                if (q[i]->scaling != Q_128X128 || q[i]->dtype != DT_E4M3 || !q[i]->want_row || !q[i]->want_col || !out[i]->row || !out[i]->row_scale || !out[i]->col || !out[i]->col_scale)
+                        return -EOPNOTSUPP;
+                l[i] = (struct quantize_launch){
+                        .x = x[i], .blocks = true, .pow2 = q[i]->pow2, .rows = out[i]->rows, .cols = out[i]->cols, .row = out[i]->row, .col = out[i]->col, .row_scale = out[i]->row_scale,
+                        .col_scale = out[i]->col_scale, .row_ld = pad4(blocks(out[i]->cols)), .col_ld = pad4(blocks(out[i]->rows)),
+                        .amax = q[i]->amax, .bad = (unsigned long long *)q[i]->bad, .index = q[i]->index,
+                };
+        }
+        r = cuda_launch_quantize_many(n, l, s->stream);
+        for (int i = 0; r == 0 && i < n; i++)
+                quantised_as(out[i], q[i]);
+        return r;
+}
+
 int cuda_requantize_col(struct qtensor *t, const struct quant_spec *q, struct dev_stream *s) {
         const struct quantize_launch l = {
                 .x = t->row, .f32 = true, .e5m2 = q->dtype == DT_E5M2, .pow2 = q->pow2, .rows = t->rows, .cols = t->cols,

@@ -3,7 +3,10 @@
  * Whole training steps of the real trainer on one GPU beside the same on the CPU backend: losses of a small model in every recipe (packed documents, grouped queries, accumulated
  * micro-batches), and twice the same on the GPU, bit for bit.  `test-gpu-step speed`: tokens a second of larger models, printed (no comparison, nothing asserted of the figure).
  */
+#include <errno.h>
 #include <math.h>
+#include <stdlib.h>
+#include <stdio.h>
 
 #include "base/clock.h"
 #include "tests/train/harness.h"
@@ -93,6 +96,40 @@ TEST(losses_follow_the_cpu) {
                 CU_ASSERT_EQUAL(gpu.skipped, 0);
         }
         test_device_kind = "cpu";
+}
+
+/* The first step from the same weights, again and again: master weights and moments are hashed each time. */
+static int first_step_again(struct test_rank *r) {
+        const int n = *(const int *)r->arg;
+        struct step_result first, res;
+
+        for (int i = 0; i < n; i++) {
+                TRY(trainer_init(r->trainer, &r->error));
+                TRY(trainer_sync(r->trainer, &r->error));
+                TRY(trainer_step(r->trainer, i == 0 ? &first : &res, &r->error));
+                if (i > 0 && (!digest_equal(res.state_digest, first.state_digest) || res.loss64 != first.loss64 || res.grad_norm != first.grad_norm))
+                        return error_set(&r->error, -EPROTO, "step %d of %d: found other bits than the first time", i + 1, n);
+        }
+        return first.has_digest ? 0 : error_set(&r->error, -EINVAL, "no digests were made");
+}
+
+/* FP8_REPEATS: how often (20). Sequences long enough for cuDNN's attention, and a head as wide as it has in large models. */
+TEST(one_step_has_the_same_bits_every_time) {
+        struct job_spec s = small_model(RECIPE_BLOCK);
+        const char *repeats = getenv("FP8_REPEATS");
+        int n = repeats ? atoi(repeats) : 20;
+
+        need_gpu();
+        s.model.hidden_size = 512;
+        s.model.intermediate_size = 1408;
+        s.model.head_dim = 128;
+        s.model.num_key_value_heads = 4;
+        s.model.max_position_embeddings = s.data.seq_len = 512;
+        s.metrics.digests = true;
+        test_device_kind = "cuda";
+        CU_ASSERT_EQUAL(test_cluster(&s, NULL, first_step_again, &n), 0);
+        test_device_kind = "cpu";
+        printf("    %d times the same step\n", n);
 }
 
 static void speed(const char *name, struct job_spec s, enum job_recipe recipe, int steps) {

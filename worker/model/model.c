@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define LINEARS 7 /* of a layer */
+
 static int64_t max64(int64_t a, int64_t b) {
         return a > b ? a : b;
 }
@@ -287,8 +289,25 @@ size_t model_memory(const struct model *m) {
 
 /* ------------------------------------------------------------------ a step */
 
-static int linear_quantize(struct model *m, struct linear *l, struct error *e) {
-        return quantize_at(m, l->spec, l->param, m->act, l->tensor->rows, l->tensor->cols, &l->q, e);
+static int weights_quantize(struct model *m, int n, struct linear *const *l, struct error *e) {
+        const void *x[LINEARS];
+        const struct quant_spec *spec[LINEARS];
+        struct qtensor *out[LINEARS];
+        int r;
+
+        for (int i = 0; i < n; i++) {
+                x[i] = l[i]->param;
+                spec[i] = l[i]->spec;
+                out[i] = &l[i]->q;
+        }
+        r = m->ops->quantize_many(n, x, m->act, spec, out, m->stream);
+        if (r != -EOPNOTSUPP) {
+                TRY_DEV(e, r);
+                return 0;
+        }
+        for (int i = 0; i < n; i++)
+                TRY(quantize_at(m, spec[i], x[i], m->act, l[i]->tensor->rows, l[i]->tensor->cols, out[i], e));
+        return 0;
 }
 
 int model_weights_changed(struct model *m, bool bootstrap, struct error *e) {
@@ -296,10 +315,8 @@ int model_weights_changed(struct model *m, bool bootstrap, struct error *e) {
         quant_specs_scaling(m, bootstrap);
         for (int i = 0; i < m->layout->n_layers; i++) {
                 struct layer *l = &m->layers[i];
-                struct linear *all[] = { &l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down };
 
-                for (size_t k = 0; k < sizeof(all) / sizeof(all[0]); k++)
-                        TRY(linear_quantize(m, all[k], e));
+                TRY(weights_quantize(m, LINEARS, (struct linear *[LINEARS]){ &l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down }, e));
         }
         return 0;
 }
