@@ -66,6 +66,7 @@ struct node_health {
         char alert[HEALTH_TEXT_LEN];
         enum health_verdict waits; /* the breaker keeps it from being done; OK: nothing waits */
         enum health_hold waits_hold;
+        int32_t waits_device;      /* of one device: WARN */
         char waits_why[HEALTH_TEXT_LEN];
         bool waits_said;
         uint64_t repairs[HEALTH_REPAIRS_MAX]; /* the oldest first */

@@ -28,14 +28,17 @@
 #define REPAIRS_DAYS 7u
 
 /* ------------------------------------------------------------------ the breaker */
-static size_t devices_taken(const struct controller *c, const struct node *but, uint64_t since) {
+/* Without the node of that name: all of its devices are about to be. */
+static size_t devices_taken(const struct controller *c, const char *but, uint64_t since) {
         size_t taken = 0;
 
         for (size_t i = 0; i < c->n_nodes; i++) {
                 const struct node *n = c->nodes[i];
                 const struct node_health *h = n->health;
 
-                if (h && h->hold != HOLD_NONE && h->taken_ms >= since && n != but) {
+                if (strcmp(n->name, but) == 0)
+                        continue;
+                if (h && h->hold != HOLD_NONE && h->taken_ms >= since) {
                         taken += n->n_devices;
                         continue;
                 }
@@ -45,14 +48,14 @@ static size_t devices_taken(const struct controller *c, const struct node *but, 
         return taken;
 }
 
-/* May so many more devices of n be taken now? */
-static bool breaker_lets(const struct controller *c, const struct node *n, size_t more) {
+/* May one device more be taken now, or the whole of n? */
+static bool breaker_lets(const struct controller *c, const struct node *n, bool whole) {
         uint64_t now = c->io.wall_ms(c->io.arg), since = now > c->config.health_window_ms ? now - c->config.health_window_ms : 0;
         size_t all = 0;
 
         for (size_t i = 0; i < c->n_nodes; i++)
                 all += c->nodes[i]->n_devices;
-        return (devices_taken(c, n, since) + more) * 100 <= all * c->config.health_share;
+        return (devices_taken(c, whole ? n->name : "", since) + (whole ? n->n_devices : 1)) * 100 <= all * c->config.health_share;
 }
 
 static void breaker_holds(struct controller *c, struct node *n, enum health_verdict v, enum health_hold hold, const char *why) {
@@ -105,7 +108,7 @@ void health_take(struct controller *c, struct node *n, enum health_verdict v, en
                 }
                 return;
         }
-        if (h->hold == HOLD_NONE && !breaker_lets(c, n, n->n_devices)) {
+        if (h->hold == HOLD_NONE && !breaker_lets(c, n, true)) {
                 breaker_holds(c, n, v, hold, why);
                 return;
         }
@@ -138,7 +141,8 @@ static void take_device(struct controller *c, struct node *n, int32_t device, co
         }
         if (d->unfit[0] || n->health->hold != HOLD_NONE)
                 return;
-        if (!breaker_lets(c, NULL, 1)) {
+        if (!breaker_lets(c, n, false)) {
+                n->health->waits_device = device;
                 breaker_holds(c, n, HEALTH_WARN, HOLD_NONE, why);
                 return;
         }
@@ -154,15 +158,15 @@ void health_retry(struct controller *c, struct node *n) {
         enum health_verdict v = h->waits;
         char why[HEALTH_TEXT_LEN];
 
-        if (v < HEALTH_DRAIN || !breaker_lets(c, n, n->n_devices)) {
-                if (v < HEALTH_DRAIN)
-                        h->waits = HEALTH_OK; /* of a device: the next word of it asks again */
+        if (!breaker_lets(c, n, v >= HEALTH_DRAIN))
                 return;
-        }
         core_text(why, sizeof(why), h->waits_why);
         h->waits = HEALTH_OK;
         h->waits_said = false;
-        health_take(c, n, v, h->waits_hold, why);
+        if (v >= HEALTH_DRAIN)
+                health_take(c, n, v, h->waits_hold, why);
+        else
+                take_device(c, n, h->waits_device, why);
 }
 
 void health_release(struct controller *c, struct node *n, const char *why) {

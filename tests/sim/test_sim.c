@@ -113,6 +113,37 @@ static void changed_its_mind(struct sim *s, struct ev *e) {
                 sim_break_stream(s, e->b);
 }
 
+/* What its worker may say of a node's health: Xids of every class, checks that go bad and well, networks. */
+static void health(struct sim *s, int node) {
+        static const uint32_t xids[] = { 13, 31, 43, 48, 74, 79, 95, 154 };
+        static const char *const verdicts[] = { "ok", "warn", "drain", "evict" };
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__HealthReport r = FP8CTL__V1__HEALTH_REPORT__INIT;
+        Fp8ctl__V1__NodeFinding f = FP8CTL__V1__NODE_FINDING__INIT, *fs[1] = { &f };
+        Fp8ctl__V1__NodeCheck k = FP8CTL__V1__NODE_CHECK__INIT, *ks[1] = { &k };
+
+        if (sim_chance(s, 50)) {
+                f.check = (char *)"xid";
+                f.subject = (char *)(sim_chance(s, 50) ? "0000:3b:00" : "0000:5e:00");
+                f.code = xids[sim_random(s, ARRAY_SIZE(xids))];
+                f.device = (int32_t)sim_random(s, 3) - 1;
+                r.findings = fs;
+                r.n_findings = 1;
+        } else {
+                k.check = (char *)(sim_chance(s, 50) ? "disk" : "ib-port");
+                k.network = k.check[0] == 'i';
+                k.verdict = (char *)verdicts[sim_random(s, ARRAY_SIZE(verdicts))];
+                k.since_unix_ms = 1;
+                k.device = -1;
+                r.checks = ks;
+                r.n_checks = 1;
+        }
+        sim_say(s, "%s says of its health: %s %u %s", s->nodes[node].name, f.check, f.code, k.verdict);
+        m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_HEALTH_REPORT;
+        m.health_report = &r;
+        worker_send(s, node, &m);
+}
+
 static void inject(struct sim *s, struct ev *e) {
         uint64_t what = s->rank_faults ? sim_random(s, 140) : 0;
         int node = (int)sim_random(s, SIM_NODES);
@@ -121,6 +152,10 @@ static void inject(struct sim *s, struct ev *e) {
         if (!s->faults)
                 return;
         s->injected++;
+        if (s->rank_faults && s->seed % 16 == 9 && sim_chance(s, 30)) {
+                health(s, node);
+                return;
+        }
         if (!s->rank_faults)
                 what = sim_chance(s, 50) ? 50 : sim_chance(s, 80) ? 70 : sim_chance(s, 50) ? 78 : 85; /* streams, the controller, the store */
         if (what < 45) {

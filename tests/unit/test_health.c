@@ -334,6 +334,7 @@ TEST(a_network_alert_alone_does_nothing_and_two_evict) {
 
 TEST(the_breaker_keeps_half_of_the_cluster) {
         struct world w;
+        Fp8ctl__V1__Node *n;
         uint64_t id = begin(&w);
         char buf[400];
 
@@ -348,7 +349,11 @@ TEST(the_breaker_keeps_half_of_the_cluster) {
         CU_ASSERT_EQUAL(job_state(&w, id), S(RUNNING));
         world_pass(&w, 302000); /* the window is over: it is done then */
         EXPECT_NODE(&w, "c", "evict", "draining", "Xid 79");
+        EXPECT_NODE(&w, "a", "warn", "open", "Xid 95");
         CU_ASSERT_EQUAL(job_state(&w, id), S(PENDING));
+        n = get(&w, "a");
+        CU_ASSERT_PTR_NOT_NULL(strstr(n->devices[0]->health, "Xid 95"));
+        fp8ctl__v1__node__free_unpacked(n, NULL);
         world_stop(&w);
 }
 

@@ -95,7 +95,7 @@ static void answer(struct node_test *t) {
         m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_NODE_TEST_REPLY;
         m.node_test_reply = &reply;
         stream_send(t->agent, &m);
-        for (size_t i = 0; i < test.n_parts; i++)
+        for (size_t i = 0; objects && i < test.n_parts; i++)
                 json_decref(objects[i]);
 }
 

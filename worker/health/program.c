@@ -27,6 +27,7 @@ static pid_t start(const struct program *p, int out, int null) {
         pid_t pid;
 
         sigemptyset(&none);
+        /* NOLINTBEGIN(clang-analyzer-security.insecureAPI.vfork,clang-analyzer-unix.Vfork): posix_spawn cannot change the user; the calls below leave the parent's memory alone */
         pid = vfork();
         if (pid != 0)
                 return pid;
@@ -39,6 +40,7 @@ static pid_t start(const struct program *p, int out, int null) {
         sigprocmask(SIG_SETMASK, &none, NULL);
         execve(p->path, p->argv, p->our_environment ? environ : environment);
         _exit(EXIT_NO_EXEC);
+        /* NOLINTEND(clang-analyzer-security.insecureAPI.vfork,clang-analyzer-unix.Vfork) */
 }
 
 /* Until it has ended and said all, or its time is over. A grandchild that keeps the pipe open is not waited for. */

@@ -46,11 +46,8 @@ static void run_one(const char *path, const char *name, struct check_out *o) {
 
 void check_site(struct health_world *w, void **state, struct check_out *o) {
         char names[SITE_MAX][64];
-        struct health_world here = *w;
-        size_t n;
-
-        here.root = ""; /* the folder is named as a whole */
-        n = w->checks_dir[0] ? world_list(&here, w->checks_dir, names, SITE_MAX) : 0;
+        const struct health_world here = { .root = "" }; /* the folder is named as a whole */
+        size_t n = w->checks_dir[0] ? world_list(&here, w->checks_dir, names, SITE_MAX) : 0;
         for (size_t i = 0; i < n; i++) {
                 _cleanup_free_ char *path = world_path(&here, "%s/%s", w->checks_dir, names[i]);
                 const char *why = NULL;
