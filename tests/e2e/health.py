@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""`health.py BUILD`: a site check that says critical drains its node and the job moves; a GPU off the bus, told by the kernel's log, evicts one; what the evidence is.
+"""`health.py BUILD [times]`: a site check that says critical drains its node and the job moves; a GPU off the bus, told by the kernel's log, evicts one; what the evidence is.
 
-The machine's files are a test's (--health-root), /dev/kmsg among them as a pipe. The Xids of all rows of the table, and lines that only look like one, are in tests/unit/test_kernel_log.
+The machine's files are a test's (--health-root), /dev/kmsg among them as a pipe. The Xids of all rows of the table, and lines that only look like one, are in tests/unit/test_kernel_log. `times` prints how long it takes from a blow to the controller's event (docs/health.md).
 """
 import os
 import sys
@@ -42,11 +42,43 @@ class Nodes(Bare):
         with open(f"{self.home}/{name}.root/dev/kmsg", "w") as h:
             h.write("".join(line + "\n" for line in lines))
 
+    def port(self, name, up):
+        path = f"{self.home}/{name}.root/sys/class/infiniband/mlx5_0/ports/1"
+        os.makedirs(path, exist_ok=True)
+        with open(path + "/new", "w") as h:
+            h.write("4: ACTIVE\n" if up else "1: DOWN\n")
+        os.rename(path + "/new", path + "/state")
+
     def node(self, name):
         return self.json("node", "get", name)
 
     def nodes_of(self, job):
         return {r["node"] for r in self.describe(job)["plan"]["ranks"] if r["state"] == "running"}
+
+
+def measure(c, what, kind, blow, mend, times=10):
+    took = []
+    for i in range(times):
+        after = c.json("events")["events"][-1]["id"]
+        began = time.time()
+        blow(i)
+        event = wait_for(what, lambda: next((e for e in c.json("events", "--after", str(after))["events"] if e["kind"] == kind), None), 10, 0.02)
+        took.append(event["unix_ms"] - began * 1e3)
+        mend()
+        time.sleep(1.3)  # the port's and the site's next look; the breaker's window
+    took.sort()
+    print(f"{what}: median {took[len(took) // 2]:.0f} ms, most {took[-1]:.0f} ms", flush=True)
+
+
+def times():
+    with Nodes(sys.argv[1], nodes=2, devices=2, controller=["--health-settle", "100ms", "--health-window", "1s"]) as c:
+        os.chmod(c.home, 0o755)
+        c.port("node-0", True)
+        time.sleep(1.5)
+        # Four: with the fifth repair the node would be on the RMA list.
+        measure(c, "Xid 79 in the kernel's log, evicted", "node_evicted", lambda i: c.kmsg("node-0", f"3,{i + 1},1000,-;NVRM: Xid (PCI:0000:{i + 16:02x}:00): 79, pid=0, x"), lambda: c.ctl("node", "uncordon", "node-0"), 4)
+        measure(c, "a port goes down, warned of", "node_unwell", lambda i: c.port("node-0", False), lambda: c.port("node-0", True))
+        measure(c, "a site check fails, run every 0.2 s", "node_unwell", lambda i: c.site("node-0", 2, "no"), lambda: c.site("node-0", 0, "yes"))
 
 
 def main():
@@ -108,6 +140,6 @@ def main():
 
 if __name__ == "__main__":
     try:
-        main()
+        times() if sys.argv[2:] == ["times"] else main()
     except Failure as e:
         sys.exit(f"health: {e}")
