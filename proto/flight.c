@@ -160,8 +160,12 @@ uint64_t flight_enter(struct flight *f, const struct flight_call *call) {
 void flight_leave(struct flight *f, uint64_t seq) {
         struct flight_entry *entry = &f->ring[seq % FLIGHT_RING];
 
-        if (atomic_load(&entry->seq) == seq)
-                atomic_store(&entry->left_ns, clock_mono_ns());
+        uint64_t now = clock_mono_ns(), entered = atomic_load(&entry->entered_ns);
+
+        if (atomic_load(&entry->seq) != seq)
+                return;
+        atomic_store(&entry->left_ns, now);
+        atomic_fetch_add(&f->waited_ns, now > entered ? now - entered : 0);
 }
 
 bool flight_read(const struct flight *f, uint64_t seq, struct flight_record *ret) {
@@ -185,8 +189,10 @@ bool flight_read(const struct flight *f, uint64_t seq, struct flight_record *ret
 }
 
 void flight_set_phase(struct flight *f, enum flight_phase phase) {
-        atomic_store(&f->phase, (uint64_t)phase);
-        atomic_store(&f->phase_since_ns, clock_mono_ns());
+        uint64_t now = clock_mono_ns(), was = atomic_exchange(&f->phase, (uint64_t)phase), since = atomic_exchange(&f->phase_since_ns, now), waited = atomic_exchange(&f->waited_ns, 0);
+
+        if (was < N_FLIGHT_PHASES && since && now > since + waited)
+                atomic_fetch_add(&f->busy_ns[was], now - since - waited);
 }
 
 bool flight_lease_ok(const struct flight *f) {

@@ -17,7 +17,7 @@
 #include "base/error.h"
 
 #define FLIGHT_MAGIC 0x46503846u /* "FP8F" */
-#define FLIGHT_VERSION 2
+#define FLIGHT_VERSION 3
 #define FLIGHT_RING 256
 
 enum flight_op { FLIGHT_ALL_REDUCE = 1, FLIGHT_REDUCE_SCATTER, FLIGHT_ALL_GATHER, FLIGHT_BROADCAST, FLIGHT_SEND, FLIGHT_RECV, FLIGHT_BARRIER };
@@ -33,6 +33,8 @@ struct flight_entry {
         _Atomic uint64_t entered_ns, left_ns; /* CLOCK_MONOTONIC; left 0: still in it */
 };
 
+enum flight_phase { FLIGHT_STARTING, FLIGHT_PARKED, FLIGHT_LOADING, FLIGHT_JOINING, FLIGHT_FORWARD, FLIGHT_REDUCE, FLIGHT_AGREE, FLIGHT_UPDATE, FLIGHT_GATHER, FLIGHT_SNAPSHOT, FLIGHT_EVAL, FLIGHT_DONE, N_FLIGHT_PHASES };
+
 struct flight {
         uint32_t magic, version;
         uint64_t size;                       /* sizeof(struct flight) of the maker */
@@ -46,13 +48,13 @@ struct flight {
         _Atomic uint32_t has_loss;
         _Atomic uint64_t loss, loss_first, val_loss, tokens_per_s;
         _Atomic uint64_t skipped_steps, tokens, memory_bytes;
+        _Atomic uint64_t waited_ns;          /* in collectives, since the phase began */
+        _Atomic uint64_t busy_ns[N_FLIGHT_PHASES]; /* by phase, collectives not counted: what a rank takes for itself */
         _Atomic uint64_t stall_ns;           /* the job's collective timeout; 0: not known */
         _Atomic uint64_t met[N_FLIGHT_GROUPS]; /* number of the newest collective in each group */
         _Atomic uint64_t head;               /* number of the newest entry */
         struct flight_entry ring[FLIGHT_RING];
 };
-
-enum flight_phase { FLIGHT_STARTING, FLIGHT_PARKED, FLIGHT_LOADING, FLIGHT_JOINING, FLIGHT_FORWARD, FLIGHT_REDUCE, FLIGHT_AGREE, FLIGHT_UPDATE, FLIGHT_GATHER, FLIGHT_SNAPSHOT, FLIGHT_EVAL, FLIGHT_DONE };
 
 /* A valid entry, copied. */
 struct flight_record {

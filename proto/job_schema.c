@@ -184,6 +184,11 @@ const struct job_key job_keys[] = {
         { "metrics.loss_spike", INTS(0, 1000000), .offset = AT(metrics.loss_spike), .def = "10",
           .doc = "A loss so many robust standard deviations (1.4826 times the median absolute deviation) above the median of the last 64 is told by the event `loss_spike`; 0: never." },
 
+        { "metrics.straggler_percent", INTS(0, 100000), .offset = AT(metrics.straggler_percent), .def = "30",
+          .doc = "A rank whose own part of a step takes so much longer than the median of the others of its stage is told by the event `straggler`; 0: never." },
+        { "metrics.straggler_steps", INTS(1, 1000000), .offset = AT(metrics.straggler_steps), .def = "20",
+          .doc = "Steps of a window in which ranks are compared so; three windows in a row make a straggler, and three end it." },
+
         { "test.overflow_step", INTS(-1, 1000000000), .offset = AT(test.overflow_step), .def = "-1",
           .doc = "Puts an infinity into the gradient of `test.overflow_tensor` in this step; -1: off." },
         { "test.overflow_steps", INTS(1, 1000000000), .offset = AT(test.overflow_steps), .def = "1", .doc = "... for so many steps." },
@@ -192,6 +197,7 @@ const struct job_key job_keys[] = {
         { "test.kill_step", INTS(-1, 1000000000), .offset = AT(test.kill_step), .def = "-1", .doc = "A rank kills itself in this step, once; -1: off." },
         { "test.kill_rank", INTS(-1, JOB_MAX_RANKS - 1), .offset = AT(test.kill_rank), .def = "-1", .doc = "... which one." },
         { "test.kill_point", KEY_STRING, AT(test.kill_point), .choices = kill_points, .doc = "... and where in the step." },
+        { "test.slow_rank", INTS(-1, JOB_MAX_RANKS - 1), .offset = AT(test.slow_rank), .def = "-1", .doc = "The rank that `test.slow_ms` is for; -1: all." },
         { "test.slow_ms", INTS(0, 86400000), .offset = AT(test.slow_ms), .def = "0", .doc = "Every step sleeps so long." },
 };
 const size_t job_keys_n = ARRAY_SIZE(job_keys);

@@ -117,6 +117,7 @@ struct job_spec {
         struct {
                 bool digests;      /* per-step digest of master weights and moments in the metrics */
                 int64_t max_bytes; /* bound of a rank's log and metrics file each */
+                int64_t straggler_percent, straggler_steps;
                 int64_t loss_spike; /* robust standard deviations above the median; 0: off */
         } metrics;
         /* Refused unless fp8d runs with --allow-test-hooks. -1 / NULL: off. */
@@ -127,6 +128,7 @@ struct job_spec {
                 char *overflow_tensor;   /* global name */
                 int64_t kill_step, kill_rank; /* raise(SIGKILL) at kill_point of that step, once (only in incarnation of epoch 1) */
                 char *kill_point;        /* "forward", "agreed", "updated" (optimizer done, before the parameter all-gather), "gathered", "snapshot", "prepared" */
+                int64_t slow_rank;       /* -1: all */
                 int64_t slow_ms;         /* sleep so long in every step */
         } test;
 };

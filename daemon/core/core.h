@@ -203,6 +203,7 @@ struct job {
         uint64_t rec_since, rec_deadline; /* 0: none */
         struct incident inc;
         bool start_is_new;          /* FENCE of a fresh placement, no survivors */
+        struct pace *pace;          /* [world]: what each rank takes for a step (straggler.c); NULL: nothing heard in this epoch */
         struct gathering *gathering; /* where its ranks are, asked for when one waited in vain; NULL: nobody did */
         struct generation *generations;
         size_t n_generations;
@@ -491,6 +492,10 @@ void recovery_end(struct controller *c, struct job *j);    /* no live epoch any 
 void recovery_tick(struct controller *c, struct job *j, uint64_t now);
 void recovery_kill_zombies(struct controller *c, struct job *j);
 void recovery_free(struct job *j);
+
+/* straggler.c */
+void straggler_note(struct controller *c, struct job *j, const Fp8ctl__V1__RankProgress *p);
+void straggler_forget(struct job *j);
 
 /* stuck.c: who holds the others up (pure over what the job knows) */
 void stuck_note(struct job *j, uint32_t rank, int32_t peer, bool timeout);

@@ -631,6 +631,7 @@ void job_progress(struct controller *c, struct node *n, const Fp8ctl__V1__RankPr
         if (p->epoch != j->epoch || p->step > (uint64_t)j->spec->train.steps)
                 return; /* a survivor that has not heard of the new epoch yet: expected, not counted */
         r->step = p->step;
+        straggler_note(c, j, p);
         if (j->rec == REC_FENCE || j->rec == REC_RESTORE)
                 return; /* what it loaded, not what it did */
         if (p->step > j->step || p->has_loss)

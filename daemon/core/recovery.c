@@ -77,6 +77,7 @@ void recovery_free(struct job *j) {
         j->load_path = NULL;
         j->n_generations = j->n_inventory_wait = 0;
         j->gathering = gathering_free(j->gathering);
+        straggler_forget(j);
         memset(j->mesh_key, 0, sizeof(j->mesh_key));
         j->have_mesh_key = false;
 }

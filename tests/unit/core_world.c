@@ -426,6 +426,8 @@ void world_progress(struct world *w, uint64_t step) {
                         g->rank = i;
                         g->incarnation = w->ranks[i].incarnation;
                         w->ranks[i].step = g->step = step;
+                        g->busy_ms = w->busy_ms[i];
+                        g->n_busy_ms = N_FLIGHT_PHASES;
                         ptrs[h.n_ranks++] = g;
                 }
                 for (size_t i = 0; i < w->n_sent; i++)

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "daemon/core/controller.h"
+#include "proto/flight.h"
 
 enum { WORLD_RANKS = 8 };
 
@@ -52,6 +53,7 @@ struct world {
         struct world_rank ranks[WORLD_RANKS]; /* of the job that was started last */
         Fp8ctl__V1__LoadSource__Kind load_kind; /* of the newest plan */
         uint64_t load_step, plans;
+        double busy_ms[WORLD_RANKS][N_FLIGHT_PHASES]; /* what each rank took for itself so far */
         int stuck_rank; /* with stuck_ms: all others have waited for it, in a collective of the whole job, for so long */
         uint32_t stuck_ms;
         bool lose_plans;                        /* on their way */

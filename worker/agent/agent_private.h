@@ -129,7 +129,7 @@ void local_ranks_free(struct agent *a);
 size_t local_ranks_living(const struct agent *a);
 /* Points into r and *ret_exited. */
 void local_rank_status(const struct local_rank *r, Fp8ctl__V1__RankStatus *ret, Fp8ctl__V1__RankExited *ret_exited);
-void local_rank_progress(const struct local_rank *r, Fp8ctl__V1__RankProgress *ret);
+void local_rank_progress(const struct local_rank *r, Fp8ctl__V1__RankProgress *ret, double busy_ms[N_FLIGHT_PHASES]); /* points into busy_ms */
 
 /* agent.c */
 void agent_say_leaving(struct agent *a); /* with what is left of the grace */

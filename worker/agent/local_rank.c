@@ -237,7 +237,7 @@ static double as_double(uint64_t bits) {
         return d;
 }
 
-void local_rank_progress(const struct local_rank *r, Fp8ctl__V1__RankProgress *ret) {
+void local_rank_progress(const struct local_rank *r, Fp8ctl__V1__RankProgress *ret, double busy_ms[N_FLIGHT_PHASES]) {
         const struct flight *f = r->flight;
 
         fp8ctl__v1__rank_progress__init(ret);
@@ -254,4 +254,8 @@ void local_rank_progress(const struct local_rank *r, Fp8ctl__V1__RankProgress *r
         ret->skipped_steps = atomic_load(&f->skipped_steps);
         ret->tokens = atomic_load(&f->tokens);
         ret->memory_bytes = atomic_load(&f->memory_bytes);
+        for (int i = 0; i < N_FLIGHT_PHASES; i++)
+                busy_ms[i] = (double)atomic_load(&f->busy_ns[i]) / 1e6;
+        ret->busy_ms = busy_ms;
+        ret->n_busy_ms = N_FLIGHT_PHASES;
 }

@@ -83,20 +83,22 @@ void stream_heartbeat(struct agent *a) {
         Fp8ctl__V1__Heartbeat h = FP8CTL__V1__HEARTBEAT__INIT;
         _cleanup_free_ Fp8ctl__V1__RankProgress *progress = NULL;
         _cleanup_free_ Fp8ctl__V1__RankProgress **list = NULL;
+        _cleanup_free_ double *busy = NULL;
         size_t n = local_ranks_living(a), k = 0;
 
         if (!a->welcomed)
                 return;
         progress = calloc(n + 1, sizeof(*progress));
         list = calloc(n + 1, sizeof(*list));
-        if (!progress || !list)
+        busy = calloc((n + 1) * N_FLIGHT_PHASES, sizeof(*busy));
+        if (!progress || !list || !busy)
                 return;
         tell_health(a);
         for (struct local_rank *r = a->ranks; r && k < n; r = r->next) {
                 /* A parked or loading rank's recorder still shows where it stood in an epoch that is over. */
                 if (r->phase != FP8CTL__V1__RANK_PHASE__RANK_RUNNING && r->phase != FP8CTL__V1__RANK_PHASE__RANK_DONE)
                         continue;
-                local_rank_progress(r, &progress[k]);
+                local_rank_progress(r, &progress[k], busy + k * N_FLIGHT_PHASES);
                 list[k] = &progress[k];
                 k++;
         }

@@ -36,6 +36,6 @@ int hook_overflow(struct trainer *t, struct error *e) {
 void hook_slow(struct trainer *t) {
         struct timespec ts = { .tv_sec = t->spec->test.slow_ms / 1000, .tv_nsec = t->spec->test.slow_ms % 1000 * 1000000 };
 
-        if (t->spec->test.slow_ms > 0)
+        if (t->spec->test.slow_ms > 0 && (t->spec->test.slow_rank < 0 || t->spec->test.slow_rank == t->layout.rank))
                 nanosleep(&ts, NULL);
 }

@@ -204,6 +204,7 @@ static int gradients(struct trainer *t, struct error *e) {
                 TRY_DEV(e, m->ops->zero(m->head.loss, sizeof(dev_real) * (size_t)m->n_micro, m->stream));
         TRY(reduce_begin(t, e));
         trainer_phase(t, FLIGHT_FORWARD);
+        hook_slow(t);
         TRY(pipeline_run(t, e));
         TRY(hook_overflow(t, e));
         trainer_phase(t, FLIGHT_REDUCE);
@@ -298,7 +299,6 @@ int trainer_step(struct trainer *t, struct step_result *ret, struct error *e) {
 
         if (!t->groups.world || !t->weights_valid || !t->state_valid)
                 return error_set(e, -ENOTCONN, "trainer_step: trainer_attach and trainer_sync come first");
-        hook_slow(t);
         t->state_valid = false; /* until it is over: the masters may have moved when the rest fails */
         TRY(gradients(t, e));
         trainer_phase(t, FLIGHT_SNAPSHOT);
