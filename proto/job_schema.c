@@ -105,6 +105,8 @@ const struct job_key job_keys[] = {
         { "precision.moments", CHOOSE(dtypes), .offset = AT(precision.moments), .def = "fp32",
           .doc = "Type of Adam's moments. `bf16` needs `optimizer.beta2` of at most 0.95: with a larger one its updates vanish in rounding." },
         { "precision.reduce", CHOOSE(dtypes), .offset = AT(precision.reduce), .def = "fp32", .doc = "Type in which partial sums of tensor-parallel products are added." },
+        { "precision.any_order", KEY_BOOL, AT(precision.any_order), .def = "false",
+          .doc = "GPUs: attention's backward may add in whatever order is fastest (1 to 3% of a step). The same job twice then gives other bits, also after a recovery; the fingerprint says so." },
         { "precision.amax_history", INTS(1, 65536), .offset = AT(precision.amax_history), .def = "1024", .doc = "`delayed`: steps of amax history." },
         { "precision.amax_algo", CHOOSE(amax_algos), .offset = AT(precision.amax_algo), .def = "max", .doc = "`delayed`: which amax of the history makes the scale." },
         { "precision.margin", INTS(0, 16), .offset = AT(precision.margin), .def = "0", .doc = "`delayed`: powers of two of headroom in the scale." },

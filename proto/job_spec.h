@@ -74,6 +74,7 @@ struct job_spec {
                 enum job_pow2 pow2;
                 int64_t bf16_first_layers, bf16_last_layers; /* Linears of these layers stay BF16 */
                 enum job_dtype moments, reduce;              /* Adam m, v; row-parallel partial sums */
+                bool any_order;        /* dev_config.any_order */
                 int64_t amax_history;  /* delayed: 1024 */
                 enum job_amax_algo amax_algo;
                 int64_t margin;

@@ -102,7 +102,7 @@ static int read_job(struct session *s, struct error *e) {
 
 static int open_device(struct session *s, struct error *e) {
         struct dev_config c = { .kind = s->id->device_kind, .index = (int)s->id->device, .threads = 1,
-                                .act = s->spec->precision.recipe == RECIPE_FP32 ? DT_F32 : DT_BF16 };
+                                .act = s->spec->precision.recipe == RECIPE_FP32 ? DT_F32 : DT_BF16, .any_order = s->spec->precision.any_order };
         int r;
 
         r = dev_ops_load(s->id->device_kind, &s->ops, e);
