@@ -358,6 +358,7 @@ static uint64_t undone_before(struct sim *s, uint64_t job) {
 
 static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
         struct snode *n = &s->nodes[node];
+        bool again = m->epoch <= s->plan_epoch[m->job_id % 16]; /* told once more to a node that was away */
         uint64_t key = 0;
 
         /* An epoch has one plan: a second one with another key would let two meshes of one epoch be. */
@@ -368,7 +369,8 @@ static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
                 s->plan_epoch[m->job_id % 16] = m->epoch;
                 s->plan_key[m->job_id % 16] = key;
         }
-        replica_check_plan(s, m);
+        if (!again)
+                replica_check_plan(s, m);
         for (int i = 0; i < SIM_RANKS_MAX; i++) {
                 struct proc *p = &n->procs[i];
 
