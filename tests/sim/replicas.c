@@ -169,10 +169,10 @@ void replica_forget_told(struct sim *s, int node) {
 }
 
 /* ------------------------------------------------------------------ back */
-/* A cancelled job's copies go with the word that reaches their node first. */
+/* The copies of a job that ended or waits again go with the word that reaches their node first. */
 static bool over(const struct sim *s, uint64_t job) {
         Fp8ctl__V1__JobRecord *r = sim_stored_job(s, job);
-        bool yes = !r || r->job->state >= FP8CTL__V1__JOB_STATE__COMPLETED;
+        bool yes = !r || r->job->state >= FP8CTL__V1__JOB_STATE__COMPLETED || r->job->state == FP8CTL__V1__JOB_STATE__PENDING;
 
         if (r)
                 fp8ctl__v1__job_record__free_unpacked(r, NULL);
