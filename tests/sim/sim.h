@@ -92,7 +92,7 @@ struct snode {
         char name[16];
         uint64_t hello_sent;
         uint64_t held_up, held_down; /* partitioned: what is sent arrives after that */
-        bool up, leaving;
+        bool up, leaving, said_leaving /* on this stream */;
         uint64_t life, stream, lease_until, lease_number, lease_ttl;
         struct proc procs[SIM_RANKS_MAX];
         struct replica replicas[SIM_REPLICAS_MAX];

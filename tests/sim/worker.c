@@ -729,6 +729,7 @@ void worker_leave(struct sim *s, int node) {
         x.reason = (char *)"spot notice";
         m.body_case = BODY(LEAVING);
         m.leaving = &x;
+        s->nodes[node].said_leaving = true;
         worker_send(s, node, &m);
 }
 

@@ -584,6 +584,10 @@ void sim_break_stream(struct sim *s, uint64_t id) {
         e->b = s->core_gen;
         if (s->nodes[t->node].stream == id) {
                 s->nodes[t->node].stream = 0;
+                /* Who said it leaves and hangs up has left as far as anybody can know, and its memory with it. */
+                for (int i = 0; s->nodes[t->node].said_leaving && i < 16; i++)
+                        s->covered_losses[i]++;
+                s->nodes[t->node].said_leaving = false;
                 e = sim_after(s, 100 * MS + sim_random(s, 900 * MS), reconnect);
                 e->a = (uint64_t)t->node;
         }
