@@ -70,6 +70,7 @@ static void arrives(struct sim *s, struct ev *e) {
                 replica_put(s, p->holder, &(struct replica){ .job = p->job, .rank = p->rank, .step = p->sending, .epoch = p->sending_epoch, .world = p->world, .held = true },
                             p->kept < p->sending ? p->kept : 0, 0);
         p->sent = true;
+        p->sent_at = s->memory_losses;
 }
 
 void replica_send(struct sim *s, int node, struct proc *p) {
@@ -80,8 +81,10 @@ void replica_send(struct sim *s, int node, struct proc *p) {
 
 void replica_agreed(struct sim *s, struct proc *const *p, const int *node, int n) {
         bool busy = false, missing = false;
+        uint64_t first = s->memory_losses;
 
         for (int i = 0; i < n; i++) {
+                first = p[i]->sent && p[i]->sent_at < first ? p[i]->sent_at : first;
                 busy = busy || (p[i]->sending && !p[i]->sent && !p[i]->missed);
                 missing = missing || p[i]->missed;
                 if (p[i]->sending != p[0]->sending)
@@ -94,7 +97,7 @@ void replica_agreed(struct sim *s, struct proc *const *p, const int *node, int n
                 if (p[i]->sending && !missing) {
                         p[i]->kept = s->nodes[node[i]].keep[p[i]->job % 16][p[i]->rank % SIM_WORLD_MAX] = p[i]->sending;
                         s->covered[p[i]->job % 16] = p[i]->sending;
-                        s->covered_losses[p[i]->job % 16] = 0;
+                        s->covered_at[p[i]->job % 16] = first;
                 }
                 p[i]->sending = p[i]->step + 1;
                 p[i]->sending_epoch = p[i]->epoch;
@@ -223,9 +226,9 @@ void replica_check_plan(struct sim *s, const Fp8ctl__V1__RankPlan *m) {
                 s->plan_world[job] = m->n_peers;
                 replica_uncover(s, m->job_id); /* copies are of one layout */
         }
-        if (s->covered[job] && s->covered_losses[job] <= 1 && m->load->step < s->covered[job])
+        if (s->covered[job] && s->memory_losses - s->covered_at[job] <= 1 && m->load->step < s->covered[job])
                 sim_fail(s, "job %" PRIu64 " epoch %" PRIu64 ": goes back to step %" PRIu64 ", expected at least %" PRIu64 ": all ranks have second copies of it, and %" PRIu64 " node was lost since",
-                         m->job_id, m->epoch, m->load->step, s->covered[job], s->covered_losses[job]);
+                         m->job_id, m->epoch, m->load->step, s->covered[job], s->memory_losses - s->covered_at[job]);
 }
 
 void replica_uncover(struct sim *s, uint64_t job) {

@@ -86,6 +86,7 @@ struct proc {
         int holder;
         uint64_t kept, sending, sending_epoch, replica_key;
         bool sent, missed;
+        uint64_t sent_at; /* memory_losses then */
 };
 
 struct snode {
@@ -122,7 +123,8 @@ struct sim {
         uint64_t plan_epoch[16], plan_key[16]; /* the newest plan seen, by job */
         uint32_t devices_free, devices_total;  /* of the last StatusReply */
         uint64_t status_request;
-        uint64_t covered[16], covered_losses[16]; /* by job: the newest step that all ranks delivered, and nodes lost since */
+        uint64_t covered[16], covered_at[16]; /* by job: the newest step that all ranks delivered, and memory_losses when the first of them had */
+        uint64_t memory_losses; /* nodes whose memory went */
         uint64_t from_peers;
         uint64_t stepped_epoch[16], jobs[16], best[16];
         bool cancelled[16], may_fail[16];

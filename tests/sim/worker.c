@@ -717,8 +717,7 @@ void worker_power_off(struct sim *s, int node) {
         memset(n->listed, 0, sizeof(n->listed));
         memset(n->keep, 0, sizeof(n->keep));
         replica_forget_told(s, node);
-        for (int i = 0; i < 16; i++)
-                s->covered_losses[i]++;
+        s->memory_losses++;
 }
 
 void worker_leave(struct sim *s, int node) {

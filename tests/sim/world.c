@@ -417,8 +417,7 @@ static void check_lost(struct sim *s, const char *text) {
                 snprintf(said, sizeof(said), "%s is lost", n->name);
                 if (!n->up || !strstr(text, said))
                         continue;
-                for (int i = 0; i < 16; i++)
-                        s->covered_losses[i]++; /* with its memory; who lost power was counted then */
+                s->memory_losses++; /* who lost power was counted then */
                 if (s->now > n->lease_until)
                         continue;
                 for (int i = 0; i < SIM_RANKS_MAX; i++)
@@ -585,8 +584,7 @@ void sim_break_stream(struct sim *s, uint64_t id) {
         if (s->nodes[t->node].stream == id) {
                 s->nodes[t->node].stream = 0;
                 /* Who said it leaves and hangs up has left as far as anybody can know, and its memory with it. */
-                for (int i = 0; s->nodes[t->node].said_leaving && i < 16; i++)
-                        s->covered_losses[i]++;
+                s->memory_losses += s->nodes[t->node].said_leaving;
                 s->nodes[t->node].said_leaving = false;
                 e = sim_after(s, 100 * MS + sim_random(s, 900 * MS), reconnect);
                 e->a = (uint64_t)t->node;
