@@ -80,13 +80,14 @@ void replica_send(struct sim *s, int node, struct proc *p) {
 }
 
 void replica_agreed(struct sim *s, struct proc *const *p, const int *node, int n) {
-        bool busy = false, missing = false;
+        bool busy = false, missing = false, in_vain = false /* at a holder that the controller gave up, and died before it named another */;
         uint64_t first = s->memory_losses;
 
         for (int i = 0; i < n; i++) {
                 first = p[i]->sent && p[i]->sent_at < first ? p[i]->sent_at : first;
                 busy = busy || (p[i]->sending && !p[i]->sent && !p[i]->missed);
                 missing = missing || p[i]->missed;
+                in_vain = in_vain || (p[i]->holder >= 0 && s->nodes[p[i]->holder].given_up);
                 if (p[i]->sending != p[0]->sending)
                         sim_fail(s, "job %" PRIu64 ": ranks %u and %u keep steps %" PRIu64 " and %" PRIu64 ", send %" PRIu64 " and %" PRIu64, p[0]->job, p[0]->rank, p[i]->rank, p[0]->kept,
                                  p[i]->kept, p[0]->sending, p[i]->sending);
@@ -96,7 +97,7 @@ void replica_agreed(struct sim *s, struct proc *const *p, const int *node, int n
         for (int i = 0; i < n; i++) {
                 if (p[i]->sending && !missing) {
                         p[i]->kept = s->nodes[node[i]].keep[p[i]->job % 16][p[i]->rank % SIM_WORLD_MAX] = p[i]->sending;
-                        s->covered[p[i]->job % 16] = p[i]->sending;
+                        s->covered[p[i]->job % 16] = in_vain ? 0 : p[i]->sending;
                         s->covered_at[p[i]->job % 16] = first;
                 }
                 p[i]->sending = p[i]->step + 1;
@@ -173,9 +174,9 @@ void replica_forget_told(struct sim *s, int node) {
 
 /* ------------------------------------------------------------------ back */
 /* The copies of a job that ended or waits again go with the word that reaches their node first. */
-static bool over(const struct sim *s, uint64_t job) {
+static bool over(const struct sim *s, uint64_t job, uint64_t epoch) {
         Fp8ctl__V1__JobRecord *r = sim_stored_job(s, job);
-        bool yes = !r || r->job->state >= FP8CTL__V1__JOB_STATE__COMPLETED || r->job->state == FP8CTL__V1__JOB_STATE__PENDING;
+        bool yes = !r || r->job->state >= FP8CTL__V1__JOB_STATE__COMPLETED || r->job->state == FP8CTL__V1__JOB_STATE__PENDING || r->job->epoch > epoch;
 
         if (r)
                 fp8ctl__v1__job_record__free_unpacked(r, NULL);
@@ -199,10 +200,10 @@ bool replica_fetch(struct sim *s, int node, struct proc *p, const Fp8ctl__V1__Ra
                         s->from_peers++;
                         return true;
                 }
-                if (s->nodes[from].listed[p->job % 16] == m->epoch && !over(s, p->job))
+                if (s->nodes[from].listed[p->job % 16] == m->epoch && !over(s, p->job, m->epoch))
                         sim_fail(s, "%s: job %" PRIu64 " rank %u: step %" PRIu64 " was listed for epoch %" PRIu64 " and is gone", s->nodes[from].name, p->job, p->rank, l->step, m->epoch);
         }
-        if (!named)
+        if (!named && s->memory_losses == s->plan_losses[p->job % 16])
                 sim_fail(s, "%s: job %" PRIu64 " rank %u is told to load step %" PRIu64 " of epoch %" PRIu64 " from replica memory that does not hold it", s->nodes[node].name, p->job, p->rank,
                          l->step, l->generation_epoch);
         return false;

@@ -93,7 +93,7 @@ struct snode {
         char name[16];
         uint64_t hello_sent;
         uint64_t held_up, held_down; /* partitioned: what is sent arrives after that */
-        bool up, leaving, said_leaving /* on this stream */;
+        bool up, leaving, said_leaving /* on this stream */, given_up /* by the controller, until it says hello */;
         uint64_t life, stream, lease_until, lease_number, lease_ttl;
         struct proc procs[SIM_RANKS_MAX];
         struct replica replicas[SIM_REPLICAS_MAX];
@@ -120,7 +120,7 @@ struct sim {
         struct snode nodes[SIM_NODES];
         uint64_t next_session, next_request;
         /* what the run saw */
-        uint64_t plan_epoch[16], plan_key[16]; /* the newest plan seen, by job */
+        uint64_t plan_epoch[16], plan_key[16], plan_losses[16]; /* the newest plan seen, by job; memory_losses then */
         uint32_t devices_free, devices_total;  /* of the last StatusReply */
         uint64_t status_request;
         uint64_t covered[16], covered_at[16]; /* by job: the newest step that all ranks delivered, and memory_losses when the first of them had */

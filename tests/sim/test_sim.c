@@ -43,7 +43,7 @@ static void submit(struct sim *s, int i, int limit) {
 static void submit_until_known(struct sim *s, struct ev *e) {
         if (s->jobs[e->a])
                 return;
-        s->may_fail[e->a] = s->faults && s->seed % 5 == 0 && e->a == 2; /* a limit that faults may reach */
+        s->may_fail[e->a] = s->may_fail[e->a] || (s->faults && s->seed % 5 == 0 && e->a == 2); /* a limit that faults may reach */
         submit(s, (int)e->a, s->may_fail[e->a] ? 2 : 1000);
         sim_after(s, 5 * SEC, submit_until_known)->a = e->a;
 }

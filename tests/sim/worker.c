@@ -574,6 +574,7 @@ void worker_connect(struct sim *s, int node) {
                 return;
         }
         n->lease_number = 0;
+        n->given_up = false;
         n->stream = sim_open_stream(s, node);
         hello(s, node, n->stream);
 }

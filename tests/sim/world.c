@@ -408,15 +408,25 @@ static void io_wake(void *arg, uint64_t mono) {
         e->a = s->core_gen;
         e->b = at;
 }
+/* What was lost when a plan was made: told again later, it may name nobody who is left. */
+static void note_plan(struct sim *s, const char *text) {
+        uint64_t job;
+        char what[8];
+
+        if (sscanf(text, "job %" SCNu64 " %7[a-z]:", &job, what) == 2 && strcmp(what, "plan") == 0)
+                s->plan_losses[job % 16] = s->memory_losses;
+}
+
 /* Its ranks may finish steps until the lease that it knows of is over. */
 static void check_lost(struct sim *s, const char *text) {
         for (int k = 0; k < SIM_NODES; k++) {
-                const struct snode *n = &s->nodes[k];
+                struct snode *n = &s->nodes[k];
                 char said[64];
 
                 snprintf(said, sizeof(said), "%s is lost", n->name);
                 if (!n->up || !strstr(text, said))
                         continue;
+                n->given_up = true;
                 s->memory_losses++; /* who lost power was counted then */
                 if (s->now > n->lease_until)
                         continue;
@@ -434,6 +444,7 @@ static void io_log(void *arg, int level, const char *text) {
                 replica_uncover(s, 0);
         if (strstr(text, "node_lost: "))
                 check_lost(s, text);
+        note_plan(s, text);
         if (strstr(text, " requeued: "))
                 replica_uncover(s, strncmp(text, "job ", 4) == 0 ? strtoull(text + 4, NULL, 10) : 0); /* what ranks hold in memory is given up with their devices */
         if (strstr(text, "recovery_started"))
