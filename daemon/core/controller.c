@@ -150,12 +150,9 @@ struct controller *controller_free(struct controller *c) {
         if (!c)
                 return NULL;
         request_free_all(c);
-        while (c->sessions) {
-                struct session *s = c->sessions;
-
-                c->sessions = s->next;
-                free(s);
-        }
+        for (size_t i = 0; i < c->n_sessions; i++)
+                free(c->sessions[i]);
+        free(c->sessions);
         for (size_t i = 0; i < c->n_jobs; i++)
                 job_free(c->jobs[i]);
         for (size_t i = 0; i < c->n_nodes; i++)
@@ -454,27 +451,45 @@ static void dispatch(struct controller *c, struct session *s, const Fp8ctl__V1__
         }
 }
 
-static struct session *session_find(const struct controller *c, uint64_t id) {
-        for (struct session *s = c->sessions; s; s = s->next)
-                if (s->id == id)
-                        return s;
-        return NULL;
+static size_t session_position(const struct controller *c, uint64_t id) {
+        size_t lo = 0, hi = c->n_sessions;
+
+        while (lo < hi) {
+                size_t mid = (lo + hi) / 2;
+
+                if (c->sessions[mid]->id < id)
+                        lo = mid + 1;
+                else
+                        hi = mid;
+        }
+        return lo;
+}
+
+struct session *session_find(const struct controller *c, uint64_t id) {
+        size_t at = session_position(c, id);
+
+        return at < c->n_sessions && c->sessions[at]->id == id ? c->sessions[at] : NULL;
 }
 
 void controller_worker_opened(struct controller *c, uint64_t session, const struct caller *who) {
-        struct session *s;
+        struct session *s, **list;
+        size_t at;
 
         if (c->failed || session_find(c, session))
                 return;
         s = calloc(1, sizeof(*s));
-        if (!s) {
+        list = s ? realloc(c->sessions, (c->n_sessions + 1) * sizeof(*list)) : NULL;
+        if (!list) {
+                free(s);
                 c->io.close_worker(c->io.arg, session, ST_EXHAUSTED, "no memory");
                 return;
         }
+        c->sessions = list;
         s->id = session;
         s->who = *who;
-        s->next = c->sessions;
-        c->sessions = s;
+        at = session_position(c, session);
+        memmove(list + at + 1, list + at, (c->n_sessions++ - at) * sizeof(*list));
+        list[at] = s;
 }
 
 void controller_worker_message(struct controller *c, uint64_t session, const Fp8ctl__V1__WorkerMessage *m) {
@@ -491,22 +506,22 @@ void controller_worker_message(struct controller *c, uint64_t session, const Fp8
                 core_drop(c, DROP_LEASE, "message before hello or of a replaced stream");
         } else {
                 dispatch(c, s, m);
+                /* Nearly all that a controller hears. It moves one deadline, and that to later: the alarm that is set comes early at worst, and is set anew then. */
+                if (m->body_case == FP8CTL__V1__WORKER_MESSAGE__BODY_HEARTBEAT && !c->schedule_wanted && !c->cluster_dirty && !c->events_new)
+                        return;
         }
         settle(c);
 }
 
 void controller_worker_closed(struct controller *c, uint64_t session) {
-        struct session **p = &c->sessions;
+        struct session *s = session_find(c, session);
+        size_t at = session_position(c, session);
 
-        while (*p && (*p)->id != session)
-                p = &(*p)->next;
-        if (!*p)
+        if (!s)
                 return;
         if (!c->failed)
-                node_stream_closed(c, *p);
-        struct session *s = *p;
-
-        *p = s->next;
+                node_stream_closed(c, s);
+        memmove(c->sessions + at, c->sessions + at + 1, (--c->n_sessions - at) * sizeof(*c->sessions));
         free(s);
         settle(c);
 }

@@ -78,7 +78,6 @@ struct session {
         uint64_t id;
         struct caller who;
         struct node *node; /* NULL before hello */
-        struct session *next;
 };
 
 /* ------------------------------------------------------------------ jobs */
@@ -308,7 +307,8 @@ struct controller {
         size_t n_jobs;
         struct node **nodes; /* by name */
         size_t n_nodes;
-        struct session *sessions;
+        struct session **sessions; /* by id */
+        size_t n_sessions;
         struct event *events; /* ring by id */
         size_t n_events, first_event;
         struct pending *pending;
@@ -324,6 +324,7 @@ char *core_strdup(const char *src, size_t max);                        /* as abo
 void core_cause(char *dst, size_t size, const Fp8ctl__V1__RankExited *m);
 uint64_t core_now(const struct controller *c);
 void core_drop(struct controller *c, enum drop_kind why, const char *what);
+struct session *session_find(const struct controller *c, uint64_t id);
 void core_persist(struct controller *c, enum store_op_kind kind, const char *key, const void *value, size_t len);
 void core_log(const struct controller *c, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
@@ -365,6 +366,7 @@ void job_message_free(struct job_message *m);
 void checkpoint_message_fill(const struct job *j, const struct checkpoint *k, Fp8ctl__V1__Checkpoint *m);
 
 /* node.c */
+size_t node_position(const struct controller *c, const char *name); /* in c->nodes, or where it would be */
 struct node *node_find(const struct controller *c, const char *name);
 struct node *node_get_or_add(struct controller *c, const char *name);
 struct device *node_device(struct node *n, uint32_t index);

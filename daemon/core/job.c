@@ -248,10 +248,7 @@ static struct board *board_free(struct board *b) {
 }
 
 int job_node_index(const struct controller *c, const struct node *n) {
-        for (size_t i = 0; n && i < c->n_nodes; i++)
-                if (c->nodes[i] == n)
-                        return (int)i;
-        return -1;
+        return n ? (int)node_position(c, n->name) : -1;
 }
 
 static void say_why_waiting(struct controller *c, struct job *j, const struct board *b, const struct job *head) {

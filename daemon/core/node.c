@@ -55,7 +55,7 @@ bool node_takes(const struct node *n) {
         return node_usable(n) && n->duty == NODE_OPEN && !health_untested(n);
 }
 
-static size_t node_position(const struct controller *c, const char *name) {
+size_t node_position(const struct controller *c, const char *name) {
         size_t lo = 0, hi = c->n_nodes;
 
         while (lo < hi) {
@@ -304,9 +304,10 @@ static void replace_session(struct controller *c, struct session *s, struct node
         uint64_t old = n->session;
 
         if (old && old != s->id) {
-                for (struct session *o = c->sessions; o; o = o->next)
-                        if (o->id == old)
-                                o->node = NULL;
+                struct session *o = session_find(c, old);
+
+                if (o)
+                        o->node = NULL;
                 c->io.close_worker(c->io.arg, old, ST_ABORTED, "another stream said hello under this node name");
         }
         s->node = n;
@@ -434,9 +435,10 @@ static void node_lost(struct controller *c, struct node *n) {
         if (node_move(c, n, NODE_E_EXPIRED) < 0)
                 return;
         if (n->session) {
-                for (struct session *s = c->sessions; s; s = s->next)
-                        if (s->id == n->session)
-                                s->node = NULL;
+                struct session *s = session_find(c, n->session);
+
+                if (s)
+                        s->node = NULL;
                 c->io.close_worker(c->io.arg, n->session, ST_DEADLINE, "no heartbeat within the lease");
                 n->session = 0;
         }

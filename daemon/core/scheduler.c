@@ -5,6 +5,8 @@
  * already being put on, room that would be left on the node (fill the fullest node first, so that large holes stay large).  Greedy by a preference
  * can cut a row of devices badly (1-2 taken, 0 and 3 left for a pair), so a wish that fails is tried again with less effort, at last with windows taken
  * from the left where nothing is cut: that try finds a placement whenever one exists (unless ranks are pinned).
+ *
+ * The cheapest window of a node is the same for every group, but for one that was on that node: it is kept until something is taken there.
  */
 #include "daemon/core/scheduler.h"
 
@@ -16,6 +18,13 @@
 #include "daemon/core/planted.h"
 #include "daemon/core/rank_plan.h"
 
+/* The cheapest window of a node. */
+struct cheapest {
+        bool known;
+        size_t at;
+        int64_t cost; /* -1: none */
+};
+
 struct work {
         const struct sched_node *nodes;
         size_t n;
@@ -23,6 +32,7 @@ struct work {
         bool **taken;      /* [node][device position] */
         int *used;         /* [node]: devices this job takes there */
         bool *was;         /* [node]: the job has been there */
+        struct cheapest *cheapest; /* [node]: for a group that was not there */
         int effort; /* 2: with preferences, 1: few busy devices, 0: from the left */
         int kind;
 };
@@ -40,6 +50,8 @@ static struct work *work_free(struct work *w) {
         free(w->taken);
         free(w->used);
         free(w->was);
+        free(w->cheapest);
+        w->cheapest = NULL;
         w->taken = NULL;
         w->used = NULL;
         w->was = NULL;
@@ -50,7 +62,8 @@ static int work_init(struct work *w) {
         w->taken = calloc(w->n + 1, sizeof(*w->taken));
         w->used = calloc(w->n + 1, sizeof(*w->used));
         w->was = calloc(w->n + 1, sizeof(*w->was));
-        if (!w->taken || !w->used || !w->was)
+        w->cheapest = calloc(w->n + 1, sizeof(*w->cheapest));
+        if (!w->taken || !w->used || !w->was || !w->cheapest)
                 return -ENOMEM;
         for (size_t i = 0; i < w->n; i++) {
                 w->taken[i] = calloc(w->nodes[i].n_devices + 1, sizeof(bool));
@@ -100,29 +113,47 @@ static int64_t window_cost(const struct work *w, int group, size_t node, size_t 
         return busy << 50 | cold << 40 | (int64_t)!same << 39 | (int64_t)!(w->was[node] || w->used[node]) << 38 | left;
 }
 
-static bool find_window(const struct work *w, int group, int only_node, struct window *ret) {
+static struct cheapest look_at_node(const struct work *w, int group, size_t node) {
+        struct cheapest best = { .known = true, .cost = -1 };
+        int64_t left = w->nodes[node].n_devices < (size_t)w->want->tp ? 0 : free_left(w, node);
+
+        for (size_t at = 0; left >= w->want->tp && at + (size_t)w->want->tp <= w->nodes[node].n_devices; at++) {
+                int64_t cost = window_cost(w, group, node, at, left);
+
+                if (cost >= 0 && (best.cost < 0 || cost < best.cost)) {
+                        best.at = at;
+                        best.cost = cost;
+                }
+        }
+        return best;
+}
+
+static bool find_window(const struct work *w, int group, struct window *ret) {
         struct window best = { .node = -1 };
-        int tp = w->want->tp;
+        int was_on = w->want->prefer ? w->want->prefer[group * w->want->tp].node : -1;
 
         for (size_t i = 0; i < w->n; i++) {
-                int64_t left;
+                struct cheapest here;
 
-                if ((only_node >= 0 && (size_t)only_node != i) || w->nodes[i].n_devices < (size_t)tp)
-                        continue;
-                left = free_left(w, i);
-                if (left < tp)
-                        continue;
-                for (size_t at = 0; at + (size_t)tp <= w->nodes[i].n_devices; at++) {
-                        int64_t cost = window_cost(w, group, i, at, left);
-
-                        if (cost >= 0 && (best.node < 0 || cost < best.cost))
-                                best = (struct window){ .node = (int)i, .at = at, .cost = cost };
+                if ((int)i == was_on) {
+                        here = look_at_node(w, group, i);
+                } else {
+                        if (!w->cheapest[i].known)
+                                w->cheapest[i] = look_at_node(w, group, i);
+                        here = w->cheapest[i];
                 }
+                if (here.cost >= 0 && (best.node < 0 || here.cost < best.cost))
+                        best = (struct window){ .node = (int)i, .at = here.at, .cost = here.cost };
         }
         if (best.node < 0)
                 return false;
         *ret = best;
         return true;
+}
+
+static void taken_on(struct work *w, int node) {
+        w->used[node] += w->want->tp;
+        w->cheapest[node].known = false;
 }
 
 static void take(struct work *w, int group, const struct window *win, struct sched_slot *ret) {
@@ -132,7 +163,7 @@ static void take(struct work *w, int group, const struct window *win, struct sch
                 w->taken[win->node][at] = true;
                 ret[group * w->want->tp + t] = (struct sched_slot){ .node = win->node, .device = w->nodes[win->node].devices[at].index };
         }
-        w->used[win->node] += w->want->tp;
+        taken_on(w, win->node);
 }
 
 /* A group with pinned ranks keeps them; each of its lost ranks goes on a free device of the same node. */
@@ -162,7 +193,7 @@ static int place_pinned(struct work *w, int group, struct sched_slot *ret) {
                 if (!done)
                         return -ENOSPC;
         }
-        w->used[node] += want->tp;
+        taken_on(w, node);
         return 1;
 }
 
@@ -184,7 +215,7 @@ static int place_kind(const struct sched_node *nodes, size_t n, const struct sch
                         return r;
                 if (r > 0)
                         continue;
-                if (!find_window(&w, g, -1, &win))
+                if (!find_window(&w, g, &win))
                         return -ENOSPC;
                 take(&w, g, &win, ret);
         }
