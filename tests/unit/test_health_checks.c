@@ -368,6 +368,7 @@ TEST(pcie_errors_of_gpus_and_network_cards) {
         m->h.world.n_gpus = health_gpus(m->root, m->h.world.gpus, WORLD_GPUS_MAX);
         CU_ASSERT_EQUAL(m->h.world.n_gpus, 1); /* the other one's device file is not here */
         CU_ASSERT_STRING_EQUAL(m->h.world.gpus[0].text, "0000:3b:00.0");
+        CU_ASSERT_STRING_EQUAL(m->h.world.gpus[0].model, "NVIDIA H100");
         EXPECT(m, "pcie", "0000:3b:00.0", WARN, "8 PCIe lanes of 16");
         CU_ASSERT_EQUAL(state_of(m, "pcie", "0000:3b:00.0")->said.device, 0);
         EXPECT(m, "pcie", "0000:17:00.0", OK, "");

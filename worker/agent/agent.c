@@ -117,8 +117,11 @@ static int health_open(struct agent *a, struct error *e) {
         bool gpus = strcmp(a->config->device_kind, "cuda") == 0 || c.root[0];
         size_t n = gpus ? health_gpus(c.root, a->node.pci, NODE_DEVICES_MAX) : 0;
 
-        for (size_t i = 0; i < n && i < a->node.message.n_devices; i++)
+        for (size_t i = 0; i < n && i < a->node.message.n_devices; i++) {
                 a->node.devices[i].pci = a->node.pci[i].text;
+                if (a->node.pci[i].model[0])
+                        a->node.devices[i].name = a->node.pci[i].model;
+        }
         return health_new(&c, &a->health, e);
 }
 

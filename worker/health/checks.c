@@ -149,7 +149,7 @@ size_t health_gpus(const char *root, struct pci_name *ret, size_t max) {
         size_t n = world_list(&w, "/proc/driver/nvidia/gpus", names, WORLD_GPUS_MAX), k = 0;
 
         for (size_t i = 0; i < n && k < max; i++) {
-                const char *minor;
+                const char *minor, *model;
                 _cleanup_free_ char *file = NULL;
                 unsigned number;
 
@@ -162,6 +162,10 @@ size_t health_gpus(const char *root, struct pci_name *ret, size_t max) {
                 file = world_path(&w, "/dev/nvidia%u", number);
                 if (!file || access(file, F_OK) < 0)
                         continue;
+                model = strstr(text, "Model:");
+                model = model ? model + 6 + strspn(model + 6, " \t") : "";
+                snprintf(ret[k].model, sizeof(ret[k].model), "%.*s", (int)strcspn(model, "\n"), model);
+                clean(ret[k].model);
                 memcpy(ret[k++].text, names[i], strlen(names[i]) + 1);
         }
         return k;

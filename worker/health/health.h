@@ -34,8 +34,8 @@ void health_welcome(struct health *h, bool test_hooks);
 /* The rank processes of this node, for the check of those that do not answer. */
 void health_set_ranks(struct health *h, const uint32_t *pids, size_t n);
 
-/* "0000:3b:00.0" of each GPU in the order of their numbers, as far as the driver tells: how many, at most max. */
+/* Place ("0000:3b:00.0") and model ("NVIDIA H100 80GB HBM3", or "") of each GPU in the order of their numbers, as far as the driver tells: how many, at most max. */
 struct pci_name {
-        char text[24];
+        char text[24], model[64];
 };
 size_t health_gpus(const char *root, struct pci_name *ret, size_t max);
