@@ -242,6 +242,14 @@ struct dev_ops {
         /* delayed scaling: roll the amax history [n][len], scale from it; nothing when *skip. amax 0 or non-finite keeps the previous scale */
         int (*amax_update)(int n, int len, dev_real *history, const dev_real *amax, dev_real *scale, const double *fp8_max, int use_max, int margin, const uint64_t *skip,
                            struct dev_stream *s);
+
+        /* ---- host memory */
+        /*
+         * From here on the device itself reads and writes these pages of the host, so that copies of them to and from it are under way beside everything else, the calling thread included. They stay
+         * where they are in memory meanwhile. Without it, and on an error, copies work as well and are staged by the calling thread. Any thread; one at a time for the same pages.
+         */
+        int (*host_pin)(struct dev *d, void *p, size_t bytes, struct error *e);
+        int (*host_unpin)(struct dev *d, void *p);
 };
 
 #define DEV_VERSION 4

@@ -228,6 +228,14 @@ static int missing_amax_update(int n, int len, dev_real *history, const dev_real
         return -EOPNOTSUPP;
 }
 
+static int missing_host_pin(struct dev *d, void *p, size_t bytes, struct error *e) {
+        return error_set(e, -EOPNOTSUPP, "this backend keeps no host memory in place");
+}
+
+static int missing_host_unpin(struct dev *d, void *p) {
+        return -EOPNOTSUPP;
+}
+
 static const struct dev_ops missing = {
         .open = missing_open,
         .close = missing_close,
@@ -276,6 +284,8 @@ static const struct dev_ops missing = {
         .grad_stats = missing_grad_stats,
         .adamw = missing_adamw,
         .amax_update = missing_amax_update,
+        .host_pin = missing_host_pin,
+        .host_unpin = missing_host_unpin,
 };
 
 void dev_ops_complete(struct dev_ops *ops) {

@@ -163,6 +163,14 @@ bool replica_touch(struct replica *r, uint64_t *at) {
         return true;
 }
 
+int replica_touched(const struct replica *r, uint64_t at) {
+        int n = 0;
+
+        while (n < r->n_slots && slot_offset(r->slot_bytes, n + 1) <= at)
+                n++;
+        return n;
+}
+
 /* A copy of slot i when it is valid: -ENOENT when it is not, -EBADMSG when it cannot be what a rank wrote. */
 static int read_slot(const struct replica *r, int i, struct replica_slot *ret, struct error *e) {
         const struct replica_slot *s = &r->header->slots[i];

@@ -64,6 +64,8 @@ struct lane_pool replica_pool(const struct replica *r);
  * False: all of it is there, or the kernel has no such call (before 5.14).  May run beside begin and commit.
  */
 bool replica_touch(struct replica *r, uint64_t *at);
+/* Slots, from the first on, that lie wholly before `at`. A fresh segment's are used in this order. */
+int replica_touched(const struct replica *r, uint64_t at);
 /*
  * The slot to write the snapshot of `step` into (invalidated) and its payload's address; then commit with what was written (valid, offset, check and the
  * digest fields of `what` are not looked at).  Snapshots of this or a later step are left over from before a roll-back: they are dropped, so that the slot that

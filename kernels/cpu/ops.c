@@ -37,6 +37,15 @@ static int cpu_swiglu_cached_bwd(const struct qtensor *gq, const struct qtensor 
         return -EOPNOTSUPP;
 }
 
+/* The device's memory is the host's. */
+static int cpu_host_pin(struct dev *d, void *p, size_t bytes, struct error *e) {
+        return 0;
+}
+
+static int cpu_host_unpin(struct dev *d, void *p) {
+        return 0;
+}
+
 const struct dev_ops dev_ops_cpu = {
         .size = sizeof(struct dev_ops),
         .version = DEV_VERSION,
@@ -88,4 +97,6 @@ const struct dev_ops dev_ops_cpu = {
         .grad_stats = cpu_grad_stats,
         .adamw = cpu_adamw,
         .amax_update = cpu_amax_update,
+        .host_pin = cpu_host_pin,
+        .host_unpin = cpu_host_unpin,
 };

@@ -388,6 +388,24 @@ static int gpu_amax_update(int n, int len, dev_real *history, const dev_real *am
         return len < 1 ? -EINVAL : cuda_launch_amax_update(n, len, history, amax, scale, fp8_max, use_max, margin, skip, s->stream);
 }
 
+/* For every device of the process (portable): whichever thread copies may have another one current. */
+static int gpu_host_pin(struct dev *d, void *p, size_t bytes, struct error *e) {
+        cudaError_t r = cudaSetDevice(d->index);
+
+        if (r == cudaSuccess)
+                r = cudaHostRegister(p, bytes, cudaHostRegisterPortable);
+        if (r == cudaSuccess)
+                return 0;
+        (void)cudaGetLastError(); /* it is no failure of the device */
+        return error_set(e, r == cudaErrorMemoryAllocation ? -ENOMEM : -EIO, "%zu bytes of host memory cannot be kept in place for the device: %s", bytes, cudaGetErrorString(r));
+}
+
+static int gpu_host_unpin(struct dev *d, void *p) {
+        cudaError_t r = cudaSetDevice(d->index);
+
+        return done(r == cudaSuccess ? cudaHostUnregister(p) : r);
+}
+
 static const struct dev_ops table = {
         .size = sizeof(struct dev_ops), .version = DEV_VERSION, .kind = "cuda",
         .open = gpu_open, .close = gpu_close, .fingerprint = gpu_fingerprint, .alloc = gpu_alloc, .free = gpu_free,
@@ -401,6 +419,7 @@ static const struct dev_ops table = {
         .embed_fwd = gpu_embed_fwd, .embed_bwd = gpu_embed_bwd, .ce_max = gpu_ce_max, .ce_sum = gpu_ce_sum, .ce_bwd = gpu_ce_bwd,
         .cross_entropy = gpu_cross_entropy, .gemm_wgrad_many = cuda_gemm_wgrad_many, .rope_quant_bwd = cuda_rope_quant_bwd, .quantize_many = cuda_quantize_many,
         .grad_stats = gpu_grad_stats, .adamw = gpu_adamw, .amax_update = gpu_amax_update,
+        .host_pin = gpu_host_pin, .host_unpin = gpu_host_unpin,
 };
 
 const struct dev_ops *fp8_device_plugin(void) {

@@ -4,7 +4,10 @@
  * first ones, and goes on.  Results lie in poisoned memory.  Skipped where the backend or a device is missing.
  */
 #include <math.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include "base/clock.h"
 #include "tests/kernels/common.h"
 
 static const struct dev_ops *gpu_ops;
@@ -772,6 +775,50 @@ TEST(amax_history) {
                 xfree(h), xfree(scale), down(gh), down(gscale), down(gmax), down(gamax), down(gskip);
         }
         both_close();
+}
+
+/* Replica memory as ranks have it: a shared mapping, kept in place; snapshots go there on a stream of their own while another computes. */
+TEST(host_memory_kept_in_place_is_copied_beside_the_work) {
+        const size_t bytes = (size_t)256 << 20, count = bytes / sizeof(float), rounds = 400;
+        struct error e = { 0 };
+        struct dev_stream *copies;
+        float *want = xalloc(bytes);
+        int fd = memfd_create("gpu-ops", MFD_CLOEXEC);
+        uint64_t began, asked, queued, copied, computed;
+        void *host, *from, *busy;
+
+        CU_ASSERT_TRUE_FATAL(fd >= 0 && ftruncate(fd, (off_t)bytes) == 0);
+        host = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        CU_ASSERT_TRUE_FATAL(host != MAP_FAILED);
+        for (size_t i = 0; i < count; i++)
+                want[i] = (float)(i * 2654435761u % 1000003u);
+        from = up(want, bytes);
+        busy = up(want, bytes);
+        CU_ASSERT_EQUAL_FATAL(gpu_ops->stream_new(gpu_dev, &copies), 0);
+        ASSERT_OK(gpu_ops->host_pin(gpu_dev, host, bytes, &e), e);
+        CU_ASSERT_TRUE(gpu_ops->host_pin(gpu_dev, host, bytes, &e) < 0); /* twice is an error, and the device is well after it */
+        began = clock_mono_ns();
+        for (size_t i = 0; i < rounds; i++)
+                CU_ASSERT_EQUAL_FATAL(gpu_ops->scale(busy, 0.999, (int64_t)count, gpu), 0);
+        asked = clock_mono_ns();
+        CU_ASSERT_EQUAL(gpu_ops->copy_out(host, from, bytes, copies), 0);
+        queued = clock_mono_ns();
+        CU_ASSERT_EQUAL(gpu_ops->stream_sync(copies), 0);
+        copied = clock_mono_ns();
+        CU_ASSERT_EQUAL(gpu_ops->stream_sync(gpu), 0);
+        computed = clock_mono_ns();
+        printf("(asked for in %.2f ms, copied in %.2f ms, computed in %.2f ms) ", (double)(queued - asked) / 1e6, (double)(copied - asked) / 1e6, (double)(computed - began) / 1e6);
+        CU_ASSERT_EQUAL(memcmp(host, want, bytes), 0);
+        CU_ASSERT_TRUE(queued - asked < (copied - asked) / 2); /* the call does not wait for the copy, */
+        CU_ASSERT_TRUE(copied < computed);                     /* nor the copy for what the other stream computes */
+        CU_ASSERT_EQUAL(gpu_ops->host_unpin(gpu_dev, host), 0);
+        CU_ASSERT_EQUAL(gpu_ops->copy_out(host, from, bytes, copies), 0); /* works as before */
+        CU_ASSERT_EQUAL(gpu_ops->stream_sync(copies), 0);
+        gpu_ops->stream_free(copies);
+        down(from), down(busy);
+        munmap(host, bytes);
+        close(fd);
+        xfree(want);
 }
 
 TEST_MAIN("gpu-ops")

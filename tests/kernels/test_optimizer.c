@@ -262,6 +262,8 @@ TEST(every_slot_is_filled) {
         CU_ASSERT_PTR_NULL(dev_ops_find(NULL));
         dev_ops_complete(&empty);
         CU_ASSERT_EQUAL(empty.gemm_fprop(NULL, NULL, NULL, DT_F32, NULL), -EOPNOTSUPP);
+        CU_ASSERT_EQUAL(empty.host_pin(NULL, NULL, 0, NULL), -EOPNOTSUPP);
+        CU_ASSERT_EQUAL(empty.host_unpin(NULL, NULL), -EOPNOTSUPP);
         CU_ASSERT_EQUAL(empty.amax_update(0, 0, NULL, NULL, NULL, NULL, 0, 0, NULL, NULL), -EOPNOTSUPP);
 }
 

@@ -105,8 +105,12 @@ TEST(touching_changes_nothing) {
         struct error e;
 
         put(f.r, 1, 1);
+        CU_ASSERT_EQUAL(replica_touched(f.r, 0), 0);
         while (replica_touch(f.r, &at))
                 CU_ASSERT_FATAL(at <= replica_header(f.r)->size);
+        if (at) /* the kernel has the call */
+                CU_ASSERT_EQUAL(replica_touched(f.r, at), REPLICA_SLOTS);
+        CU_ASSERT_EQUAL(replica_touched(f.r, replica_header(f.r)->size - 1), REPLICA_SLOTS - 1);
         ASSERT_OK(find(f.r, 1, &epoch, &e), e);
         teardown(&f);
 }

@@ -76,6 +76,7 @@ struct session {
         bool device_broken; /* it has failed in a way that stays: the process must be replaced */
 
         struct loss_watch losses;
+        uint64_t later; /* steps without a snapshot, because replica memory was still being brought in */
 };
 
 static int move(struct session *s, enum rank_event event, struct error *e) {
@@ -124,7 +125,7 @@ static int finish_snapshot(void *arg, struct error *e) {
         struct session *s = arg;
 
         int r = snapshot_wait(s->snapshot, e);
-        uint32_t bits = replicate_bits(s->replicate) | local_tier_bits(s->local);
+        uint32_t bits = replicate_bits(s->replicate) | local_tier_bits(s->local) | (snapshot_ready(s->snapshot) ? 0 : TRAINER_REQUEST_SNAPSHOT_LATER);
 
         if (bits)
                 trainer_request(s->trainer, bits);
@@ -531,16 +532,37 @@ static void saves(struct session *s, uint64_t step, uint32_t agreed) {
         local_tier_next(s->local, step, agreed, s->saved_step == step);
 }
 
+static void tell_slow(struct session *s, uint64_t step) {
+        char text[400];
+
+        if (!snapshot_told_slow(s->snapshot, text, sizeof(text)))
+                return;
+        log_warning("%s", text);
+        report_notice(s->control, s->id, s->epoch, step, "snapshot_memory_unpinned", "warning", text);
+}
+
+/* Said once, when it is over: a rank that had been lost before would have cost more steps. */
+static void tell_later(struct session *s, uint64_t step) {
+        char text[200];
+
+        if (s->later == 0 || s->id->rank != 0)
+                return;
+        snprintf(text, sizeof(text), "%" PRIu64 " steps had no snapshot while replica memory was brought in; there are snapshots from now on", s->later);
+        log_info("%s", text);
+        report_notice(s->control, s->id, s->epoch, step, "snapshots_late", "info", text);
+}
+
 static int keep(struct session *s, const struct step_result *res, bool last, struct error *e) {
         int64_t every = s->spec->checkpoint.replica_every > 0 ? s->spec->checkpoint.replica_every : 1;
         struct replicate_counts copies = replicate_counted(s->replicate);
         struct local_tier_counts local = local_tier_counted(s->local);
-        bool save_now = periodic_save(s, res->step) || local_tier_due(s->local, res->step) || (res->agreed_requests & (TRAINER_REQUEST_SAVE | TRAINER_REQUEST_STOP)) || control_wait(s->control, 0, 0) & NEWS_SAVE;
+        bool later = (res->agreed_requests & TRAINER_REQUEST_SNAPSHOT_LATER) != 0;
+        bool save_now = periodic_save(s, res->step) || (res->agreed_requests & (TRAINER_REQUEST_SAVE | TRAINER_REQUEST_STOP)) || control_wait(s->control, 0, 0) & NEWS_SAVE;
         int r;
 
         metrics_row(s->metrics, s->epoch, res,
                     &(struct metrics_ckpt){ snapshot_take_waited(s->snapshot), save_skipped(s->save), copies.skipped, copies.missed, copies.bytes, copies.lane_bytes, local.written, local.skipped });
-        if (last || save_now || res->step % (uint64_t)every == 0) {
+        if (last || save_now || (!later && (res->step % (uint64_t)every == 0 || local_tier_due(s->local, res->step)))) {
                 flight_set_phase(s->flight, FLIGHT_SNAPSHOT);
                 replicate_next(s->replicate, res->step, res->agreed_requests);
                 r = snapshot_start(s->snapshot, s->epoch, e);
@@ -550,6 +572,10 @@ static int keep(struct session *s, const struct step_result *res, bool last, str
                         return r;
                 if (kill_point(s, "snapshot", res->step))
                         raise(SIGKILL);
+                tell_later(s, res->step);
+                s->later = 0;
+        } else {
+                s->later += later;
         }
         metrics_progress(s->metrics, res);
         return 0;
@@ -630,6 +656,7 @@ static int step(struct session *s, struct error *e) {
                 return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
         tell_skip(s, &res);
         tell_loss(s, &res);
+        tell_slow(s, res.step);
         r = overflow(s, &res, &over, e);
         if (r < 0 || over)
                 return r;

@@ -20,8 +20,10 @@ struct snapshot {
         struct trainer *trainer;
         const struct dev_ops *ops;
         struct dev_stream *stream; /* the thread's while one is under way, else the caller's */
+        struct dev *dev;
         struct shard_layout *shard;
         struct replica *replica;
+        void *in_place; /* what the device writes snapshots into by itself; the thread's */
         uint64_t shard_count, waited_ns;
         char layout[REPLICA_LAYOUT_SIZE];
         /* the newest; not changed while it is under way */
@@ -33,6 +35,10 @@ struct snapshot {
         pthread_mutex_t lock;
         pthread_cond_t changed;
         bool started, busy, stop;
+        bool in_use;          /* all of the segment is */
+        int touched, begun;   /* slots, from the first on; snapshots by this process */
+        bool untold;          /* that it does not */
+        struct error not_in_place;
         struct digest digest; /* of the newest, or why there is none */
         struct error why;
         uint64_t pinned_step; /* 0: none */
@@ -68,11 +74,28 @@ static void take(struct snapshot *s) {
         pthread_mutex_unlock(&s->lock);
 }
 
+/* Snapshots are copied from a device by itself, on their own stream, while steps are made; else this thread has to lend a hand. Not on the way to the first step: it takes a while. */
+static void keep_in_place(struct snapshot *s) {
+        struct lane_pool pool = replica_pool(s->replica);
+        struct error e = { 0 };
+        int r = s->ops->host_pin(s->dev, pool.base, (size_t)pool.size, &e);
+
+        if (r == 0)
+                s->in_place = pool.base;
+        if (r == 0 || r == -EOPNOTSUPP)
+                return;
+        pthread_mutex_lock(&s->lock);
+        s->not_in_place = e;
+        s->untold = true;
+        pthread_mutex_unlock(&s->lock);
+}
+
 static void *take_snapshots(void *arg) {
         struct snapshot *s = arg;
         uint64_t touched = 0;
         bool touching = true;
 
+        keep_in_place(s);
         pthread_mutex_lock(&s->lock);
         for (;;) {
                 while (!s->busy && !s->stop)
@@ -80,6 +103,8 @@ static void *take_snapshots(void *arg) {
                                 pthread_mutex_unlock(&s->lock);
                                 touching = replica_touch(s->replica, &touched);
                                 pthread_mutex_lock(&s->lock);
+                                s->in_use = !touching;
+                                s->touched = replica_touched(s->replica, touched);
                         } else
                                 pthread_cond_wait(&s->changed, &s->lock);
                 if (!s->busy)
@@ -89,7 +114,21 @@ static void *take_snapshots(void *arg) {
                 pthread_mutex_lock(&s->lock);
         }
         pthread_mutex_unlock(&s->lock);
+        if (s->in_place)
+                (void)s->ops->host_unpin(s->dev, s->in_place);
         return NULL;
+}
+
+bool snapshot_told_slow(struct snapshot *s, char *buf, size_t size) {
+        bool say;
+
+        pthread_mutex_lock(&s->lock);
+        say = s->untold;
+        s->untold = false;
+        if (say)
+                snprintf(buf, size, "snapshots are copied with the host's help: %.300s", s->not_in_place.text);
+        pthread_mutex_unlock(&s->lock);
+        return say;
 }
 
 static int start_thread(struct snapshot *s, struct error *e) {
@@ -119,6 +158,7 @@ int snapshot_new(const struct identity *id, const struct job_spec *spec, struct 
         s->id = id;
         s->trainer = t;
         s->ops = ops;
+        s->dev = dev;
         s->shard_count = (uint64_t)spec->parallel.tp * (uint64_t)spec->parallel.pp * (uint64_t)spec->parallel.dp;
         r = snprintf(s->layout, sizeof(s->layout), "tp%d.pp%d.dp%d/%s", spec->parallel.tp, spec->parallel.pp, spec->parallel.dp, trainer_fingerprint(t));
         if (r < 0 || (size_t)r >= sizeof(s->layout)) {
@@ -195,9 +235,19 @@ int snapshot_start(struct snapshot *s, uint64_t epoch, struct error *e) {
         s->image = image;
         pthread_mutex_lock(&s->lock);
         s->busy = true;
+        s->begun++;
         pthread_cond_broadcast(&s->changed);
         pthread_mutex_unlock(&s->lock);
         return 0;
+}
+
+bool snapshot_ready(struct snapshot *s) {
+        bool ready;
+
+        pthread_mutex_lock(&s->lock);
+        ready = s->in_use || s->begun < s->touched;
+        pthread_mutex_unlock(&s->lock);
+        return ready;
 }
 
 int snapshot_wait(struct snapshot *s, struct error *e) {

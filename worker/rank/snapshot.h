@@ -4,6 +4,7 @@
  * Snapshots of a rank's state in its replica segment: one shard image a generation, with the small state beside it for saves.  Taken by a thread of their own
  * while the next step computes its gradients: until that step's agreement nothing changes what a snapshot consists of.
  */
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/error.h"
@@ -39,5 +40,12 @@ int snapshot_pinned(struct snapshot *s, struct digest *ret, struct error *e);
 void snapshot_unpin(struct snapshot *s);
 /* Time that training has waited for snapshots since the last call, in ns. */
 uint64_t snapshot_take_waited(struct snapshot *s);
+/*
+ * Would the next snapshot be written into memory that was used before?  First use costs many times the copying (seconds a gigabyte where the machine is a guest that its host has not given
+ * the memory yet), which training must not wait for: it is brought in beside the first steps.
+ */
+bool snapshot_ready(struct snapshot *s);
+/* True once when the device cannot write into replica memory by itself: why. Snapshots are taken all the same. */
+bool snapshot_told_slow(struct snapshot *s, char *buf, size_t size);
 /* Back into the trainer: our own generation of that step, digest verified. epoch: under which it must have been written. */
 int snapshot_restore(struct snapshot *s, uint64_t step, uint64_t epoch, struct error *e);

@@ -56,6 +56,7 @@ struct step_result {
 #define TRAINER_REQUEST_REPLICA_BUSY 8u     /* a rank's snapshot is still on its way to a peer's memory */
 #define TRAINER_REQUEST_REPLICA_MISSING 16u /* a rank's snapshot did not get there */
 #define TRAINER_REQUEST_LOCAL_BUSY 32u      /* a rank still writes its copy on the node's disk */
+#define TRAINER_REQUEST_SNAPSHOT_LATER 128u /* a rank's replica memory is still being brought in: no snapshot of this step unless it is saved */
 #define TRAINER_REQUEST_LOCAL_MISSING 64u   /* a rank's copy could not be written */
 
 int trainer_new(const struct trainer_config *c, struct trainer **ret, struct error *e); /* allocates everything; opens the data */
