@@ -174,21 +174,14 @@ static enum hrtimer_restart lease_timer(struct hrtimer *timer)
 	return HRTIMER_NORESTART;
 }
 
-/* With the file's lock and, on success, the lease's held. */
-static int lease_find(struct guard_file *file, u32 id, u64 generation, struct lease **ret)
+/* With the lease's lock held: is it the life of the slot that the caller means? */
+static int lease_check(struct lease *l, u64 generation)
 {
-	struct lease *l = xa_load(&file->leases, id);
-
-	if (!l)
-		return -ENOENT;
-	spin_lock_irq(&l->lock);
-	if (l->generation != generation) {
-		l->stale++;
-		spin_unlock_irq(&l->lock);
-		return -ESTALE;
-	}
-	*ret = l;
-	return 0;
+	lockdep_assert_held(&l->lock);
+	if (l->generation == generation)
+		return 0;
+	l->stale++;
+	return -ESTALE;
 }
 
 static bool ttl_ok(u64 ttl)
@@ -285,9 +278,15 @@ int guard_lease_add(struct guard_file *file, const struct fp8guard_group *arg)
 	if (r)
 		return r;
 	mutex_lock(&file->lock);
-	r = lease_find(file, arg->id, arg->generation, &l);
-	if (r)
+	l = xa_load(&file->leases, arg->id);
+	if (!l) {
+		r = -ENOENT;
 		goto err_file;
+	}
+	spin_lock_irq(&l->lock);
+	r = lease_check(l, arg->generation);
+	if (r)
+		goto err_lease;
 	if (l->state != ARMED) {
 		r = -ETIME;
 		goto err_lease;
@@ -319,16 +318,20 @@ int guard_lease_renew(struct guard_file *file, struct fp8guard_lease *arg)
 	if (!ttl_ok(arg->ttl_ns))
 		return -EINVAL;
 	mutex_lock(&file->lock);
-	r = lease_find(file, arg->id, arg->generation, &l);
-	if (r)
+	l = xa_load(&file->leases, arg->id);
+	if (!l) {
+		r = -ENOENT;
 		goto out;
-	if (l->state == ARMED) {
+	}
+	spin_lock_irq(&l->lock);
+	r = lease_check(l, arg->generation);
+	if (!r && l->state != ARMED)
+		r = -ETIME;
+	if (!r) {
 		l->deadline = ktime_get_ns() + arg->ttl_ns;
 		l->renewals++;
 		hrtimer_start(&l->timer, ns_to_ktime(l->deadline), HRTIMER_MODE_ABS);
 		arg->deadline_ns = l->deadline;
-	} else {
-		r = -ETIME;
 	}
 	spin_unlock_irq(&l->lock);
 out:
@@ -342,16 +345,21 @@ int guard_lease_drop(struct guard_file *file, const struct fp8guard_lease *arg)
 	int r;
 
 	mutex_lock(&file->lock);
-	r = lease_find(file, arg->id, arg->generation, &l);
-	if (!r) {
-		if (l->state == ARMED) {
-			l->state = DROPPED;
-			atomic_dec(&lease_armed);
-			atomic64_inc(&lease_dropped);
-		}
-		xa_erase(&file->leases, l->id);
-		spin_unlock_irq(&l->lock);
+	l = xa_load(&file->leases, arg->id);
+	if (!l) {
+		mutex_unlock(&file->lock);
+		return -ENOENT;
 	}
+	spin_lock_irq(&l->lock);
+	r = lease_check(l, arg->generation);
+	if (!r && l->state == ARMED) {
+		l->state = DROPPED;
+		atomic_dec(&lease_armed);
+		atomic64_inc(&lease_dropped);
+	}
+	spin_unlock_irq(&l->lock);
+	if (!r)
+		xa_erase(&file->leases, l->id);
 	mutex_unlock(&file->lock);
 	if (r)
 		return r;
@@ -366,7 +374,13 @@ int guard_lease_stat(struct guard_file *file, struct fp8guard_stat *arg)
 	int r;
 
 	mutex_lock(&file->lock);
-	r = lease_find(file, arg->id, arg->generation, &l);
+	l = xa_load(&file->leases, arg->id);
+	if (!l) {
+		mutex_unlock(&file->lock);
+		return -ENOENT;
+	}
+	spin_lock_irq(&l->lock);
+	r = lease_check(l, arg->generation);
 	if (!r) {
 		arg->state = l->state == ARMED ? FP8GUARD_LEASE_ARMED : FP8GUARD_LEASE_LAPSED;
 		arg->groups = l->n_groups;
@@ -376,8 +390,8 @@ int guard_lease_stat(struct guard_file *file, struct fp8guard_stat *arg)
 		arg->renewals = l->renewals;
 		arg->stale = l->stale;
 		arg->signals = l->signals;
-		spin_unlock_irq(&l->lock);
 	}
+	spin_unlock_irq(&l->lock);
 	mutex_unlock(&file->lock);
 	return r;
 }

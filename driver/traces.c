@@ -38,7 +38,7 @@ static void on_oom(void *data, int pid)
 
 static void on_block_error(void *data, struct request *rq, blk_status_t error, unsigned int bytes)
 {
-	u64 arg[4] = { -blk_status_to_errno(error), blk_rq_pos(rq), bytes, req_op(rq) };
+	u64 arg[4] = { -blk_status_to_errno(error), blk_rq_pos(rq), bytes, (__force u64)req_op(rq) };
 	struct gendisk *disk = rq->q->disk;
 
 	if (!blk_rq_is_passthrough(rq)) /* a refused command is its sender's business */

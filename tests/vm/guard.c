@@ -315,11 +315,15 @@ static void overrun(void) {
         close(reader);
 }
 
-/* Until it is killed: readers, and holders that arm, renew and drop leases over processes that die. */
-static void load(void) {
+/* Until it is killed: readers, and holders that arm and drop leases over groups of processes, which die or do not. */
+static void load(const char *dir) {
         for (int i = 0; i < 4; i++)
                 if (fork() == 0) {
-                        int fd = device();
+                        char mine[512];
+                        snprintf(mine, sizeof(mine), "%s/%d", dir, i);
+                        CHECK(mkdir(mine, 0755) == 0 || errno == EEXIST);
+                        int fd = device(), group = open(mine, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+                        CHECK(group >= 0);
                         for (;;) {
                                 static struct fp8guard_event e[64];
                                 pid_t p = i < 2 ? -1 : sleeper();
@@ -327,8 +331,10 @@ static void load(void) {
                                         CHECK(read(fd, e, sizeof(e)) > 0);
                                         continue;
                                 }
+                                enter(mine, p);
                                 struct fp8guard_lease l = create(fd, 20 * MS);
                                 CHECK(add(fd, &l, FP8GUARD_GROUP_PGRP, p) == 0 || errno == ETIME);
+                                CHECK(add(fd, &l, FP8GUARD_GROUP_CGROUP, group) == 0 || errno == ETIME);
                                 sleep_ns((i == 2 ? 5 : 25) * MS);
                                 finish(p);
                                 CHECK(ioctl(fd, FP8GUARD_LEASE_DROP, &l) == 0);
@@ -381,14 +387,14 @@ int main(int argc, char **argv) {
                 escape(argv[2]);
                 overrun();
                 many(atoi(argv[3]));
-        } else if (argc == 2 && !strcmp(argv[1], "load")) {
-                load();
+        } else if (argc == 3 && !strcmp(argv[1], "load")) {
+                load(argv[2]);
         } else if (argc == 3 && !strcmp(argv[1], "events")) {
                 events(atof(argv[2]));
         } else if (argc == 7 && !strcmp(argv[1], "gasp")) {
                 gasp(argv + 2);
         } else {
-                fprintf(stderr, "usage: guard leases CGROUP COUNT | load | events SECONDS | gasp DEVICE LOCAL REMOTE PORT MAC\n");
+                fprintf(stderr, "usage: guard leases CGROUP COUNT | load CGROUP | events SECONDS | gasp DEVICE LOCAL REMOTE PORT MAC\n");
                 return 2;
         }
         return 0;
