@@ -20,7 +20,7 @@ static enum part part_of(const Fp8ctl__V1__Event *ev) {
                 enum part part;
         } kinds[] = {
                 { "rank_lost", PART_SEEN },       { "rank_fault", PART_SEEN },     { "rank_exited", PART_SEEN },  { "node_lost", PART_SEEN },  { "rollback", PART_DECIDED },
-                { "recovery_started", PART_DECIDED }, { "resized", PART_DECIDED }, { "requeued", PART_DECIDED }, { "inventory_late", PART_SEEN }, { "diagnosis", PART_SEEN }, { "plan", PART_DONE },
+                { "recovery_started", PART_DECIDED }, { "resized", PART_DECIDED }, { "requeued", PART_DECIDED }, { "inventory_late", PART_SEEN }, { "diagnosis", PART_SEEN },    { "checksums_differ", PART_SEEN }, { "plan", PART_DONE },
                 { "placed", PART_DONE },          { "resumed", PART_DONE },        { "running", PART_DONE },      { "recovered", PART_END },   { "failed", PART_END },
                 { "cancelled", PART_END },
         };

@@ -168,6 +168,8 @@ const struct job_key job_keys[] = {
         { "recovery.standby", INTS(0, 64), .offset = AT(recovery.standby), .def = "0",
           .doc = "Processes kept ready to become ranks: so many warm ones (device opened, buffers made) on free devices, which other jobs get when they need them, and one a device, at most so "
                  "many, with the program loaded on each node where the job runs." },
+        { "recovery.checksum_every", INTS(0, 1000000000), .offset = AT(recovery.checksum_every), .def = "100",
+          .doc = "Every so many steps replicas compare checksums of their parameters, before the step counts: silent corruption; 0: never." },
         { "recovery.drills", KEY_BOOL, AT(recovery.drills), .def = "false", .doc = "Whether `fp8ctl inject` may send its ranks signals." },
 
         { "nccl.ib_timeout", INTS(1, 31), .offset = AT(nccl.ib_timeout), .def = "22",
@@ -199,6 +201,8 @@ const struct job_key job_keys[] = {
         { "test.kill_step", INTS(-1, 1000000000), .offset = AT(test.kill_step), .def = "-1", .doc = "A rank kills itself in this step, once; -1: off." },
         { "test.kill_rank", INTS(-1, JOB_MAX_RANKS - 1), .offset = AT(test.kill_rank), .def = "-1", .doc = "... which one." },
         { "test.kill_point", KEY_STRING, AT(test.kill_point), .choices = kill_points, .doc = "... and where in the step." },
+        { "test.flip_step", INTS(-1, 1000000000), .offset = AT(test.flip_step), .def = "-1", .doc = "A bit of a parameter is flipped in this step, once; -1: off." },
+        { "test.flip_rank", INTS(0, JOB_MAX_RANKS - 1), .offset = AT(test.flip_rank), .def = "0", .doc = "... on this rank." },
         { "test.slow_rank", INTS(-1, JOB_MAX_RANKS - 1), .offset = AT(test.slow_rank), .def = "-1", .doc = "The rank that `test.slow_ms` is for; -1: all." },
         { "test.slow_ms", INTS(0, 86400000), .offset = AT(test.slow_ms), .def = "0", .doc = "Every step sleeps so long." },
 };

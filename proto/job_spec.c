@@ -345,5 +345,5 @@ int job_spec_set_dp(struct job_spec *s, int dp) {
 }
 
 bool job_spec_uses_test_hooks(const struct job_spec *s) {
-        return s->test.overflow_step >= 0 || s->test.kill_step >= 0 || s->test.slow_ms > 0;
+        return s->test.overflow_step >= 0 || s->test.kill_step >= 0 || s->test.slow_ms > 0 || s->test.flip_step >= 0;
 }

@@ -109,7 +109,8 @@ struct job_spec {
                 int64_t min_dp;             /* replicas it goes on with when devices are lost and none are free; 0: parallel.dp */
                 int64_t grow_delay_ms;      /* so long it must have run with fewer before it takes free devices again */
                 int64_t standby;            /* processes kept ready to become ranks */
-                bool drills;                /* fp8ctl inject may hurt its ranks */
+                bool drills;
+                int64_t checksum_every; /* steps; 0: never */                /* fp8ctl inject may hurt its ranks */
         } recovery;
         struct {
                 int64_t ib_timeout, ib_retry_cnt, channels, scratch;
@@ -129,6 +130,8 @@ struct job_spec {
                 char *overflow_tensor;   /* global name */
                 int64_t kill_step, kill_rank; /* raise(SIGKILL) at kill_point of that step, once (only in incarnation of epoch 1) */
                 char *kill_point;        /* "forward", "agreed", "updated" (optimizer done, before the parameter all-gather), "gathered", "snapshot", "prepared" */
+                int64_t flip_step;       /* a bit of a parameter is flipped in this step; -1: off */
+                int64_t flip_rank;
                 int64_t slow_rank;       /* -1: all */
                 int64_t slow_ms;         /* sleep so long in every step */
         } test;

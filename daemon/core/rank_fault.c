@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "daemon/core/diagnose.h"
+#include "daemon/core/health.h"
 #include "daemon/core/recovery_private.h"
 
 /* Thresholds. */
@@ -81,6 +82,40 @@ static void roll_back(struct controller *c, struct job *j, const Fp8ctl__V1__Ran
         recovery_again(c, j, text, true);
 }
 
+/*
+ * Replicas computed with different parameters. The step that found it is not committed; nothing newer than what was made of parameters that agreed is loaded.  Where a majority names a rank its node drains; else all that
+ * differ are suspects, and their nodes are tested before they get new ranks.
+ */
+static void checksums_differ(struct controller *c, struct job *j, const Fp8ctl__V1__RankFault *m, const char *said) {
+        bool named = m->peer >= 0 && m->peer < j->world;
+        char text[TEXT_MAX_LEN], list[160] = "";
+        size_t at = 0;
+
+        for (size_t i = 0; i < m->n_suspects && at < sizeof(list); i++) {
+                struct node *n = m->suspects[i] < (uint32_t)j->world ? j->ranks[m->suspects[i]].node : NULL;
+                struct node_health *h = n ? health_get(n) : NULL;
+
+                if (!n)
+                        continue;
+                at += (size_t)snprintf(list + at, sizeof(list) - at, "%s%u on %.40s", at ? ", " : "", m->suspects[i], n->name);
+                if (h && !named && !h->untested && n->session)
+                        node_test_begin(c, n);
+        }
+        if (named)
+                snprintf(text, sizeof(text), "rank %d on %.100s computed with other parameters than its replicas: %.180s", m->peer, j->ranks[m->peer].node->name, said);
+        else
+                snprintf(text, sizeof(text), "%.120s; suspects: rank %.150s", said, list);
+        event_add(c, &(struct event_of){ .job = j, .node = named ? j->ranks[m->peer].node : NULL, .rank = named ? m->peer : -1, .severity = "error" }, "checksums_differ", "%s; nothing newer than step %" PRIu64 " is loaded",
+                  text, m->clean_step);
+        j->bad_generation_step = m->clean_step + 1;
+        j->bad_generation_epoch = j->epoch;
+        for (size_t i = 0; i < j->n_checkpoints; i++)
+                j->checkpoints[i].bad = j->checkpoints[i].bad || (j->checkpoints[i].step > m->clean_step && j->checkpoints[i].epoch == j->epoch);
+        recovery_again(c, j, text, true);
+        if (named && job_placed(j) && health_get(j->ranks[m->peer].node))
+                health_take(c, j->ranks[m->peer].node, HEALTH_DRAIN, HOLD_ADMIN, text);
+}
+
 /* Another source is tried; a job that has saved is never begun anew because nothing that it saved can be loaded: that may be the fault of a file system that is away. */
 static void load_failed(struct controller *c, struct job *j, const char *text) {
         if (j->load.kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA) {
@@ -130,6 +165,9 @@ void recovery_fault(struct controller *c, struct job *j, struct rank *r, const F
         case FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_ROLLBACK:
                 if (m->step <= (uint64_t)j->spec->train.steps)
                         roll_back(c, j, m, text);
+                return;
+        case FP8CTL__V1__RANK_FAULT__KIND__CHECKSUM:
+                checksums_differ(c, j, m, said);
                 return;
         case FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED:
                 load_failed(c, j, text);

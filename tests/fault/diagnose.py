@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, SLOWDOWN, Failure, wait_for  # noqa: E402
+from cluster import ROOT, SLOWDOWN, Failure, compare, wait_for  # noqa: E402
 
 TIMEOUT_MS = int(1200 * SLOWDOWN)
 
@@ -26,6 +26,19 @@ def stragglers(c):
     if [e["rank"] for e in told[slow]] != [1] or "phase forward" not in told[slow][0]["text"]:
         raise Failure(f"rank 1 sleeps: found {told[slow]}, expected it to be named once, in phase forward")
     print(f"ok  {told[slow][0]['text']}", flush=True)
+    return calm
+
+
+def corruption(c, calm):
+    """A bit of a parameter flips on rank 1: found in that step, which is done again, and every loss is the calm job's."""
+    job = c.submit(os.path.join(ROOT, "tests/fault/job.yaml"), "--name", "flip", "--set", "parallel.tp=1", "--set", "parallel.pp=1", "--set", f"checkpoint.dir={c.home}/flip",
+                   "--set", "train.steps=30", "--set", "recovery.checksum_every=1", "--set", "test.flip_step=12", "--set", "test.flip_rank=1")
+    c.wait_done(job)
+    told = [e["text"] for e in c.events(job)["events"] if e["kind"] == "checksums_differ"]
+    if len(told) != 1 or "in step 12" not in told[0] or "rank 0 on" not in told[0] or "1 on" not in told[0] or "nothing newer than step 11" not in told[0]:
+        raise Failure(f"a flipped bit: found {told}, expected both replicas named once, in step 12")
+    compare("a flipped bit", c.final(calm), c.final(job))
+    print(f"ok  {told[0]}", flush=True)
 
 
 def main():
@@ -57,7 +70,7 @@ def main():
             raise Failure(f"why: found {[e['text'] for e in incident['seen']]}, expected where rank 1 stood")
         print("ok  why keeps it", flush=True)
         c.ctl("cancel", str(job), "--now")
-        stragglers(c)
+        corruption(c, stragglers(c))
 
 
 if __name__ == "__main__":

@@ -230,4 +230,24 @@ TEST(layouts_that_do_not_fit_are_refused) {
         ASSERT_ERROR(layout_init(&s, 1, &l, &e), -EINVAL, e, "rank");
 }
 
+/* Of three or more replicas the odd one is named; of two nobody knows which. Places of the layout are looked at one by one. */
+TEST(odd_replicas_are_named_by_majority) {
+        struct layout l = { .tp = 2, .pp = 1, .dp = 3, .n_ranks = 6 };
+        struct vote votes[6] = { 0 };
+        bool odd[6];
+
+        for (int i = 0; i < 6; i++)
+                votes[i].checksum = i % 2 ? 77 : 55;
+        CU_ASSERT_EQUAL(replica_odd(&l, votes, odd), 0);
+        votes[4].checksum = 56;
+        CU_ASSERT_EQUAL(replica_odd(&l, votes, odd), 1);
+        CU_ASSERT(odd[4] && !odd[0] && !odd[2] && !odd[5]);
+        votes[2].checksum = 57; /* all three differ */
+        CU_ASSERT_EQUAL(replica_odd(&l, votes, odd), 3);
+        l.dp = 2;
+        l.n_ranks = 4;
+        CU_ASSERT_EQUAL(replica_odd(&l, votes, odd), 2);
+        CU_ASSERT(odd[0] && odd[2] && !odd[1] && !odd[3]);
+}
+
 TEST_MAIN("train-units")

@@ -341,12 +341,18 @@ void world_prepared(struct world *w, uint32_t r, uint64_t step, uint32_t attempt
 }
 
 void world_fault(struct world *w, uint32_t r, Fp8ctl__V1__RankFault__Kind kind, uint64_t step, const char *text) {
+        uint32_t suspects[] = { 0, 1 };
         Fp8ctl__V1__RankFault x = FP8CTL__V1__RANK_FAULT__INIT;
 
         x.kind = kind;
         x.step = step;
         x.peer = -1;
         x.text = (char *)text;
+        if (kind == FP8CTL__V1__RANK_FAULT__KIND__CHECKSUM) {
+                x.clean_step = w->clean_step;
+                x.suspects = suspects;
+                x.n_suspects = 2;
+        }
         SAY(w, r, RANK_FAULT, rank_fault, x);
 }
 

@@ -54,6 +54,7 @@ struct world {
         Fp8ctl__V1__LoadSource__Kind load_kind; /* of the newest plan */
         uint64_t load_step, plans;
         double busy_ms[WORLD_RANKS][N_FLIGHT_PHASES]; /* what each rank took for itself so far */
+        uint64_t clean_step;                    /* of world_fault, CHECKSUM */
         int stuck_rank; /* with stuck_ms: all others have waited for it, in a collective of the whole job, for so long */
         uint32_t stuck_ms;
         bool lose_plans;                        /* on their way */

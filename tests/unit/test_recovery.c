@@ -167,6 +167,22 @@ TEST(a_stuck_rank_is_killed_at_once_and_that_it_was_stuck_is_the_cause) {
 }
 
 /* Who said that it waited names another, who waits himself: the recorders tell for whom. Nobody else need say a word. */
+TEST(checksums_that_differ_roll_back_to_what_agreed) {
+        struct world w;
+        uint64_t id = world_start_job(&w, "");
+        char text[1200];
+
+        world_progress(&w, 7);
+        w.replicas = 1u << 5 | 1u << 6 | 1u << 7;
+        w.clean_step = 6;
+        world_fault(&w, 2, FAULT(CHECKSUM), 7, "checksums of parameters differ between replicas in step 8");
+        world_pump(&w);
+        EXPECT(&w, id, S(RUNNING), 1, "");
+        CU_ASSERT_EQUAL(w.load_step, 6);
+        CU_ASSERT_PTR_NOT_NULL(strstr(world_event(&w, "checksums_differ", text, sizeof(text)), "suspects: rank 0 on"));
+        world_stop(&w);
+}
+
 TEST(flight_recorders_name_the_stuck_rank) {
         struct world w;
         uint64_t id = world_start_job(&w, "");

@@ -17,6 +17,8 @@ struct report_loaded {
         char node[128]; /* a peer's */
 };
 void report_running(struct control *c, const struct identity *id, uint64_t epoch, uint64_t step, double load_ms, double mesh_ms, const struct report_loaded *l);
+/* Parameters of replicas differ: whose (odd; -1: only that they do), and the newest step made of sound ones. */
+void report_corrupt(struct control *c, const struct identity *id, uint64_t epoch, uint64_t step, int odd, const uint32_t *suspects, size_t n, uint64_t clean_step, const char *text);
 void report_fault(struct control *c, const struct identity *id, uint64_t epoch, Fp8ctl__V1__RankFault__Kind kind, uint64_t step, int peer, const char *text);
 void report_done(struct control *c, const struct identity *id, uint64_t epoch, Fp8ctl__V1__RankProgress *progress, bool stopped);
 void report_notice(struct control *c, const struct identity *id, uint64_t epoch, uint64_t step, const char *kind, const char *severity, const char *text);

@@ -308,6 +308,23 @@ static int fault(struct session *s, Fp8ctl__V1__RankFault__Kind kind, uint64_t s
         return move(s, RANK_EVENT_FAULT, e);
 }
 
+/* Replicas computed with different parameters. Every rank comes to the same; the controller takes the first word. */
+static int corrupt(struct session *s, uint64_t step, const char *text, struct error *e) {
+        bool told = overtaken(s);
+        uint32_t suspects[64];
+        uint64_t clean;
+        int odd;
+        size_t n = trainer_suspects(s->trainer, suspects, ARRAY_SIZE(suspects), &odd, &clean);
+
+        leave_epoch(s);
+        if (!told) {
+                log_warning("epoch %" PRIu64 ": %s", s->epoch, text);
+                report_corrupt(s->control, s->id, s->epoch, step, odd, suspects, n, clean, text);
+        }
+        flight_set_phase(s->flight, FLIGHT_PARKED);
+        return move(s, RANK_EVENT_FAULT, e);
+}
+
 /* A positive condition of comm.h, or a negative error, from inside an epoch. what: of LOAD_FAILED or FATAL. */
 static int broken(struct session *s, int r, Fp8ctl__V1__RankFault__Kind negative, struct error *why, struct error *e) {
         uint64_t step = trainer_step_number(s->trainer);
@@ -323,6 +340,8 @@ static int broken(struct session *s, int r, Fp8ctl__V1__RankFault__Kind negative
                 return fault(s, FP8CTL__V1__RANK_FAULT__KIND__TIMEOUT, step, peer, why->text[0] ? why->text : text, e);
         case COMM_E_ABORTED:
                 return fault(s, FP8CTL__V1__RANK_FAULT__KIND__ABORTED, step, -1, "the epoch was aborted", e);
+        case -EILSEQ:
+                return corrupt(s, step, why->text, e);
         case -ECANCELED:
                 return fault(s, FP8CTL__V1__RANK_FAULT__KIND__LEASE, step, -1, why->text, e);
         default:

@@ -103,6 +103,7 @@ int agree(struct trainer *t, struct agreement *ret, struct error *e) {
         int r;
 
         TRY(collect(t, &mine, e));
+        TRY(replica_checksum(t, &mine.checksum, e));
         asked = atomic_exchange(&t->requests, 0);
         mine.requests = asked;
         r = gather(t, &mine, e);
@@ -132,7 +133,7 @@ int agree_position(struct trainer *t, struct error *e) {
         return gather(t, &mine, e);
 }
 
-static int digest_add(struct trainer *t, struct digest_stream *s, const void *device, size_t bytes, struct error *e) {
+int digest_add(struct trainer *t, struct digest_stream *s, const void *device, size_t bytes, struct error *e) {
         struct model *m = &t->model;
 
         if (strcmp(m->ops->kind, "cpu") == 0) { /* device memory is the host's own */

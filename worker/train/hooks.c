@@ -39,3 +39,19 @@ void hook_slow(struct trainer *t) {
         if (t->spec->test.slow_ms > 0 && (t->spec->test.slow_rank < 0 || t->spec->test.slow_rank == t->layout.rank))
                 nanosleep(&ts, NULL);
 }
+
+/* The top bit of the mantissa of a value in the middle, in the working copy that this rank computes with. */
+int hook_flip(struct trainer *t, struct error *e) {
+        size_t at = act_bytes(&t->model, t->table.elements / 2);
+        uint8_t byte;
+
+        if (!t->config.test_hooks_armed || t->flipped || t->spec->test.flip_step < 0 || (uint64_t)t->spec->test.flip_step != t->progress.step + 1 || t->spec->test.flip_rank != t->layout.rank)
+                return 0;
+        TRY_DEV(e, t->model.ops->copy_out(&byte, (char *)t->model.params + at, 1, t->model.stream));
+        TRY_DEV(e, t->model.ops->stream_sync(t->model.stream));
+        t->flipped = true;
+        byte ^= 0x40;
+        TRY_DEV(e, t->model.ops->copy_in((char *)t->model.params + at, &byte, 1, t->model.stream));
+        TRY_DEV(e, t->model.ops->stream_sync(t->model.stream));
+        return 0;
+}

@@ -43,13 +43,14 @@ static int host_alloc(struct trainer *t, struct error *e) {
         t->actions = calloc(2 * micro, sizeof(*t->actions));
         t->votes = calloc(n, sizeof(*t->votes));
         t->digests = calloc(n, sizeof(*t->digests));
+        t->odd = calloc(n, sizeof(*t->odd));
         t->sizes = calloc(dp, sizeof(*t->sizes));
         t->counts = calloc(dp, sizeof(*t->counts));
         t->staging = malloc(STAGING_BYTES);
         t->host_batch = calloc(5 * (size_t)t->model.T + 8, sizeof(int32_t));
         t->doc_starts = calloc((size_t)t->spec->data.seq_len, sizeof(int32_t));
         t->host_losses = calloc(micro, sizeof(dev_real));
-        if (!t->actions || !t->votes || !t->digests || !t->sizes || !t->counts || !t->staging || !t->host_batch || !t->doc_starts || !t->host_losses)
+        if (!t->actions || !t->votes || !t->digests || !t->odd || !t->sizes || !t->counts || !t->staging || !t->host_batch || !t->doc_starts || !t->host_losses)
                 return error_set(e, -ENOMEM, "no memory for the trainer's tables");
         t->n_actions = schedule_1f1b(t->layout.pp, t->layout.pp_index, t->model.n_micro, t->actions);
         return 0;
@@ -124,6 +125,7 @@ struct trainer *trainer_free(struct trainer *t) {
         free(t->actions);
         free(t->votes);
         free(t->digests);
+        free(t->odd);
         free(t->sizes);
         free(t->counts);
         free(t->staging);
@@ -190,6 +192,7 @@ int trainer_sync(struct trainer *t, struct error *e) {
         TRY(optimizer_gather(t, e));
         TRY(step_marks_reset(t, e));
         TRY(weights_changed(t, e));
+        t->clean_step = t->progress.step;
         t->weights_valid = true;
         return 0;
 }
@@ -205,6 +208,7 @@ static int gradients(struct trainer *t, struct error *e) {
         TRY(reduce_begin(t, e));
         trainer_phase(t, FLIGHT_FORWARD);
         hook_slow(t);
+        TRY(hook_flip(t, e));
         TRY(pipeline_run(t, e));
         TRY(hook_overflow(t, e));
         trainer_phase(t, FLIGHT_REDUCE);
@@ -306,6 +310,7 @@ int trainer_step(struct trainer *t, struct step_result *ret, struct error *e) {
                 TRY(t->before_agree(t->before_agree_arg, e));
         trainer_phase(t, FLIGHT_AGREE);
         TRY(agree(t, &a, e));
+        TRY(replica_check(t, e));
         hook_kill(t, "agreed");
         TRY(decide(t, &a, &res, e));
         TRY(after(t, &res, e));

@@ -79,6 +79,8 @@ int trainer_set_state_json(struct trainer *t, const char *json, struct error *e)
 /* After loading: working weights from master weights (all-gather over dp), quantised forms, cross-rank checks (all at the same step). 0, condition > 0, or negative. */
 int trainer_sync(struct trainer *t, struct error *e);
 
+/* After trainer_step returned -EILSEQ: the ranks in question, the one whose parameters differ from all others' (-1: only that they differ), and the newest step made of sound ones. */
+size_t trainer_suspects(const struct trainer *t, uint32_t *ret, size_t max, int *ret_odd, uint64_t *ret_clean);
 uint64_t trainer_step_number(const struct trainer *t); /* steps done */
 double trainer_loss_first(const struct trainer *t);
 bool trainer_reports_loss(const struct trainer *t);    /* the rank that writes the metrics: last stage, dp 0, tp 0 */
@@ -88,7 +90,7 @@ void trainer_memory_plan(const struct trainer *t, char *buf, size_t size);
 const char *trainer_fingerprint(const struct trainer *t);
 /* Called in each step before its agreement: the last moment at which the state of the step before is what it was. Not 0: trainer_step returns that. */
 void trainer_before_agree(struct trainer *t, int (*fn)(void *arg, struct error *e), void *arg);
-/* One step. 0, a positive comm condition, -ECANCELED (lease lost before the commit), or another negative errno. */
+/* One step. 0, a positive comm condition, -ECANCELED (lease lost before the commit), -EILSEQ (replicas' parameters differ), or another negative errno. */
 int trainer_step(struct trainer *t, struct step_result *ret, struct error *e);
 /* From any thread: bits for the next agreement. */
 void trainer_request(struct trainer *t, uint32_t bits);

@@ -79,6 +79,7 @@ struct vote {
         double loss_sum;
         int64_t labelled;
         uint64_t requests, step, data_step;
+        uint64_t checksum; /* of its parameters; 0: not due */
 };
 
 struct trainer {
@@ -98,6 +99,9 @@ struct trainer {
         struct vote *votes;              /* [n_ranks] */
         size_t *sizes, *counts;          /* [dp]: of the ZeRO collectives */
         struct digest *digests;          /* [n_ranks] */
+        bool *odd;                       /* [n_ranks]: checksums of the newest step that differed */
+        bool flipped;                    /* by test.flip_step */
+        uint64_t clean_step;             /* the newest step that was made of parameters that agreed, or were loaded */
         void *staging;                   /* host, STAGING_BYTES */
         int32_t *host_batch;             /* [5 * T + 8] ids, labels, cu, pos, doc */
         int32_t *doc_starts;             /* [seq_len] */
@@ -160,8 +164,15 @@ struct agreement {
 int agree(struct trainer *t, struct agreement *ret, struct error *e);
 /* All ranks' digests of their master weights and moments, hashed in rank order. */
 int state_digest(struct trainer *t, struct digest *ret, struct error *e);
+int digest_add(struct trainer *t, struct digest_stream *s, const void *device, size_t bytes, struct error *e);
 /* -EPROTO unless all ranks are at the same position. */
 int agree_position(struct trainer *t, struct error *e);
+
+/* Of the working parameters, which all replicas have alike; 0: not due in this step. */
+int replica_checksum(struct trainer *t, uint64_t *ret, struct error *e);
+/* Whose differs from those of the other replicas, by majority; where there is none all of them. How many. */
+int replica_odd(const struct layout *l, const struct vote *votes, bool *odd);
+int replica_check(struct trainer *t, struct error *e); /* after the votes are in. -EILSEQ: they differ */
 
 int evaluate(struct trainer *t, double *ret_loss, struct error *e);
 int state_list(struct trainer *t, struct error *e);
@@ -170,5 +181,6 @@ int state_list(struct trainer *t, struct error *e);
 void hook_kill(struct trainer *t, const char *point);
 int hook_overflow(struct trainer *t, struct error *e);
 void hook_slow(struct trainer *t);
+int hook_flip(struct trainer *t, struct error *e);
 
 void trainer_phase(struct trainer *t, enum flight_phase phase);
