@@ -144,7 +144,7 @@ struct sim {
         uint64_t plan_world[16], relayouts;
         uint64_t commits_under_way; /* transactions that the store holds */
         uint64_t struck[N_VICTIMS][N_SIM_SAVES];
-        uint64_t kills, lease_kills, crashes, drops, losses, commits, recoveries;
+        uint64_t turns, kills, lease_kills, crashes, drops, losses, commits, recoveries;
         int failures;
         bool verbose;
         int last_status;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * test_sim [--seed N] [--seeds COUNT] [-v]
+ * test_sim [--seed N] [--seeds COUNT] [--pairs] [--json] [-v]
  *
  * Two or three jobs on five nodes.  Up to a minute of virtual time ranks die, streams break, nodes lose power and come back, controllers die at transactions, the store fails, workers leave;
  * then all is mended and every job must end.  In one seed of four only streams, the controller and the store fail: then nothing that was saved may be missing in the end.  Half of the
@@ -19,7 +19,7 @@
 
 static const char job_text[] = "{\"version\": 1, \"name\": \"sim\", \"priority\": %d, \"model\": {\"preset\": \"%s\"}, \"data\": {\"path\": \"/data/text\", \"seq_len\": 32},"
                                " \"parallel\": {\"tp\": 2, \"pp\": 1, \"dp\": %d}, \"train\": {\"steps\": %d, \"micro_batch\": 1, \"global_batch\": 4},"
-                               " \"checkpoint\": {\"dir\": \"/ckpt/%d\", \"every_steps\": %d, \"keep_last\": %d},"
+                               " \"checkpoint\": {\"dir\": \"/ckpt/%d\", \"every_steps\": %d, \"keep_last\": %d, \"stall_timeout_ms\": 2000},"
                                " \"recovery\": {\"max_restarts\": -1, \"same_cause_limit\": %d, \"start_timeout_ms\": 20000, \"grace_ms\": 3000, \"min_dp\": %d, \"grow_delay_ms\": 2000}}";
 
 static void submit(struct sim *s, int i, int limit) {
@@ -65,6 +65,21 @@ static void cancel(struct sim *s, int i) {
         sim_enter(s);
         controller_request(s->core, ++s->next_request, REQ_CANCEL_JOB, &q.base, &who);
         sim_leave(s);
+}
+
+/* A rank of a job that is stopping says that it cannot go on: a failure after all. */
+static void fail_while_stopping(struct sim *s, struct ev *e) {
+        int node;
+
+        for (int tries = 0; s->rank_faults && tries < 20; tries++) {
+                struct proc *p = worker_some_rank(s, &node);
+
+                if (!p || p->job != s->jobs[e->a])
+                        continue;
+                s->may_fail[e->a] = true;
+                worker_fault(s, node, p, FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_STOP);
+                return;
+        }
 }
 
 static void save_now(struct sim *s, int i) {
@@ -225,8 +240,11 @@ static void inject(struct sim *s, struct ev *e) {
         } else if (what >= 104) {
                 scale(s, (int)sim_random(s, (uint64_t)s->n_jobs));
         } else if (what < 100) {
-                if (s->n_jobs > 2)
+                if (s->n_jobs > 2) {
                         cancel(s, s->n_jobs - 1);
+                        if (sim_chance(s, 60))
+                                sim_after(s, sim_random(s, 40 * MS), fail_while_stopping)->a = (uint64_t)s->n_jobs - 1;
+                }
         } else {
                 sim_say(s, "the worker process of %s starts anew", s->nodes[node].name);
                 save_struck(s, VICTIM_WORKER, 0);
@@ -250,7 +268,7 @@ static void mend(struct sim *s, struct ev *e) {
         s->mended = true;
         sim_say(s, "no more faults");
         s->faults = s->rank_faults = s->fail_next_commit = false;
-        s->calm_at = s->now;
+        s->calm_at = s->files_done > s->now ? s->files_done : s->now; /* storage that stalls still does */
         for (int i = 0; i < SIM_NODES; i++)
                 worker_boot(s, i);
         for (int i = 0; i < SIM_NODES; i++) /* one that said it leaves and did not is started again */
@@ -335,6 +353,7 @@ static int run(uint64_t seed, bool verbose, bool faults, struct sim *total) {
                 sim_after(&s, (seed % 8 == 1 ? 5 + sim_random(&s, 15) : 60) * SEC, mend);
         }
         while (s.failures == 0 && s.now < 600 * SEC && sim_turn(&s)) {
+                s.turns++;
                 worker_check(&s);
                 if (s.now >= next_look) {
                         next_look = s.now + SEC;
@@ -360,6 +379,8 @@ static int run(uint64_t seed, bool verbose, bool faults, struct sim *total) {
                 for (int k = 0; k < N_SIM_SAVES; k++)
                         total->struck[v][k] += s.struck[v][k];
         total->kills += s.kills;
+        total->injected += s.injected;
+        total->turns += s.turns;
         total->crashes += s.crashes;
         total->drops += s.drops;
         total->losses += s.losses;
@@ -407,6 +428,23 @@ static size_t print_moves(bool all) {
         return n - reached;
 }
 
+/* One line, to be added up by tests/sim/run. */
+static void print_json(const struct sim *total, uint64_t first, uint64_t seeds, const uint64_t *failed, size_t n_failed) {
+        printf("{\"from\": %" PRIu64 ", \"seeds\": %" PRIu64 ", \"events\": %" PRIu64 ", \"faults\": %" PRIu64 ", \"commits\": %" PRIu64 ", \"controller_deaths\": %" PRIu64 ", \"recoveries\": %" PRIu64
+               ", \"failed\": [",
+               first, seeds, total->turns, total->injected, total->commits, total->crashes, total->recoveries);
+        for (size_t i = 0; i < n_failed; i++)
+                printf("%s%" PRIu64, i ? ", " : "", failed[i]);
+        printf("], \"pairs\": {");
+        for (size_t i = 0, n = 0; i < ARRAY_SIZE(tables); i++)
+                for (size_t k = 0; k < tables[i]->n_rows; k++, n++) {
+                        const struct table_row *r = &tables[i]->rows[k];
+
+                        printf("%s\"%s %s %s\": %" PRIu64, n ? ", " : "", tables[i]->name, tables[i]->states[r->from], tables[i]->events[r->event], moves[i][k]);
+                }
+        printf("}}\n");
+}
+
 #ifdef FP8_PLANTED
 enum plant planted;
 
@@ -442,10 +480,11 @@ static int run_plants(uint64_t seed, uint64_t seeds, const char *only) {
 #endif
 
 int main(int argc, char **argv) {
-        static const struct option options[] = { { "seed", required_argument, NULL, 's' }, { "seeds", required_argument, NULL, 'n' }, { "pairs", no_argument, NULL, 'p' }, { "plants", no_argument, NULL, 'P' }, { "plant", required_argument, NULL, 'o' }, { NULL, 0, NULL, 0 } };
+        static const struct option options[] = { { "seed", required_argument, NULL, 's' }, { "seeds", required_argument, NULL, 'n' }, { "pairs", no_argument, NULL, 'p' }, { "json", no_argument, NULL, 'j' }, { "plants", no_argument, NULL, 'P' }, { "plant", required_argument, NULL, 'o' }, { NULL, 0, NULL, 0 } };
         static struct sim total;
+        static uint64_t failed[1000]; /* the first so many are named */
         uint64_t seed = 1, seeds = 1, bad = 0;
-        bool verbose = false, pairs = false, plants = false;
+        bool verbose = false, pairs = false, plants = false, json = false;
         const char *only = NULL;
         int opt;
 
@@ -454,6 +493,7 @@ int main(int argc, char **argv) {
                 case 's': seed = strtoull(optarg, NULL, 10); break;
                 case 'n': seeds = strtoull(optarg, NULL, 10); break;
                 case 'p': pairs = true; break;
+                case 'j': json = true; break;
                 case 'o': only = optarg; /* fall through */
                 case 'P': plants = true; break;
                 case 'v': verbose = true; break;
@@ -466,8 +506,15 @@ int main(int argc, char **argv) {
                 return 1;
         }
         for (uint64_t i = 0; i < seeds && seed > 0; i++)
-                if (run(seed + i, verbose, true, &total) != 0)
+                if (run(seed + i, verbose, true, &total) != 0) {
+                        if (bad < ARRAY_SIZE(failed))
+                                failed[bad] = seed + i;
                         bad++;
+                }
+        if (json) {
+                print_json(&total, seed, seeds, failed, bad < ARRAY_SIZE(failed) ? bad : ARRAY_SIZE(failed));
+                return bad ? 1 : 0;
+        }
         printf("%" PRIu64 " seeds, %" PRIu64 " failed; %" PRIu64 " kills, %" PRIu64 " node losses, %" PRIu64 " broken streams, %" PRIu64 " controller deaths, %" PRIu64 " recoveries, %" PRIu64
                " commits, %" PRIu64 " slices from peers, %" PRIu64 " changes of dp\n",
                seeds, bad, total.kills, total.losses, total.drops, total.crashes, total.recoveries, total.commits, total.from_peers, total.relayouts);

@@ -280,6 +280,8 @@ static void deliver_items(struct sim *s, struct batch *b) {
                                 save_check_removal(s, it->text);
                         /* One helper does one work after the other. */
                         at = (s->files_done > s->now ? s->files_done : s->now) + MS / 2 + sim_random(s, sim_chance(s, 3) ? 100 * MS : 2 * MS);
+                        if (s->rank_faults && it->file == FILE_WRITE_MANIFEST && sim_random(s, 200) == 0)
+                                at += 6 * SEC; /* the storage stalls for longer than a manifest may take */
                         s->files_done = at;
                         e = sim_after(s, at - s->now, file_done);
                         e->a = it->id;
