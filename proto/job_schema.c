@@ -165,6 +165,8 @@ const struct job_key job_keys[] = {
           .doc = "When devices are lost and no others are free the job goes on with fewer replicas, at least so many, and the same global batch; 0: it waits for devices." },
         { "recovery.grow_delay_ms", INTS(0, 86400000), .offset = AT(recovery.grow_delay_ms), .def = "10000",
           .doc = "How long it runs with fewer replicas before it takes free devices again, at the end of a step." },
+        { "recovery.in_place", INTS(0, 1000), .offset = AT(recovery.in_place), .def = "1",
+          .doc = "So often a rank that died is started on its device without a step gained; then it goes elsewhere if devices are free." },
         { "recovery.standby", INTS(0, 64), .offset = AT(recovery.standby), .def = "0",
           .doc = "Processes kept ready to become ranks: so many warm ones (device opened, buffers made) on free devices, which other jobs get when they need them, and one a device, at most so "
                  "many, with the program loaded on each node where the job runs." },

@@ -108,6 +108,7 @@ struct job_spec {
                 int64_t grace_ms;           /* for the last save on SIGTERM or cancel */
                 int64_t min_dp;             /* replicas it goes on with when devices are lost and none are free; 0: parallel.dp */
                 int64_t grow_delay_ms;      /* so long it must have run with fewer before it takes free devices again */
+                int64_t in_place;           /* so often a rank that died is started on its device without a step gained */
                 int64_t standby;            /* processes kept ready to become ranks */
                 bool drills;
                 int64_t checksum_every; /* steps; 0: never */                /* fp8ctl inject may hurt its ranks */

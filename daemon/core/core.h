@@ -96,6 +96,7 @@ struct rank {
         bool stopped;             /* RankDone{stopped} */
         bool start_pending;       /* StartRanks not sent yet: its node has no stream */
         bool suspect;             /* a peer said it is gone, or it said so itself */
+        uint32_t deaths;          /* of its processes on this device without a step gained */
         bool hung_up;             /* a peer's connection to it ended in this epoch */
         uint64_t fault_epoch;     /* under which it last said that it cannot go on */
         int32_t fault_peer;       /* because of whom; -1: unknown */
@@ -498,6 +499,9 @@ void recovery_free(struct job *j);
 /* straggler.c */
 void straggler_note(struct controller *c, struct job *j, const Fp8ctl__V1__RankProgress *p);
 void straggler_forget(struct job *j);
+
+/* ladder.c */
+bool ladder_device_suspect(const struct job *j, int rank); /* lost, and its processes died there too often */
 
 /* stuck.c: who holds the others up (pure over what the job knows) */
 void stuck_note(struct job *j, uint32_t rank, int32_t peer, bool timeout);

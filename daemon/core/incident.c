@@ -53,12 +53,12 @@ bool incident_restarts_used_up(struct controller *c, struct job *j) {
         return true;
 }
 
-/* The first death of an incident names it. */
-static void name_incident(struct job *j, uint64_t incarnation, const char *why) {
+/* The first death of an incident names it. True: this one has. */
+static bool name_incident(struct job *j, uint64_t incarnation, const char *why) {
         const char *was;
 
-        if (!j->inc.open || j->inc.cause_final || j->inc.cause_incarnation != incarnation)
-                return;
+        if (j->inc.cause_final || !j->inc.cause_incarnation || j->inc.cause_incarnation != incarnation)
+                return false;
         was = strrchr(j->inc.cause, ' ') ? strstr(j->inc.cause, " died") : NULL;
         j->inc.cause_final = true;
         if (was) {
@@ -68,10 +68,13 @@ static void name_incident(struct job *j, uint64_t incarnation, const char *why) 
                 core_text(j->inc.cause, sizeof(j->inc.cause), text);
         }
         j->dirty = true;
+        return true;
 }
 
 void recovery_refine_cause(struct controller *c, struct job *j, uint64_t incarnation, const char *why) {
-        name_incident(j, incarnation, why);
+        /* The job may be quicker than whoever holds the dead process (a debugger, much memory to be freed): then the cause is told by itself. */
+        if (name_incident(j, incarnation, why) && !j->inc.open)
+                event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = "warning" }, "rank_exited", "%s", j->inc.cause);
         if (!j->inc.open || j->inc.unjudged != incarnation)
                 return;
         j->inc.unjudged = 0;

@@ -313,12 +313,14 @@ static int queue_run(struct controller *c, struct job **queue, size_t n, const s
         return 0;
 }
 
-/* Higher priority first, then who came first. */
+/* Higher priority first, then who has run already and lost its devices, then who came first. */
 static int by_claim(const void *a, const void *b) {
         const struct job *x = *(struct job *const *)a, *y = *(struct job *const *)b;
 
         if (x->spec->priority != y->spec->priority)
                 return x->spec->priority > y->spec->priority ? -1 : 1;
+        if (!x->epoch != !y->epoch)
+                return x->epoch ? -1 : 1;
         return x->id < y->id ? -1 : x->id > y->id;
 }
 
@@ -359,8 +361,10 @@ void job_schedule(struct controller *c) {
         }
 }
 
-static bool stays(const struct rank *k, bool evacuate) {
-        return k->node && !k->node->hung_up && k->node->state != NODE_LOST && k->node->state != NODE_LEAVING && !(evacuate && k->node->duty == NODE_DRAINING) && !health_unfit(k->node, k->device);
+static bool stays(const struct job *j, int i, bool evacuate) {
+        const struct rank *k = &j->ranks[i];
+
+        return k->node && !ladder_device_suspect(j, i) && !k->node->hung_up && k->node->state != NODE_LOST && k->node->state != NODE_LEAVING && !(evacuate && k->node->duty == NODE_DRAINING) && !health_unfit(k->node, k->device);
 }
 
 /* The devices of ranks that it does not have any more, or that move, are its own to use again. */
@@ -369,11 +373,13 @@ static void board_release(const struct controller *c, struct board *b, const str
                 const struct rank *k = &j->ranks[i];
                 int n = job_node_index(c, k->node);
 
-                if (n < 0 || !node_takes(k->node) || health_unfit(k->node, k->device) || (i < world && stays(k, evacuate)))
+                bool suspect = ladder_device_suspect(j, i);
+
+                if (n < 0 || !node_takes(k->node) || health_unfit(k->node, k->device) || (i < world && stays(j, i, evacuate)))
                         continue;
                 for (size_t d = 0; d < k->node->n_devices; d++)
-                        if (k->node->devices[d].index == k->device && k->node->devices[d].job == j->id)
-                                b->devices[(size_t)(b->nodes[n].devices - b->devices) + d].state = SCHED_FREE;
+                        if (k->node->devices[d].index == k->device && (suspect || k->node->devices[d].job == j->id))
+                                b->devices[(size_t)(b->nodes[n].devices - b->devices) + d].state = suspect ? SCHED_GONE : SCHED_FREE;
         }
 }
 
@@ -395,7 +401,7 @@ int job_place_at(struct controller *c, const struct job *j, int dp, bool evacuat
                 const struct device *d;
 
                 pinned[i] = (struct sched_slot){ .node = -1 };
-                if (i >= j->world || !stays(k, evacuate))
+                if (i >= j->world || !stays(j, i, evacuate))
                         continue;
                 d = node_device(k->node, k->device);
                 if (dp != was && d && d->memory_bytes && d->memory_bytes < want.bytes_per_rank - (node_device_in_host_memory(d) ? 0 : want.snapshot_bytes))
@@ -403,6 +409,11 @@ int job_place_at(struct controller *c, const struct job *j, int dp, bool evacuat
                 pinned[i] = (struct sched_slot){ .node = job_node_index(c, k->node), .device = k->device };
         }
         board_release(c, &b, j, world, evacuate);
+        /* Those that stay keep their devices, though the process there may be gone. */
+        for (int i = 0; i < world; i++)
+                for (size_t d = 0; pinned[i].node >= 0 && d < b.nodes[pinned[i].node].n_devices; d++)
+                        if (b.nodes[pinned[i].node].devices[d].index == pinned[i].device)
+                                b.devices[(size_t)(b.nodes[pinned[i].node].devices - b.devices) + d].state = SCHED_BUSY;
         want.pinned = want.prefer = pinned;
         return scheduler_place(b.nodes, b.n, &want, ret);
 }

@@ -119,8 +119,12 @@ static int apply(struct controller *c, struct job *j, int dp, const struct sched
                         j->min_replica_epoch = j->rec == REC_FENCE ? j->epoch : j->epoch + 1;
         }
         for (int i = 0; i < world; i++) {
-                j->ranks[i].node = c->nodes[slots[i].node];
-                j->ranks[i].device = slots[i].device;
+                struct rank *k = &j->ranks[i];
+
+                if (k->node != c->nodes[slots[i].node] || k->device != slots[i].device)
+                        k->deaths = 0;
+                k->node = c->nodes[slots[i].node];
+                k->device = slots[i].device;
         }
         if (j->rec == REC_FENCE) {
                 j->inc.survivors = 0;

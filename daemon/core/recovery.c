@@ -20,6 +20,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "daemon/core/diagnose.h"
+#include "daemon/core/ladder.h"
 #include "daemon/core/recovery_private.h"
 
 /* Thresholds. start_timeout_ms, same_cause_limit and max_restarts are the job's. */
@@ -191,8 +192,7 @@ void recovery_stop_cut_short(struct controller *c, struct job *j, const char *ca
 
 /* Ranks were marked lost (or a round must begin with all alive): one round for all of them. */
 void recovery_act(struct controller *c, struct job *j, const char *cause, const char *why, bool final, bool count, uint64_t incarnation) {
-        bool joined = j->rec == REC_FENCE, moved = false;
-        int lost = 0, r;
+        struct blow b = { .cause = cause, .why = why, .final = final, .count = count, .joined = j->rec == REC_FENCE };
 
         if (j->state == J(JOB_STATE_UNSPECIFIED) || !job_placed(j))
                 return;
@@ -200,31 +200,14 @@ void recovery_act(struct controller *c, struct job *j, const char *cause, const 
                 recovery_stop_cut_short(c, j, cause);
                 return;
         }
-        for (int i = 0; i < j->world; i++) {
-                lost += j->ranks[i].state == RANK_LOST;
-                moved = moved || (j->ranks[i].state == RANK_LOST && (j->ranks[i].node->state == NODE_LOST || j->ranks[i].node->state == NODE_LEAVING || j->ranks[i].node->hung_up || health_unfit(j->ranks[i].node, j->ranks[i].device)));
-        }
+        for (int i = 0; i < j->world; i++)
+                b.lost += j->ranks[i].state == RANK_LOST;
         incident_open(c, j, cause, final, incarnation);
         if (count && !final)
                 j->inc.unjudged = incarnation;
-        if (count && incident_count(c, j, why, final))
+        if (ladder_climb(c, j, &b) == LADDER_OVER)
                 return;
-        /* With nobody lost and nothing to blame it is the controller that was away, and not the job's budget that pays. */
-        if (!joined && (lost > 0 || count) && incident_restarts_used_up(c, j))
-                return;
-        if (moved) {
-                r = layout_replan(c, j);
-                if (r < 0)
-                        r = layout_shrink(c, j);
-                if (r < 0) {
-                        char text[sizeof(j->reason)];
-
-                        snprintf(text, sizeof(text), "%.300s; no free devices to replace %d rank%s", cause, lost, text_s((uint64_t)lost));
-                        job_finish(c, j, JOB_E_REQUEUE, text);
-                        return;
-                }
-        }
-        if (joined) {
+        if (b.joined) {
                 recovery_step(c, j, REC_E_FAULT);
                 start_lost(c, j);
                 j->rec_deadline = core_now(c) + LOOK_AGAIN_MS * NSEC_PER_MSEC;
@@ -277,6 +260,7 @@ void recovery_rank_lost(struct controller *c, struct job *j, uint32_t i, const c
         if (r->state == RANK_LOST || r->state == RANK_NONE)
                 return;
         snprintf(cause, sizeof(cause), "rank %u (incarnation %" PRIu64 ") on %.100s %.200s", i, r->incarnation, r->node->name, why);
+        r->deaths += counts;
         recovery_mark_lost(c, j, i, why, how);
         recovery_act(c, j, cause, why, how != LOST_DYING, counts, r->incarnation);
 }
@@ -445,6 +429,8 @@ void recovery_new_step(struct controller *c, struct job *j) {
                   "%s; %d survivors parked in %.0f ms; resuming from step %" PRIu64 " %s; %" PRIu64 " step%s done again; %.2f s from detection to the first new step", j->inc.cause,
                   j->inc.survivors, ms_since(j->inc.detected, j->inc.parked), j->load.step, j->inc.source, again, again == 1 ? "" : "s", ms / 1e3);
         j->inc.open = false;
+        for (int i = 0; i < j->world; i++)
+                j->ranks[i].deaths = 0;
         j->bad_generation_step = 0;
         j->dirty = true;
         c->schedule_wanted = c->schedule_wanted || layout_waits(j) || j->spec->recovery.standby > 0;

@@ -197,6 +197,7 @@ void standby_swap(struct job *j, uint32_t rank) {
                 if (s->node != r->node || !s->warm || !s->ready || !d || d->job || d->standby != s->number || d->standby_job != j->id)
                         continue;
                 r->device = s->device;
+                r->deaths = 0;
                 return;
         }
 }

@@ -59,7 +59,7 @@ class Run:
 
     def causes(self):
         since = (self.t0 - 0.001) * 1000
-        return [e["text"] for e in self.c.events(self.job)["events"] if e["kind"] in ("recovered", "failed", "rollback", "step_skipped") and e["unix_ms"] >= since]
+        return [e["text"] for e in self.c.events(self.job)["events"] if e["kind"] in ("recovered", "failed", "rollback", "step_skipped", "rank_exited") and e["unix_ms"] >= since]
 
     def finish(self, want):
         self.c.wait_done(self.job)
@@ -69,7 +69,8 @@ class Run:
 def ordinary(run, rank, cause, want, wait=60):
     """The common end: a new step, the cause, the same bits."""
     recover, again = run.new_step(wait)
-    told = wait_for(f"{run.name}: its recovery to be told", run.causes, 20)[-1]
+    wait_for(f"{run.name}: its recovery to be told", run.causes, 20)
     detect = run.first_word()
     run.finish(want)
-    return dict(detect=detect, recover=recover, lost=again, named=bool(re.search(cause, told)), bitwise=True, told=told)
+    told = run.causes()
+    return dict(detect=detect, recover=recover, lost=again, named=any(re.search(cause, t) for t in told), bitwise=True, told=told[-1])

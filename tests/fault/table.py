@@ -53,7 +53,8 @@ def stopped(c, want, name, rank):
 
 
 def overflow(c, want, name, rank):
-    run = Run(c, name, "--set", "test.overflow_step=20", "--set", f"test.overflow_rank={rank}", "--set", "test.overflow_tensor=model.layers.1.mlp.up_proj.weight")
+    layer = 0 if rank < 4 else 3  # of its own stage: another's tensor it does not have
+    run = Run(c, name, "--set", "test.overflow_step=20", "--set", f"test.overflow_rank={rank}", "--set", f"test.overflow_tensor=model.layers.{layer}.mlp.up_proj.weight")
     run.at(19)
     run.t0 = c.rows(run.job)[-1]["t"]
     told = wait_for("the step to be skipped", run.causes, 30)[-1]
