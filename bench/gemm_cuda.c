@@ -260,7 +260,7 @@ static double product(struct bench *b, bool wgrad, int64_t M, int64_t N, int64_t
                 printf("%-26s %8.0f %8.0f %8.0f %8.0f %8.3f %8.3f   %d", name, tflop / t[OURS], tflop / t[PER_TENSOR], tflop / t[PER_TENSOR_FAST], tflop / t[BLOCK_SCALED],
                        t[PER_TENSOR] / t[OURS], t[BLOCK_SCALED] / t[OURS], (int)gemm_plan(1, (const int64_t[]){ M }, (const int64_t[]){ N }, K, wgrad, b->s->multiprocessors));
         if (b->tiles) {
-                w = (struct work){ run_product, &(struct product_work){ &o, NULL }, (const bool[N_GEMM_TILES]){ true, true, true }, N_GEMM_TILES };
+                w = (struct work){ run_product, &(struct product_work){ &o, NULL }, (const bool[N_GEMM_TILES]){ true, true, true, true }, N_GEMM_TILES };
                 timed(b, &w, tile);
                 for (int i = 0; i < N_GEMM_TILES; i++)
                         printf(" %6.0f", tflop / tile[i]);
@@ -284,7 +284,7 @@ static void products(struct bench *b, bool wgrad, bool table) {
         double log_sum = 0;
 
         if (table)
-                printf("%-26s %8s %8s %8s %8s %8s %8s   tile%s\n", "TFLOP/s", "ours", "tensor", "fast acc", "block", "/tensor", "/block", b->tiles ? "    0      1      2" : "");
+                printf("%-26s %8s %8s %8s %8s %8s %8s   tile%s\n", "TFLOP/s", "ours", "tensor", "fast acc", "block", "/tensor", "/block", b->tiles ? "    0      1      2      3" : "");
         for (size_t i = 0; i < n; i++)
                 log_sum += log(product(b, wgrad, shape[i][0], shape[i][1], shape[i][2], table));
         if (table)

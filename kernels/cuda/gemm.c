@@ -70,7 +70,7 @@ static int gemm_maps(struct gemm_launch *l, const struct operand *a, const struc
         if (r == 0 && !l->b_blocks)
                 r = map_of(&l->b_scale, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, b->scale, slices, b->rows, pad4(b->rows), 1, n);
         if (r == 0 && l->out == GEMM_BF16)
-                r = map_of_output(&l->d_map, l->d, a->rows, b->rows, t->m / 2);
+                r = map_of_output(&l->d_map, l->d, a->rows, b->rows, t->m / t->groups);
         return r;
 }
 

@@ -15,24 +15,23 @@
 #include "kernels/cuda/wgmma.cuh"
 
 #define BK 128
-#define CONSUMER_WARPS 8
-#define THREADS (CONSUMER_WARPS * 32 + 128)
 
-const struct gemm_tile_shape gemm_tile_shapes[N_GEMM_TILES] = { { 256, 128, true, 8 }, { 128, 192, false, 8 }, { 128, 128, true, 16 } };
+const struct gemm_tile_shape gemm_tile_shapes[N_GEMM_TILES] = { { 256, 128, true, 8, 2 }, { 128, 192, false, 8, 2 }, { 128, 128, true, 16, 2 }, { 192, 128, true, 8, 3 } };
 
 /*
- * SETS: sets of 64 rows that each consumer warpgroup makes.  STAGED: the tile leaves through shared memory by the copy engine, while the next one begins; BF16 all at once, FP32 a set at
+ * GROUPS: consumer warpgroups.  SETS: sets of 64 rows that each of them makes.  STAGED: the tile leaves through shared memory by the copy engine, while the next one begins; BF16 all at once, FP32 a set at
  * a time in rows that are padded so that the stores meet no bank twice.
  */
-template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> struct shape {
-        static constexpr int bm = 2 * 64 * SETS;
+template <int GROUPS, int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> struct shape {
+        static constexpr int groups = GROUPS, threads = GROUPS * 128 + 128;
+        static constexpr int bm = GROUPS * 64 * SETS;
         static constexpr int a_bytes = bm * BK, b_bytes = BN * BK, sa_bytes = bm * 4, sb_bytes = VECTOR ? BN * 4 : 0;
         static constexpr int stage_bytes = a_bytes + b_bytes;
         static constexpr int out_row_bytes = VECTOR ? BN * 4 + 32 : 128;
-        static constexpr int out_bytes = !STAGED ? 0 : VECTOR ? 64 * out_row_bytes : bm / 2 * BN * 2; /* a warpgroup */
-        static constexpr int stages = ((STAGED ? 225 : 208) * 1024 - 2 * out_bytes) / (stage_bytes + sa_bytes + BN * 4);
+        static constexpr int out_bytes = !STAGED ? 0 : VECTOR ? 64 * out_row_bytes : 64 * SETS * BN * 2; /* a warpgroup */
+        static constexpr int stages = ((STAGED ? 225 : 208) * 1024 - GROUPS * out_bytes) / (stage_bytes + sa_bytes + BN * 4);
         static constexpr int out_at = stages * stage_bytes;
-        static constexpr int scales_at = out_at + 2 * out_bytes;
+        static constexpr int scales_at = out_at + GROUPS * out_bytes;
         static constexpr int barriers_at = scales_at + stages * (sa_bytes + sb_bytes);
         static constexpr int shared_bytes = barriers_at + stages * 16 + 1024; /* 1024: to align, which the swizzle needs */
         static_assert(stages >= 2 && shared_bytes <= 227 * 1024, "does not fit into shared memory");
@@ -383,11 +382,11 @@ __device__ __forceinline__ void consume(const struct args &g, const MORE &p, con
                 store_wait_read();
 }
 
-template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED, class MORE>
-__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1)
+template <int GROUPS, int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED, class MORE>
+__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(GROUPS * 128 + 128, 1)
 gemm(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, const __grid_constant__ CUtensorMap sa, const __grid_constant__ CUtensorMap sb,
      const __grid_constant__ CUtensorMap d, const __grid_constant__ struct args g, const __grid_constant__ MORE p) {
-        using S = shape<SETS, BN, SHARE_A, VECTOR, STAGED>;
+        using S = shape<GROUPS, SETS, BN, SHARE_A, VECTOR, STAGED>;
         extern __shared__ uint8_t raw[];
         uint8_t *shared = raw + (-shared_address(raw) & 1023);
         const uint32_t base = shared_address(shared), rank = cluster_rank();
@@ -395,19 +394,19 @@ gemm(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap 
         if (threadIdx.x == 0) {
                 for (int i = 0; i < S::stages; i++) {
                         barrier_init(base + S::barriers_at + i * 16, 1);
-                        barrier_init(base + S::barriers_at + i * 16 + 8, 2 * CONSUMER_WARPS);
+                        barrier_init(base + S::barriers_at + i * 16 + 8, 2 * 4 * GROUPS);
                 }
                 barrier_init_fence();
         }
         cluster_sync();
-        if (threadIdx.x >= CONSUMER_WARPS * 32) {
-                registers_shrink<40>();
-                if (threadIdx.x == CONSUMER_WARPS * 32)
+        if (threadIdx.x >= GROUPS * 128) {
+                registers_shrink<GROUPS == 2 ? 40 : 32>();
+                if (threadIdx.x == GROUPS * 128)
                         produce<S, BN, SHARE_A, VECTOR>(g, p, &a, &b, &sa, &sb, base, rank);
                 __syncwarp();
                 cluster_sync();
         } else {
-                registers_grow<232>();
+                registers_grow<GROUPS == 2 ? 232 : 160>();
                 consume<S, SETS, BN, SHARE_A, VECTOR, STAGED>(g, p, &d, shared, base, rank);
                 cluster_sync();
         }
@@ -419,29 +418,29 @@ template <class S, int BN, bool SHARE_A> static int64_t pairs_of(int M, int N) {
         return (int64_t)((M + step_m - 1) / step_m) * ((N + step_n - 1) / step_n);
 }
 
-template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED, class MORE> static int launch_pairs(const struct gemm_launch *l, const MORE &p, int64_t pairs, cudaStream_t s) {
-        using S = shape<SETS, BN, SHARE_A, VECTOR, STAGED>;
+template <int GROUPS, int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED, class MORE> static int launch_pairs(const struct gemm_launch *l, const MORE &p, int64_t pairs, cudaStream_t s) {
+        using S = shape<GROUPS, SETS, BN, SHARE_A, VECTOR, STAGED>;
         static bool ready; /* the attribute is the function's for good; setting it twice does no harm */
         const struct args g = { l->b_blocks, l->b_blocks_ld, l->d, l->out, l->M, l->N, l->K, gemm_tile_shapes[l->tile].band };
         const int grid = (int)(pairs < l->sms / 2 ? pairs : l->sms / 2) * 2;
 
-        if (!ready && cudaFuncSetAttribute(gemm<SETS, BN, SHARE_A, VECTOR, STAGED, MORE>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes) != cudaSuccess)
+        if (!ready && cudaFuncSetAttribute(gemm<GROUPS, SETS, BN, SHARE_A, VECTOR, STAGED, MORE>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes) != cudaSuccess)
                 return -EIO;
         ready = true;
-        gemm<SETS, BN, SHARE_A, VECTOR, STAGED, MORE><<<grid, THREADS, S::shared_bytes, s>>>(l->a, l->b, l->a_scale, l->b_scale, l->d_map, g, p);
+        gemm<GROUPS, SETS, BN, SHARE_A, VECTOR, STAGED, MORE><<<grid, S::threads, S::shared_bytes, s>>>(l->a, l->b, l->a_scale, l->b_scale, l->d_map, g, p);
         return cudaGetLastError() == cudaSuccess ? 0 : -EIO;
 }
 
-template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED, class MORE> static int launch_with(const struct gemm_launch *l, const MORE &p, cudaStream_t s) {
-        return launch_pairs<SETS, BN, SHARE_A, VECTOR, STAGED>(l, p, pairs_of<shape<SETS, BN, SHARE_A, VECTOR, STAGED>, BN, SHARE_A>(l->M, l->N), s);
+template <int GROUPS, int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED, class MORE> static int launch_with(const struct gemm_launch *l, const MORE &p, cudaStream_t s) {
+        return launch_pairs<GROUPS, SETS, BN, SHARE_A, VECTOR, STAGED>(l, p, pairs_of<shape<GROUPS, SETS, BN, SHARE_A, VECTOR, STAGED>, BN, SHARE_A>(l->M, l->N), s);
 }
 
-template <int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> static int launch(const struct gemm_launch *l, cudaStream_t s) {
-        return launch_with<SETS, BN, SHARE_A, VECTOR, STAGED>(l, no_pairs{}, s);
+template <int GROUPS, int SETS, int BN, bool SHARE_A, bool VECTOR, bool STAGED> static int launch(const struct gemm_launch *l, cudaStream_t s) {
+        return launch_with<GROUPS, SETS, BN, SHARE_A, VECTOR, STAGED>(l, no_pairs{}, s);
 }
 
 /* Several pairs of operands. */
-template <int SETS, int BN, bool SHARE_A> static int launch_sum(const struct gemm_launch *l, cudaStream_t s) {
+template <int GROUPS, int SETS, int BN, bool SHARE_A> static int launch_sum(const struct gemm_launch *l, cudaStream_t s) {
         struct pairs p;
 
         p.n = l->n_more;
@@ -451,7 +450,7 @@ template <int SETS, int BN, bool SHARE_A> static int launch_sum(const struct gem
                 if (i)
                         p.more[i - 1] = l->more[i - 1];
         }
-        return launch_with<SETS, BN, SHARE_A, false, true>(l, p, s);
+        return launch_with<GROUPS, SETS, BN, SHARE_A, false, true>(l, p, s);
 }
 
 extern "C" int cuda_launch_gemm(const struct gemm_launch *l, cudaStream_t s) {
@@ -460,27 +459,32 @@ extern "C" int cuda_launch_gemm(const struct gemm_launch *l, cudaStream_t s) {
         if (l->n_more > 0) {
                 if (vector || !staged || l->n_more > 2)
                         return -EINVAL;
-                return l->tile == TILE_256X128 ? launch_sum<2, 128, true>(l, s) : l->tile == TILE_128X192 ? launch_sum<1, 192, false>(l, s) : launch_sum<1, 128, true>(l, s);
+                return l->tile == TILE_256X128 ? launch_sum<2, 2, 128, true>(l, s) : l->tile == TILE_128X192 ? launch_sum<2, 1, 192, false>(l, s) :
+                       l->tile == TILE_192X128 ? launch_sum<3, 1, 128, true>(l, s) : launch_sum<2, 1, 128, true>(l, s);
         }
         switch (l->tile) {
         case TILE_256X128:
                 if (vector)
-                        return staged ? launch<2, 128, true, true, true>(l, s) : launch<2, 128, true, true, false>(l, s);
-                return staged ? launch<2, 128, true, false, true>(l, s) : launch<2, 128, true, false, false>(l, s);
+                        return staged ? launch<2, 2, 128, true, true, true>(l, s) : launch<2, 2, 128, true, true, false>(l, s);
+                return staged ? launch<2, 2, 128, true, false, true>(l, s) : launch<2, 2, 128, true, false, false>(l, s);
         case TILE_128X192:
                 if (vector) /* FP32 does not fit beside the stages */
-                        return launch<1, 192, false, true, false>(l, s);
-                return staged ? launch<1, 192, false, false, true>(l, s) : launch<1, 192, false, false, false>(l, s);
+                        return launch<2, 1, 192, false, true, false>(l, s);
+                return staged ? launch<2, 1, 192, false, false, true>(l, s) : launch<2, 1, 192, false, false, false>(l, s);
         case TILE_128X128:
                 if (vector)
-                        return staged ? launch<1, 128, true, true, true>(l, s) : launch<1, 128, true, true, false>(l, s);
-                return staged ? launch<1, 128, true, false, true>(l, s) : launch<1, 128, true, false, false>(l, s);
+                        return staged ? launch<2, 1, 128, true, true, true>(l, s) : launch<2, 1, 128, true, true, false>(l, s);
+                return staged ? launch<2, 1, 128, true, false, true>(l, s) : launch<2, 1, 128, true, false, false>(l, s);
+        case TILE_192X128:
+                if (vector)
+                        return staged ? launch<3, 1, 128, true, true, true>(l, s) : launch<3, 1, 128, true, true, false>(l, s);
+                return staged ? launch<3, 1, 128, true, false, true>(l, s) : launch<3, 1, 128, true, false, false>(l, s);
         default:
                 return -EINVAL;
         }
 }
 
-template <int SETS, int BN, bool SHARE_A> static int launch_group(const struct gemm_group *g, cudaStream_t s) {
+template <int GROUPS, int SETS, int BN, bool SHARE_A> static int launch_group(const struct gemm_group *g, cudaStream_t s) {
         const struct gemm_launch l = { .out = g->out, .M = g->of[0].M, .N = g->of[0].N, .K = g->K, .tile = g->tile, .sms = g->sms };
         struct members p;
         int64_t pairs = 0;
@@ -489,19 +493,21 @@ template <int SETS, int BN, bool SHARE_A> static int launch_group(const struct g
         for (int i = 0; i < g->n; i++) {
                 p.of[i] = g->of[i];
                 p.first[i] = (int)pairs;
-                pairs += pairs_of<shape<SETS, BN, SHARE_A, true, false>, BN, SHARE_A>(g->of[i].M, g->of[i].N);
+                pairs += pairs_of<shape<GROUPS, SETS, BN, SHARE_A, true, false>, BN, SHARE_A>(g->of[i].M, g->of[i].N);
         }
-        return pairs < 1 << 22 ? launch_pairs<SETS, BN, SHARE_A, true, false>(&l, p, pairs, s) : -EOPNOTSUPP;
+        return pairs < 1 << 22 ? launch_pairs<GROUPS, SETS, BN, SHARE_A, true, false>(&l, p, pairs, s) : -EOPNOTSUPP;
 }
 
 extern "C" int cuda_launch_gemm_group(const struct gemm_group *g, cudaStream_t s) {
         switch (g->tile) {
         case TILE_256X128:
-                return launch_group<2, 128, true>(g, s);
+                return launch_group<2, 2, 128, true>(g, s);
         case TILE_128X192:
-                return launch_group<1, 192, false>(g, s);
+                return launch_group<2, 1, 192, false>(g, s);
         case TILE_128X128:
-                return launch_group<1, 128, true>(g, s);
+                return launch_group<2, 1, 128, true>(g, s);
+        case TILE_192X128:
+                return launch_group<3, 1, 128, true>(g, s);
         default:
                 return -EINVAL;
         }

@@ -45,13 +45,14 @@ int cuda_launch_swiglu_cache(const struct quantize_launch *qg, const struct quan
 /* qg->x, qu->x: SwiGLU's inputs in FP8 with x_scale; qa->x: the gradient of its output in BF16. */
 int cuda_launch_swiglu_cached_bwd(const struct quantize_launch *qa, const struct quantize_launch *qg, const struct quantize_launch *qu, cudaStream_t s);
 
-/* The tiles that kernels exist for. A block of two consumer warpgroups makes m rows and n columns; two blocks share what they have in common. */
-enum gemm_tile { TILE_256X128, TILE_128X192, TILE_128X128, N_GEMM_TILES };
+/* The tiles that kernels exist for. A block of two or three consumer warpgroups makes m rows and n columns; two blocks share what they have in common. */
+enum gemm_tile { TILE_256X128, TILE_128X192, TILE_128X128, TILE_192X128, N_GEMM_TILES };
 
 struct gemm_tile_shape {
         int m, n;
         bool share_a; /* the pair lies side by side and shares A's rows, else one above the other and shares B's */
         int band;     /* pairs along M that run together, for the second-level cache */
+        int groups;   /* consumer warpgroups */
 };
 extern const struct gemm_tile_shape gemm_tile_shapes[N_GEMM_TILES];
 

@@ -16,8 +16,8 @@ static int64_t up(int64_t n, int64_t d) {
 static const struct {
         double rate, end;
 } costs[2][N_GEMM_TILES] = {
-        { [TILE_256X128] = { 1, 128 }, [TILE_128X192] = { 0.97, 128 }, [TILE_128X128] = { 0.92, 128 } },
-        { [TILE_256X128] = { 1, 740 }, [TILE_128X192] = { 0.91, 400 }, [TILE_128X128] = { 0.88, 256 } },
+        { [TILE_256X128] = { 1, 128 }, [TILE_128X192] = { 0.97, 128 }, [TILE_128X128] = { 0.92, 128 }, [TILE_192X128] = { 0.985, 128 } },
+        { [TILE_256X128] = { 1, 740 }, [TILE_128X192] = { 0.91, 400 }, [TILE_128X128] = { 0.88, 256 }, [TILE_192X128] = { 1.075, 600 } },
 };
 
 enum gemm_tile gemm_plan(int n, const int64_t *M, const int64_t *N, int64_t K, bool vector, int multiprocessors) {
