@@ -252,7 +252,7 @@ struct dev_ops {
         int (*host_unpin)(struct dev *d, void *p);
 };
 
-#define DEV_VERSION 4
+#define DEV_VERSION 5
 
 /* The built-in backend of that kind, every slot filled (missing ones return -EOPNOTSUPP); NULL: unknown. */
 const struct dev_ops *dev_ops_find(const char *kind);
