@@ -120,6 +120,8 @@ def disturbed(c, name, sig, rank, bound, peer="true"):
     got = {s: r["loss_hex"] for s, r in c.final(job).items()}
     bad = [s for s in want if want[s] != got.get(s)]
     text = [e["text"] for e in c.events(job)["events"] if e["kind"] in ("recovered", "recovering", "fault")]
+    text.append("first steps after it: " + ", ".join(f"{r['ms']:.0f} ms" for r in [r for r in c.rows(job) if r["epoch"] > 1][:3]))
+    text += c.ctl("why", str(job)).stdout.splitlines()
     ok = not bad and took < bound
     c.failed += not ok
     print(f"{'ok' if ok else 'FAILED'}  {name} of rank {rank}: {took:.2f} s to step {seen['step']} (bound {bound} s), {again} steps done again, "
