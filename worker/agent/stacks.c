@@ -206,8 +206,8 @@ static bool helper_end(struct helper *h) {
 }
 
 static Fp8ctl__V1__ThreadState *find_thread(const Fp8ctl__V1__RankDiagnosis *d, long tid) {
-        for (size_t i = 0; i < d->n_threads; i++)
-                if (d->threads[i]->tid == (uint32_t)tid)
+        for (size_t i = 0; d->threads && i < d->n_threads; i++)
+                if (d->threads[i] && d->threads[i]->tid == (uint32_t)tid)
                         return d->threads[i];
         return NULL;
 }
