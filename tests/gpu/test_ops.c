@@ -782,11 +782,13 @@ TEST(host_memory_kept_in_place_is_copied_beside_the_work) {
         const size_t bytes = (size_t)256 << 20, count = bytes / sizeof(float), rounds = 400;
         struct error e = { 0 };
         struct dev_stream *copies;
-        float *want = xalloc(bytes);
+        float *want;
         int fd = memfd_create("gpu-ops", MFD_CLOEXEC);
         uint64_t began, asked, queued, copied, computed;
         void *host, *from, *busy;
 
+        both_open();
+        want = xalloc(bytes);
         CU_ASSERT_TRUE_FATAL(fd >= 0 && ftruncate(fd, (off_t)bytes) == 0);
         host = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         CU_ASSERT_TRUE_FATAL(host != MAP_FAILED);
@@ -819,6 +821,7 @@ TEST(host_memory_kept_in_place_is_copied_beside_the_work) {
         munmap(host, bytes);
         close(fd);
         xfree(want);
+        both_close();
 }
 
 TEST_MAIN("gpu-ops")
