@@ -174,7 +174,7 @@ void replica_forget_told(struct sim *s, int node) {
 
 /* ------------------------------------------------------------------ back */
 /* The copies of a job that ended or waits again go with the word that reaches their node first. */
-static bool over(const struct sim *s, uint64_t job, uint64_t epoch) {
+bool sim_epoch_over(const struct sim *s, uint64_t job, uint64_t epoch) {
         Fp8ctl__V1__JobRecord *r = sim_stored_job(s, job);
         bool yes = !r || r->job->state >= FP8CTL__V1__JOB_STATE__COMPLETED || r->job->state == FP8CTL__V1__JOB_STATE__PENDING || r->job->epoch > epoch;
 
@@ -200,7 +200,7 @@ bool replica_fetch(struct sim *s, int node, struct proc *p, const Fp8ctl__V1__Ra
                         s->from_peers++;
                         return true;
                 }
-                if (s->nodes[from].listed[p->job % 16] == m->epoch && !over(s, p->job, m->epoch))
+                if (s->nodes[from].listed[p->job % 16] == m->epoch && !sim_epoch_over(s, p->job, m->epoch))
                         sim_fail(s, "%s: job %" PRIu64 " rank %u: step %" PRIu64 " was listed for epoch %" PRIu64 " and is gone", s->nodes[from].name, p->job, p->rank, l->step, m->epoch);
         }
         if (!named && s->memory_losses == s->plan_losses[p->job % 16])

@@ -196,6 +196,8 @@ void replica_fenced(struct sim *s, int node, uint64_t job, uint64_t epoch);
 void replica_forget_told(struct sim *s, int node);
 void replica_other_layout(struct sim *s, int node, const struct proc *p);
 void replica_check_plan(struct sim *s, const Fp8ctl__V1__RankPlan *m);
+/* The job ended, waits, or has a later epoch: what was told for this one may be gone. */
+bool sim_epoch_over(const struct sim *s, uint64_t job, uint64_t epoch);
 void replica_uncover(struct sim *s, uint64_t job); /* 0: all: copies may be gone, or are not wanted */
 
 /* worker.c */
