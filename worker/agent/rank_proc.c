@@ -545,6 +545,37 @@ struct rank_proc *rank_proc_free(struct rank_proc *p) {
         return NULL;
 }
 
+void rank_proc_on_log(void *arg, uint32_t revents) {
+        struct rank_proc *p = arg;
+
+        if (!rank_proc_read_log(p))
+                p->log_source = loop_remove(p->log_source);
+}
+
+void rank_proc_hear(struct rank_proc *p, void (*take)(struct rank_proc *p, Fp8ctl__V1__WorkerMessage *m)) {
+        for (;;) {
+                ProtobufCMessage *base = NULL;
+                struct error e = { 0 };
+                int r = ipc_recv(p->sock, &fp8ctl__v1__rank_to_node__descriptor, &base, NULL, &e);
+
+                if (r == -EAGAIN)
+                        return;
+                if (r <= 0) {
+                        if (r < 0)
+                                rank_proc_kill(p, e.text);
+                        p->sock_source = loop_remove(p->sock_source);
+                        return;
+                }
+                Fp8ctl__V1__RankToNode *m = (Fp8ctl__V1__RankToNode *)base;
+
+                if (m->message)
+                        take(p, m->message);
+                else
+                        log_warning("rank %" PRIu32 " of job %" PRIu64 ": dropped an empty message", p->rank, p->job_id);
+                protobuf_c_message_free_unpacked(base, NULL);
+        }
+}
+
 void rank_proc_exited(const struct rank_proc *p, Fp8ctl__V1__RankExited *ret) {
         fp8ctl__v1__rank_exited__init(ret);
         ret->job_id = p->job_id;

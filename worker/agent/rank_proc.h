@@ -82,6 +82,13 @@ int rank_proc_become(struct rank_proc *p, const struct rank_proc_identity *id, i
 void rank_proc_kill(struct rank_proc *p, const char *reason);
 /* Reads what its log pipe has; false at its end. */
 bool rank_proc_read_log(struct rank_proc *p);
+/* For p->log_fd: reads on until its end, then watches it no more. */
+void rank_proc_on_log(void *p, uint32_t revents);
+/*
+ * Reads what it said, all that is there, and gives each message to `take`. Its end is seen by the pidfd; a message that cannot be read is the process's fault and its
+ * end.
+ */
+void rank_proc_hear(struct rank_proc *p, void (*take)(struct rank_proc *p, Fp8ctl__V1__WorkerMessage *m));
 /* After the pidfd became readable: reaps it, fills the exit fields, cleans up what only a living process needs. */
 void rank_proc_reap(struct rank_proc *p);
 /* Not for a living one. */

@@ -114,40 +114,17 @@ static bool proc_may_say(const struct rank_proc *p, const Fp8ctl__V1__WorkerMess
 
 static struct spawner *the_spawner; /* one a process; handlers get the rank as their argument */
 
-static void on_rank_message(void *arg, uint32_t revents) {
-        struct rank_proc *p = arg;
-
-        for (;;) {
-                ProtobufCMessage *base = NULL;
-                struct error e = { 0 };
-                int r = ipc_recv(p->sock, &fp8ctl__v1__rank_to_node__descriptor, &base, NULL, &e);
-
-                if (r == -EAGAIN)
-                        return;
-                if (r <= 0) {
-                        /* Its end is seen by the pidfd; a message that cannot be read is the rank's fault and its end. */
-                        if (r < 0)
-                                rank_proc_kill(p, e.text);
-                        p->sock_source = loop_remove(p->sock_source);
-                        return;
-                }
-                Fp8ctl__V1__RankToNode *m = (Fp8ctl__V1__RankToNode *)base;
-
-                if (m->message && proc_may_say(p, m->message)) {
-                        proc_note(p, m->message);
-                        spawner_say(the_spawner, m->message);
-                } else {
-                        log_warning("rank %" PRIu32 " of job %" PRIu64 ": dropped a message about somebody else", p->rank, p->job_id);
-                }
-                protobuf_c_message_free_unpacked(base, NULL);
+static void take_message(struct rank_proc *p, Fp8ctl__V1__WorkerMessage *m) {
+        if (proc_may_say(p, m)) {
+                proc_note(p, m);
+                spawner_say(the_spawner, m);
+        } else {
+                log_warning("rank %" PRIu32 " of job %" PRIu64 ": dropped a message about somebody else", p->rank, p->job_id);
         }
 }
 
-static void on_rank_log(void *arg, uint32_t revents) {
-        struct rank_proc *p = arg;
-
-        if (!rank_proc_read_log(p))
-                p->log_source = loop_remove(p->log_source);
+static void on_rank_message(void *arg, uint32_t revents) {
+        rank_proc_hear(arg, take_message);
 }
 
 static void on_rank_end(void *arg, uint32_t revents) {
@@ -173,7 +150,7 @@ int spawner_watch(struct spawner *s, struct rank_proc *p) {
         if (r == 0)
                 r = loop_add_fd(s->loop, p->pidfd, EPOLLIN, on_rank_end, p, &p->pid_source);
         if (r == 0)
-                r = loop_add_fd(s->loop, p->log_fd, EPOLLIN, on_rank_log, p, &p->log_source);
+                r = loop_add_fd(s->loop, p->log_fd, EPOLLIN, rank_proc_on_log, p, &p->log_source);
         return r;
 }
 

@@ -32,37 +32,15 @@ static void unwatch(struct rank_proc *p) {
         p->log_source = loop_remove(p->log_source);
 }
 
-static void on_message(void *arg, uint32_t revents) {
-        struct rank_proc *p = arg;
-
-        for (;;) {
-                ProtobufCMessage *base = NULL;
-                struct error e = { 0 };
-                int r = ipc_recv(p->sock, &fp8ctl__v1__rank_to_node__descriptor, &base, NULL, &e);
-
-                if (r == -EAGAIN)
-                        return;
-                if (r <= 0) {
-                        if (r < 0)
-                                rank_proc_kill(p, e.text);
-                        p->sock_source = loop_remove(p->sock_source);
-                        return;
-                }
-                const Fp8ctl__V1__RankToNode *m = (const Fp8ctl__V1__RankToNode *)base;
-
-                if (m->message && m->message->body_case == FP8CTL__V1__WORKER_MESSAGE__BODY_STANDBY_STATUS && !p->ready) {
-                        p->ready = true;
-                        spawner_say_standby(the_spawner, p, FP8CTL__V1__STANDBY_STATUS__STATE__READY);
-                }
-                protobuf_c_message_free_unpacked(base, NULL);
+static void take_message(struct rank_proc *p, Fp8ctl__V1__WorkerMessage *m) {
+        if (m->body_case == FP8CTL__V1__WORKER_MESSAGE__BODY_STANDBY_STATUS && !p->ready) {
+                p->ready = true;
+                spawner_say_standby(the_spawner, p, FP8CTL__V1__STANDBY_STATUS__STATE__READY);
         }
 }
 
-static void on_log(void *arg, uint32_t revents) {
-        struct rank_proc *p = arg;
-
-        if (!rank_proc_read_log(p))
-                p->log_source = loop_remove(p->log_source);
+static void on_message(void *arg, uint32_t revents) {
+        rank_proc_hear(arg, take_message);
 }
 
 static void on_end(void *arg, uint32_t revents) {
@@ -98,7 +76,7 @@ static int start_one(struct spawner *s, const Fp8ctl__V1__StandbyPlan *m, const 
         if (r == 0)
                 r = loop_add_fd(s->loop, p->pidfd, EPOLLIN, on_end, p, &p->pid_source);
         if (r == 0)
-                r = loop_add_fd(s->loop, p->log_fd, EPOLLIN, on_log, p, &p->log_source);
+                r = loop_add_fd(s->loop, p->log_fd, EPOLLIN, rank_proc_on_log, p, &p->log_source);
         if (r < 0)
                 rank_proc_kill(p, "cannot be watched");
         log_info("job %" PRIu64 " standby %" PRIu64 "%s started for device %" PRIu32 " (pid %d)", p->job_id, p->standby, p->warm ? ", warm," : "", p->device, (int)p->pid);

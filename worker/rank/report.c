@@ -51,25 +51,28 @@ void report_running(struct control *c, const struct identity *id, uint64_t epoch
         control_send(c, &m);
 }
 
-void report_fault(struct control *c, const struct identity *id, uint64_t epoch, Fp8ctl__V1__RankFault__Kind kind, uint64_t step, int peer, const char *text) {
+static void send_fault(struct control *c, const struct identity *id, uint64_t epoch, Fp8ctl__V1__RankFault *x) {
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+
+        STAMP(x, epoch);
+        m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_FAULT;
+        m.rank_fault = x;
+        control_send(c, &m);
+}
+
+void report_fault(struct control *c, const struct identity *id, uint64_t epoch, Fp8ctl__V1__RankFault__Kind kind, uint64_t step, int peer, const char *text) {
         Fp8ctl__V1__RankFault x = FP8CTL__V1__RANK_FAULT__INIT;
 
-        STAMP(&x, epoch);
         x.kind = kind;
         x.step = step;
         x.peer = peer;
         x.text = (char *)text;
-        m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_FAULT;
-        m.rank_fault = &x;
-        control_send(c, &m);
+        send_fault(c, id, epoch, &x);
 }
 
 void report_corrupt(struct control *c, const struct identity *id, uint64_t epoch, uint64_t step, int odd, const uint32_t *suspects, size_t n, uint64_t clean_step, const char *text) {
-        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__RankFault x = FP8CTL__V1__RANK_FAULT__INIT;
 
-        STAMP(&x, epoch);
         x.kind = FP8CTL__V1__RANK_FAULT__KIND__CHECKSUM;
         x.step = step;
         x.peer = odd;
@@ -77,9 +80,7 @@ void report_corrupt(struct control *c, const struct identity *id, uint64_t epoch
         x.n_suspects = n;
         x.clean_step = clean_step;
         x.text = (char *)text;
-        m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_FAULT;
-        m.rank_fault = &x;
-        control_send(c, &m);
+        send_fault(c, id, epoch, &x);
 }
 
 void report_done(struct control *c, const struct identity *id, uint64_t epoch, Fp8ctl__V1__RankProgress *progress, bool stopped) {
