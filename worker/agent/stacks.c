@@ -3,6 +3,7 @@
  * ptrace(2) makes a thread stand still for the unwinding, and waits for it to do so.  A thread in an uninterruptible sleep does not: therefore the unwinding is done by this program
  * started once more (`fp8-worker --stacks PID`), one for each rank at the same time, and what has not answered in time is killed; the kernel then lets go of the
  * threads it held.  libdwfl knows of processes that were stopped before and leaves them so.
+ * While it is traced, and for a moment after, /proc tells that of a process and not what it did by itself: one taking at a time, and what was seen before it is kept until it is true again.
  */
 #include "worker/agent/stacks.h"
 
@@ -11,6 +12,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -27,6 +29,7 @@
 #include "base/clock.h"
 
 #define OUTPUT_MAX (128u << 10) /* of one helper */
+#define SETTLE_MS 100
 
 /* ------------------------------------------------------------------ /proc */
 
@@ -80,8 +83,48 @@ static const char *thread_state(pid_t pid, pid_t tid) {
         return state_word(at && at[1] ? at[2] : 'X');
 }
 
+/* The processes that are traced just now, and what they did before. */
+struct held {
+        pid_t pid;
+        const char *state;
+};
+
+static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER; /* of the one taking */
+static pthread_mutex_t held_lock = PTHREAD_MUTEX_INITIALIZER;
+static const struct held *held;
+static size_t n_held;
+
+static void set_held(const struct held *h, size_t n) {
+        pthread_mutex_lock(&held_lock);
+        held = h;
+        n_held = n;
+        pthread_mutex_unlock(&held_lock);
+}
+
 const char *stacks_process_state(pid_t pid) {
-        return pid > 0 ? thread_state(pid, pid) : "dead";
+        const char *state = "dead";
+
+        if (pid <= 0)
+                return state;
+        pthread_mutex_lock(&held_lock); /* read under it: else the tracing could begin between the look and the reading */
+        state = thread_state(pid, pid);
+        for (size_t i = 0; i < n_held; i++)
+                if (held[i].pid == pid && strcmp(state, "dead") != 0)
+                        state = held[i].state;
+        pthread_mutex_unlock(&held_lock);
+        return state;
+}
+
+/* A stopped process that was let go of runs for the moment that it takes to stop again. */
+static void settle(const struct held *h, size_t n) {
+        for (size_t i = 0; i < n; i++)
+                for (int ms = 0; ms < SETTLE_MS && strcmp(h[i].state, "stopped") == 0; ms++) {
+                        const char *now = thread_state(h[i].pid, h[i].pid);
+
+                        if (strcmp(now, "stopped") == 0 || strcmp(now, "dead") == 0)
+                                break;
+                        usleep(1000);
+                }
 }
 
 static char *kernel_words(pid_t pid, pid_t tid) {
@@ -233,28 +276,53 @@ static void take_frames(struct helper *h, Fp8ctl__V1__RankDiagnosis *d) {
         }
 }
 
-void stacks_take(const pid_t *pids, size_t n, int timeout_ms, Fp8ctl__V1__RankDiagnosis **ret) {
-        uint64_t deadline = clock_mono_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
-        _cleanup_free_ struct helper *helpers = calloc(n + 1, sizeof(*helpers));
+static void say_late(Fp8ctl__V1__RankDiagnosis *d, int timeout_ms) {
+        char text[96];
 
-        for (size_t i = 0; i < n && helpers; i++) {
+        if (d->note != protobuf_c_empty_string)
+                return;
+        snprintf(text, sizeof(text), "its stacks could not be read within %d ms", timeout_ms);
+        d->note = strdup(text);
+}
+
+static void take_all(const pid_t *pids, size_t n, uint64_t deadline, int timeout_ms, Fp8ctl__V1__RankDiagnosis **ret) {
+        _cleanup_free_ struct helper *helpers = calloc(n + 1, sizeof(*helpers));
+        _cleanup_free_ struct held *mine = calloc(n + 1, sizeof(*mine));
+
+        if (!helpers || !mine)
+                return;
+        for (size_t i = 0; i < n; i++)
+                mine[i] = (struct held){ pids[i], thread_state(pids[i], pids[i]) };
+        set_held(mine, n);
+        for (size_t i = 0; i < n; i++) {
                 list_threads(pids[i], ret[i]); /* before anybody traces it */
                 helper_start(&helpers[i], pids[i]);
         }
-        for (size_t i = 0; i < n && helpers; i++)
+        for (size_t i = 0; i < n; i++)
                 helper_read(&helpers[i], deadline);
-        for (size_t i = 0; i < n && helpers; i++) {
+        for (size_t i = 0; i < n; i++) {
                 bool whole = helper_end(&helpers[i]);
 
                 take_frames(&helpers[i], ret[i]);
                 free(helpers[i].out);
-                if (!whole && ret[i]->note == protobuf_c_empty_string) {
-                        char text[96];
-
-                        snprintf(text, sizeof(text), "its stacks could not be read within %d ms", timeout_ms);
-                        ret[i]->note = strdup(text);
-                }
+                if (!whole)
+                        say_late(ret[i], timeout_ms);
         }
+        settle(mine, n);
+        set_held(NULL, 0);
+}
+
+void stacks_take(const pid_t *pids, size_t n, int timeout_ms, Fp8ctl__V1__RankDiagnosis **ret) {
+        uint64_t deadline = clock_mono_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
+        struct timespec until = { (time_t)(deadline / NSEC_PER_SEC), (long)(deadline % NSEC_PER_SEC) };
+
+        if (pthread_mutex_clocklock(&turn, CLOCK_MONOTONIC, &until) == 0) {
+                take_all(pids, n, deadline, timeout_ms, ret);
+                pthread_mutex_unlock(&turn);
+                return;
+        }
+        for (size_t i = 0; i < n; i++)
+                say_late(ret[i], timeout_ms);
 }
 
 /* ------------------------------------------------------------------ the helper itself */
