@@ -175,8 +175,9 @@ static bool is_whole(const struct replica_slot *s, const void *payload) {
 /* ------------------------------------------------------------------ payloads, by lane or by socket */
 static int say(struct end *x, enum op op, const char *text, struct error *e) {
         struct replica_slot s = { 0 };
+        size_t len = strlen(text);
 
-        memcpy(s.layout, text, strnlen(text, sizeof(s.layout) - 1));
+        memcpy(s.layout, text, len < sizeof(s.layout) ? len : sizeof(s.layout) - 1);
         return send_header(x->fd, op, &s, 0, &x->wait, e);
 }
 

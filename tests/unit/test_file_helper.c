@@ -93,7 +93,7 @@ static void make_step(struct scene *t, const char *name) {
         char path[100];
 
         CU_ASSERT_EQUAL_FATAL(mkdir(scratch_path(&t->s, name), 0755), 0);
-        snprintf(path, sizeof(path), "%s/shard", name);
+        snprintf(path, sizeof(path), "%.80s/shard", name);
         scratch_text(&t->s, path, "bytes");
 }
 
