@@ -53,8 +53,11 @@ class Bare(Cluster):
             self.started[name] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=h, stderr=h, env=dict(os.environ, **self.env.get(name, {})))
         return self.started[name]
 
-    def start_controller(self):
+    def launch_controller(self):
         self.spawn("fp8d", [self.build + "/fp8d", "--socket", self.home + "/fp8d.sock", "--state", self.home, *self.controller_args], self.home + "/fp8d.log")
+
+    def start_controller(self):
+        self.launch_controller()
         wait_for("the controller", lambda: self.ctl("node", "list", check=False).returncode == 0, 30)
 
     def start_worker(self, name, *extra):

@@ -91,9 +91,6 @@ class Jobs(Bare):
         wait_for("the controller", lambda: self.ctl("list", "-o", "name", check=False, timeout=20).returncode == 0, 30, 0.005)
         return time.monotonic() - since
 
-    def launch(self):
-        self.spawn("fp8d", [self.build + "/fp8d", "--socket", self.home + "/fp8d.sock", "--state", self.home, *self.controller_args], self.home + "/fp8d.log")
-
 
 def check(c, load):
     everyone = c.json("list", "--all")["jobs"]
@@ -141,7 +138,7 @@ def main():
                     p = c.started.pop("fp8d")
                     p.kill()
                     p.wait()
-                    c.launch()
+                    c.launch_controller()
                     if s + 1 < starts:
                         time.sleep(rng.uniform(0, 0.08))
                         since = time.monotonic()
