@@ -26,15 +26,17 @@ static const Fp8ctl__V1__RankStatus *status_of(const Fp8ctl__V1__WorkerHello *m,
         return NULL;
 }
 
+/* In a round that gathers, only a rank that this controller started for it counts: of others the order to start was perhaps lost with the controller that gave it. */
 static void hello_gone(struct controller *c, struct job *j, uint32_t i, const Fp8ctl__V1__RankStatus *st, struct hello_result *res) {
         struct rank *r = &j->ranks[i];
+        bool of_this_round = j->rec != REC_FENCE || r->start_epoch == j->epoch;
 
         if (st && st->exited && st->exited->cause && st->exited->cause[0]) {
                 core_cause(res->why, sizeof(res->why), st->exited);
-                res->count = res->count || j->rec != REC_FENCE || r->start_epoch == j->epoch;
+                res->count = res->count || of_this_round;
         } else {
                 snprintf(res->why, sizeof(res->why), "%s", st ? "died" : r->state == RANK_STARTED ? "was never started there" : "is gone: its worker came back without it");
-                res->count = res->count || r->state != RANK_STARTED;
+                res->count = res->count || (of_this_round && r->state != RANK_STARTED);
         }
         snprintf(res->cause, sizeof(res->cause), "rank %u (incarnation %" PRIu64 ") on %.100s %.200s", i, r->incarnation, r->node->name, res->why);
         recovery_mark_lost(c, j, i, res->why, LOST_KILL);

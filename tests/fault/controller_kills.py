@@ -41,7 +41,7 @@ class Load:
         ranks = self.rng.choice((1, 1, 2))
         p = self.c.ctl("submit", JOB, "--name", name, "--skip-preflight", "-o", "name", "--set", "parallel.tp=1", "--set", "parallel.pp=1", "--set", f"parallel.dp={ranks}",
                        "--set", f"train.steps={self.rng.randint(5, 40)}", "--set", "train.global_batch=2", "--set", "train.micro_batch=1", "--set", "data.seq_len=32", "--set", "optimizer.warmup_steps=2",
-                       "--set", "metrics.digests=false", "--set", "recovery.max_restarts=-1", "--set", f"checkpoint.every_steps={self.rng.choice((0, 3))}",
+                       "--set", "metrics.digests=false", "--set", "recovery.max_restarts=-1", "--set", "recovery.same_cause_limit=1000", "--set", f"checkpoint.every_steps={self.rng.choice((0, 3))}",
                        "--set", f"checkpoint.dir={self.c.home}/ckpt-{name}", check=False)
         self.counts["submit"] += 1
         if p.returncode == 0:

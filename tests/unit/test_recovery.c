@@ -146,6 +146,23 @@ TEST(a_controller_that_dies_does_not_use_up_max_restarts) {
         world_stop(&w);
 }
 
+/* The order to start a rank is lost with the controller, again and again: nothing is wrong with the job. */
+TEST(orders_to_start_that_are_lost_with_the_controller_are_no_failure_of_the_job) {
+        struct world w;
+        uint64_t id = world_start_job(&w, ", \"recovery\": {\"same_cause_limit\": 2}");
+
+        world_progress(&w, 3);
+        world_exited(&w, 1, "killed by SIGKILL");
+        for (int i = 0; i < 4; i++) {
+                world_restart(&w);
+                world_return(&w);
+                EXPECT(&w, id, S(RECOVERING), 1, "");
+        }
+        world_pump(&w);
+        EXPECT(&w, id, S(RUNNING), 1, "");
+        world_stop(&w);
+}
+
 /* It does not park, and what becomes of it says nothing about why: that the others waited for it is the cause. */
 TEST(a_stuck_rank_is_killed_at_once_and_that_it_was_stuck_is_the_cause) {
         struct world w;
