@@ -40,6 +40,8 @@ const struct command commands[] = {
         { "node list", "", 0, 0, FORMATS_USUAL, NULL, node_list_run, "list nodes and their devices", NULL, false },
         { "node get", "NODE", 1, 1, FORMATS_USUAL, NULL, node_get_run, "show one node", NULL, false },
         { "node describe", "NODE", 1, 1, FORMATS_PLAIN, NULL, node_describe_run, "show all about one node", NULL, false },
+        { "node diff", "[NODE...]", 0, -1, FORMATS_PLAIN, NULL, node_diff_run, "tell in what nodes are not made alike: versions, firmware, models, settings",
+          "Of the nodes given, or of all; what is a node's own, as serial numbers are, is left out. Exit code 0: made alike; 1: not.", false },
         { "node test", "NODE", 1, 1, FORMATS_PLAIN, NULL, node_test_run, "test a node's arithmetic, memory, copies, disk and clock",
           "Its ranks compute beside the test, so it should have none: drain it first. A part that fails keeps the node from ranks until `node uncordon`.\n"
           "Exit code 0: passed; 1: not.", false },

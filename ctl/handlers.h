@@ -45,6 +45,7 @@ int node_cordon_run(struct ctl *c, int n, char **args);
 int node_drain_run(struct ctl *c, int n, char **args);
 int node_uncordon_run(struct ctl *c, int n, char **args);
 int node_describe_run(struct ctl *c, int n, char **args);
+int node_diff_run(struct ctl *c, int n, char **args);
 int node_test_run(struct ctl *c, int n, char **args);
 int checkpoint_list_run(struct ctl *c, int n, char **args);
 int checkpoint_show_run(struct ctl *c, int n, char **args);

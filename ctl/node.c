@@ -31,7 +31,7 @@ static void print_sheet(const struct ctl *c, Fp8ctl__V1__Node *const *nodes, siz
         static const struct sheet_column columns[] = {
                 { "NODE", false, false, false },  { "STATE", false, false, true },   { "HEALTH", false, false, true },  { "DEVICES", true, false, false }, { "FREE", true, false, false },
                 { "JOBS", false, false, false },  { "CPUS", true, false, false },    { "MEMORY", true, false, false },  { "SEEN", true, false, false },
-                { "VERSION", false, true, false }, { "KERNEL", false, true, false }, { "ADDRESS", false, true, false }, { "REASON", false, false, false },
+                { "VERSION", false, true, false }, { "KERNEL", false, true, false }, { "ADDRESS", false, true, false }, { "FINGERPRINT", false, true, false }, { "REASON", false, false, false },
         };
         _cleanup_(sheet_freep) struct sheet *s = sheet_new(columns, ARRAY_SIZE(columns));
         char buf[TEXT_BUF];
@@ -62,6 +62,7 @@ static void print_sheet(const struct ctl *c, Fp8ctl__V1__Node *const *nodes, siz
                 sheet_add(s, "%s", nd->version);
                 sheet_add(s, "%s", nd->kernel);
                 sheet_add(s, "%s", nd->address);
+                sheet_add(s, "%.8s", *nd->fingerprint ? nd->fingerprint : "-");
                 sheet_add(s, "%s", *nd->reason ? nd->reason : *nd->health_reason ? nd->health_reason : nd->duty_reason);
         }
         sheet_print(s, c->format == FORMAT_WIDE, stdout);
@@ -156,7 +157,7 @@ int node_describe_run(struct ctl *c, int n, char **args) {
                 sheet_add(s, "%u", dev->index);
                 sheet_add(s, "%s", dev->kind);
                 sheet_add(s, "%s", dev->name);
-                sheet_add(s, "%s", text_bytes(buf, dev->memory_bytes));
+                sheet_add(s, "%s", dev->memory_bytes ? text_bytes(buf, dev->memory_bytes) : "-");
                 sheet_add(s, dev->job_id ? "%" PRIu64 : "-", dev->job_id);
                 sheet_add(s, dev->job_id ? "%u" : "-", dev->rank);
                 sheet_add(s, "%s", *dev->pci ? dev->pci : "-");

@@ -57,6 +57,20 @@ static void print_findings(const Fp8ctl__V1__Node *nd) {
         sheet_print(s, false, stdout);
 }
 
+static void print_facts(const Fp8ctl__V1__Node *nd) {
+        static const struct sheet_column columns[] = { { "FACT", false, false, false }, { "VALUE", false, false, false } };
+        _cleanup_(sheet_freep) struct sheet *s = sheet_new(columns, ARRAY_SIZE(columns));
+
+        if (nd->n_facts == 0)
+                return;
+        for (size_t i = 0; i < nd->n_facts; i++) {
+                sheet_add(s, "%s", nd->facts[i]->key);
+                sheet_add(s, "%s", nd->facts[i]->value);
+        }
+        printf("\nfingerprint %s\n", nd->fingerprint);
+        sheet_print(s, false, stdout);
+}
+
 static void print_test(const Fp8ctl__V1__NodeTest *t) {
         static const struct sheet_column columns[] = {
                 { "PART", false, false, false }, { "DEVICE", true, false, false }, { "VERDICT", false, false, true }, { "VALUE", true, false, false }, { "TEXT", false, false, false },
@@ -87,6 +101,7 @@ void node_health_print(const Fp8ctl__V1__Node *nd) {
                 putchar('\n');
                 print_test(nd->tests[nd->n_tests - 1]);
         }
+        print_facts(nd);
 }
 
 int node_test_run(struct ctl *c, int n, char **args) {

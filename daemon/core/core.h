@@ -71,6 +71,7 @@ struct node {
         uint64_t *held;            /* jobs of which it was told to keep peers' generations */
         size_t n_held;
         struct node_health *health; /* NULL: nothing was ever said of it (health.h) */
+        struct node_facts *facts;  /* what it is made of; NULL: not told yet (node_facts.c) */
 };
 
 /* A stream that has not said hello yet, or has. */
@@ -389,6 +390,13 @@ struct node *node_free(struct node *n);
 extern const struct table node_table;
 int node_move(struct controller *c, struct node *n, int event);
 enum node_event { NODE_E_HELLO, NODE_E_LEAVE, NODE_E_EXPIRED, N_NODE_EVENTS };
+
+/* node_facts.c */
+void node_facts_take(struct controller *c, struct node *n, const Fp8ctl__V1__HealthReport *m);
+int node_facts_load(struct node *n, const Fp8ctl__V1__Node *m);
+void node_facts_fill(const struct node *n, Fp8ctl__V1__Node *m, bool all); /* m points into the node's; all: the facts too, else the fingerprint alone */
+struct node_facts *node_facts_free(struct node_facts *f);
+const char *node_fingerprint(const struct node *n); /* "": not told yet */
 
 /* drain.c */
 const char *node_duty_name(enum node_duty d);

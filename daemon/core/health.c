@@ -216,6 +216,8 @@ void health_report(struct controller *c, struct session *s, const Fp8ctl__V1__He
                 if (m->findings[i])
                         read_finding(c, n, m->findings[i]);
         health_review(c, n, NULL);
+        if (m->n_facts || m->n_device_memory_bytes)
+                node_facts_take(c, n, m);
         if (m->n_findings)
                 record_put_node(c, n);
 }

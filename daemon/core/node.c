@@ -99,6 +99,7 @@ struct node *node_get_or_add(struct controller *c, const char *name) {
 struct node *node_free(struct node *n) {
         if (n) {
                 health_free(n->health);
+                node_facts_free(n->facts);
                 free(n->devices);
                 free(n->held);
         }

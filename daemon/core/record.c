@@ -361,6 +361,7 @@ void record_put_node(struct controller *c, const struct node *n) {
                 snprintf(c->failed_why, sizeof(c->failed_why), "no memory to store node %s", n->name);
                 return;
         }
+        node_facts_fill(n, &m, true);
         m.duty = (char *)node_duty_name(n->duty);
         m.duty_reason = STR(n->duty_reason);
         m.window_from_unix_ms = n->window_from_ms;
@@ -400,7 +401,7 @@ static int load_node(struct controller *c, const void *value, size_t len, struct
                         n->window_until_ms = rec->node->window_until_unix_ms;
                         n->lease_number = rec->lease_number;
                         core_text(n->boot_id, sizeof(n->boot_id), rec->node->boot_id);
-                        if (health_load(n, rec) < 0)
+                        if (health_load(n, rec) < 0 || node_facts_load(n, rec->node) < 0)
                                 r = error_set(e, -ENOMEM, "no memory for nodes");
                         if (rec->node->state && strcmp(rec->node->state, node_state_name(NODE_LOST)) == 0) {
                                 n->state = NODE_LOST;

@@ -72,7 +72,7 @@ struct node_message {
 };
 
 /* all: with what is kept of its health. */
-static int node_message_fill(const struct node *n, bool all, struct node_message *m) {
+static int node_message_fill(const struct node *n, bool all, bool facts, struct node_message *m) {
         fp8ctl__v1__node__init(&m->node);
         m->devices = calloc(n->n_devices + 1, sizeof(*m->devices));
         m->ptrs = calloc(n->n_devices + 1, sizeof(*m->ptrs));
@@ -114,6 +114,7 @@ static int node_message_fill(const struct node *n, bool all, struct node_message
         m->node.window_until_unix_ms = n->window_until_ms;
         m->node.devices = m->ptrs;
         m->node.n_devices = n->n_devices;
+        node_facts_fill(n, &m->node, facts);
         return health_fill(n, &m->node, all, &m->health);
 }
 
@@ -130,7 +131,7 @@ void read_list_nodes(struct controller *c, uint64_t request, const ProtobufCMess
         int rc = list && ptrs ? 0 : -ENOMEM;
 
         for (size_t i = 0; rc == 0 && i < c->n_nodes; i++) {
-                rc = node_message_fill(c->nodes[i], false, &list[i]);
+                rc = node_message_fill(c->nodes[i], false, ((const Fp8ctl__V1__ListNodesRequest *)m)->facts, &list[i]);
                 ptrs[i] = &list[i].node;
         }
         r.nodes = ptrs;
@@ -146,7 +147,7 @@ void read_list_nodes(struct controller *c, uint64_t request, const ProtobufCMess
 void request_answer_node(struct controller *c, uint64_t request, const struct node *n) {
         struct node_message nm = { 0 };
 
-        if (node_message_fill(n, true, &nm) < 0)
+        if (node_message_fill(n, true, true, &nm) < 0)
                 request_refuse(c, request, ST_EXHAUSTED, "no memory");
         else
                 request_answer(c, request, &nm.node.base);

@@ -4,6 +4,7 @@
 
 The machine's files are a test's (--health-root), /dev/kmsg among them as a pipe. The Xids of all rows of the table, and lines that only look like one, are in tests/unit/test_kernel_log. `times` prints how long it takes from a blow to the controller's event (docs/health.md).
 """
+import json
 import os
 import sys
 import time
@@ -27,8 +28,11 @@ class Nodes(Bare):
         root = f"{self.home}/{name}.root"
         os.makedirs(root + "/dev", exist_ok=True)
         os.makedirs(root + "/checks", exist_ok=True)
+        os.makedirs(root + "/proc/sys/kernel", exist_ok=True)
         if not os.path.exists(root + "/dev/kmsg"):
             os.mkfifo(root + "/dev/kmsg")
+        with open(root + "/proc/sys/kernel/osrelease", "w") as h:
+            h.write("6.1.2\n" if name == "node-2" else "6.1.1\n")
         super().start_worker(name, "--health-root", root, "--health-checks", root + "/checks", "--health-interval", "200ms", *extra)
 
     def site(self, name, code, text):
@@ -84,6 +88,10 @@ def times():
 def main():
     with Nodes(sys.argv[1], nodes=3, devices=2, controller=["--health-settle", "300ms", "--health-window", "1s"]) as c:
         os.chmod(c.home, 0o755)  # site checks run as nobody
+        wait_for("all facts", lambda: all(n["fingerprint"] for n in c.json("node", "list")["nodes"]), 10)
+        p = c.ctl("node", "diff", "-o", "json", check=False)
+        check("node diff", (p.returncode, json.loads(p.stdout)["keys"]), (1, [{"key": "kernel", "values": [{"value": "6.1.1", "nodes": ["node-0", "node-1"]}, {"value": "6.1.2", "nodes": ["node-2"]}]}]))
+        check("node diff of two that are alike", c.ctl("node", "diff", "node-0", "node-1").stdout, "2 nodes, made alike\n")
         job = c.submit(JOB, "--set", f"checkpoint.dir={c.home}/ckpt", "--set", "train.steps=100000", "--set", "checkpoint.every_steps=0")
         c.wait_step(job, 3)
         first = c.nodes_of(job)

@@ -27,7 +27,7 @@ refused() {
 }
 refused 'no command' 'found no command'
 refused 'unknown command' "did you mean 'submit'" submti
-refused 'unknown subcommand' 'expected node and one of: list, get, describe, test' node lst
+refused 'unknown subcommand' 'expected node and one of: list, get, describe, diff, test' node lst
 refused 'unknown option' 'did you mean --all' list --al
 refused 'missing argument' 'expected: fp8ctl get JOB' get
 refused 'too many arguments' 'expected: fp8ctl get JOB' get 1 2

@@ -182,7 +182,7 @@ static void attach(struct world *w, uint64_t session, const char *name, bool wit
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
 
         d[1].index = 1;
-        d[0].kind = d[1].kind = (char *)"cpu";
+        d[0].kind = d[1].kind = (char *)(w->device_kind ? w->device_kind : "cpu");
         n.name = (char *)name;
         n.devices = ds;
         n.n_devices = 2;
@@ -264,6 +264,23 @@ uint64_t world_run_job(struct world *w, const char *spec) {
 uint64_t world_start_job(struct world *w, const char *more) {
         world_start(w, false);
         return world_run_job(w, more);
+}
+
+void world_health(struct world *w, uint64_t session, Fp8ctl__V1__HealthReport *r) {
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+
+        m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_HEALTH_REPORT;
+        m.health_report = r;
+        controller_worker_message(w->c, session, &m);
+        world_pump(w);
+}
+
+Fp8ctl__V1__Node *world_node(struct world *w, const char *name) {
+        Fp8ctl__V1__GetNodeRequest q = FP8CTL__V1__GET_NODE_REQUEST__INIT;
+
+        q.name = (char *)name;
+        controller_request(w->c, 4, REQ_GET_NODE, &q.base, &world_admin);
+        return w->status == 0 ? fp8ctl__v1__node__unpack(NULL, w->reply_len, w->reply) : NULL;
 }
 
 Fp8ctl__V1__Job *world_job(struct world *w, uint64_t id) {

@@ -63,6 +63,7 @@ struct world {
         uint64_t disks;                         /* ... on its node's disk */
         int local_every;                        /* of world_submit */
         const char *from_checkpoint;            /* of world_submit */
+        const char *device_kind;                /* of world_attach; NULL: cpu */
         struct controller_config config;
 };
 
@@ -105,6 +106,9 @@ void world_progress(struct world *w, uint64_t step); /* heartbeats of all */
 
 /* Messages of this kind about this step (0: any) sent to this session (0: any) since `since`. */
 size_t world_told(const struct world *w, size_t since, Fp8ctl__V1__ControllerMessage__BodyCase kind, uint64_t session, uint64_t step);
+/* What a worker says of its node's health, and what clients see of the node (NULL: not known; free with fp8ctl__v1__node__free_unpacked). */
+void world_health(struct world *w, uint64_t session, Fp8ctl__V1__HealthReport *r);
+Fp8ctl__V1__Node *world_node(struct world *w, const char *name);
 Fp8ctl__V1__Job *world_job(struct world *w, uint64_t id); /* NULL: not known; free with fp8ctl__v1__job__free_unpacked */
 /* The newest event of this kind: its text, or "". */
 const char *world_event(struct world *w, const char *kind, char *buf, size_t size);

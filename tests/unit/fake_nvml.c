@@ -11,7 +11,7 @@ static struct value {
         const char *name;
         unsigned long long v[GPUS];
 } values[] = {
-        { "temperature", { 40, 41 } }, { "uncorrected", { 0, 0 } }, { "pending", { 0, 0 } }, { "failed", { 0, 0 } }, { "throttle", { 0, 0 } }, { "lost", { 0, 0 } }, { "nvlink", { 1, 1 } }, { "lanes", { 16, 16 } }, { "xid", { 0, 0 } },
+        { "temperature", { 40, 41 } }, { "uncorrected", { 0, 0 } }, { "pending", { 0, 0 } }, { "failed", { 0, 0 } }, { "throttle", { 0, 0 } }, { "lost", { 0, 0 } }, { "nvlink", { 1, 1 } }, { "lanes", { 16, 16 } }, { "xid", { 0, 0 } }, { "memory", { 0, 0 } }, { "ecc", { 1, 1 } },
 };
 static pthread_key_t key;
 static int handles[GPUS];
@@ -98,6 +98,22 @@ EXPORT(nvmlDeviceGetMaxPcieLinkWidth, void *d, unsigned *ret) {
 EXPORT(nvmlDeviceGetNvLinkState, void *d, unsigned link, int *ret) {
         *ret = link == 3 ? (int)get("nvlink", d) : 1;
         return link < 4 ? 0 : 2;
+}
+EXPORT(nvmlDeviceGetMemoryInfo, void *d, unsigned long long *m) {
+        m[0] = get("memory", d);
+        return m[0] ? 0 : 3;
+}
+EXPORT(nvmlSystemGetDriverVersion, char *text, unsigned n) {
+        snprintf(text, n, "535.1");
+        return 0;
+}
+EXPORT(nvmlDeviceGetSerial, void *d, char *text, unsigned n) {
+        snprintf(text, n, "serial %s", (int *)d == handles ? "a" : "b");
+        return 0;
+}
+EXPORT(nvmlDeviceGetEccMode, void *d, int *now, int *next) {
+        *now = *next = (int)get("ecc", d);
+        return 0;
 }
 EXPORT(nvmlEventSetCreate, void **set) {
         *set = handles;

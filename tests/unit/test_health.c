@@ -75,7 +75,6 @@ TEST(repetition_and_texts_change_what_an_xid_means) {
 
 /* ------------------------------------------------------------------ what nodes say */
 static void report(struct world *w, uint64_t session, Fp8ctl__V1__NodeCheck *check, Fp8ctl__V1__NodeFinding *finding, bool whole) {
-        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__HealthReport r = FP8CTL__V1__HEALTH_REPORT__INIT;
 
         r.whole = whole;
@@ -83,10 +82,7 @@ static void report(struct world *w, uint64_t session, Fp8ctl__V1__NodeCheck *che
         r.n_checks = check ? 1 : 0;
         r.findings = &finding;
         r.n_findings = finding ? 1 : 0;
-        m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_HEALTH_REPORT;
-        m.health_report = &r;
-        controller_worker_message(w->c, session, &m);
-        world_pump(w);
+        world_health(w, session, &r);
 }
 
 static void say_check(struct world *w, uint64_t session, const char *name, const char *subject, const char *verdict, bool network) {
@@ -114,16 +110,8 @@ static void say_xid(struct world *w, uint64_t session, uint32_t code, const char
         report(w, session, NULL, &f, false);
 }
 
-static Fp8ctl__V1__Node *get(struct world *w, const char *name) {
-        Fp8ctl__V1__GetNodeRequest q = FP8CTL__V1__GET_NODE_REQUEST__INIT;
-
-        q.name = (char *)name;
-        controller_request(w->c, 4, REQ_GET_NODE, &q.base, &world_admin);
-        return fp8ctl__v1__node__unpack(NULL, w->reply_len, w->reply);
-}
-
 static void expect_node(struct world *w, const char *name, const char *health, const char *duty, const char *reason, int line) {
-        Fp8ctl__V1__Node *n = get(w, name);
+        Fp8ctl__V1__Node *n = world_node(w, name);
         bool ok = n && strcmp(n->health, health) == 0 && strcmp(n->duty, duty) == 0 && strstr(n->health_reason, reason);
 
         if (!ok)
@@ -225,7 +213,7 @@ TEST(a_device_that_needs_a_reset_gets_no_rank_and_the_node_keeps_the_others) {
         say_xid(&w, 2, 95, "0000:3b:00", 1, 0);
         CU_ASSERT_EQUAL(job_state(&w, id), S(RUNNING));
         CU_ASSERT_EQUAL(ranks_on(&w, 2), 0); /* tp 2 needs both of a node: the group moved */
-        n = get(&w, "b");
+        n = world_node(&w, "b");
         CU_ASSERT_STRING_EQUAL(n->duty, "open");
         CU_ASSERT_STRING_EQUAL(n->devices[0]->health, "");
         CU_ASSERT_PTR_NOT_NULL(strstr(n->devices[1]->health, "Xid 95"));
@@ -248,12 +236,12 @@ TEST(the_same_again_is_worse_and_what_is_worst_is_to_be_replaced) {
         EXPECT_NODE(&w, "d", "warn", "open", "Xid 48");
         say_xid(&w, 4, 48, "0000:3b:00", 0, 0);
         EXPECT_NODE(&w, "d", "evict", "draining", "twice in 24 h");
-        n = get(&w, "d");
+        n = world_node(&w, "d");
         CU_ASSERT_PTR_NOT_NULL(strstr(n->rma, "Xid 48"));
         CU_ASSERT_EQUAL(n->findings[0]->count, 2);
         fp8ctl__v1__node__free_unpacked(n, NULL);
         uncordon(&w, "d");
-        n = get(&w, "d");
+        n = world_node(&w, "d");
         CU_ASSERT_STRING_EQUAL(n->rma, "");
         fp8ctl__v1__node__free_unpacked(n, NULL);
         world_stop(&w);
@@ -351,7 +339,7 @@ TEST(the_breaker_keeps_half_of_the_cluster) {
         EXPECT_NODE(&w, "c", "evict", "draining", "Xid 79");
         EXPECT_NODE(&w, "a", "warn", "open", "Xid 95");
         CU_ASSERT_EQUAL(job_state(&w, id), S(PENDING));
-        n = get(&w, "a");
+        n = world_node(&w, "a");
         CU_ASSERT_PTR_NOT_NULL(strstr(n->devices[0]->health, "Xid 95"));
         fp8ctl__v1__node__free_unpacked(n, NULL);
         world_stop(&w);
@@ -376,11 +364,11 @@ TEST(what_was_decided_outlives_the_controller) {
         world_return(&w); /* a and b */
         world_attach(&w, 5, "d");
         report(&w, 5, NULL, &f, true); /* the worker reads the log again */
-        n = get(&w, "d");
+        n = world_node(&w, "d");
         CU_ASSERT_EQUAL(n->n_findings, 1);
         CU_ASSERT_EQUAL(n->findings[0]->count, 1);
         fp8ctl__v1__node__free_unpacked(n, NULL);
-        n = get(&w, "c");
+        n = world_node(&w, "c");
         CU_ASSERT_PTR_NOT_NULL(strstr(n->devices[1]->health, "Xid 95"));
         fp8ctl__v1__node__free_unpacked(n, NULL);
         uncordon(&w, "d");
@@ -388,7 +376,7 @@ TEST(what_was_decided_outlives_the_controller) {
         EXPECT_NODE(&w, "d", "ok", "open", "");
         f.sequence = 701;
         report(&w, 5, NULL, &f, false);
-        n = get(&w, "d");
+        n = world_node(&w, "d");
         CU_ASSERT_EQUAL(n->findings[0]->count, 2);
         fp8ctl__v1__node__free_unpacked(n, NULL);
         CU_ASSERT(job_state(&w, id) == S(RUNNING) || job_state(&w, id) == S(RECOVERING));
@@ -491,13 +479,13 @@ TEST(nothing_that_a_worker_says_of_its_health_can_harm) {
         m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_NODE_TEST_REPLY;
         m.node_test_reply = &t;
         controller_worker_message(w.c, 4, &m); /* nobody asked */
-        n = get(&w, "c");
+        n = world_node(&w, "c");
         CU_ASSERT_EQUAL(n->n_checks, HEALTH_CHECKS_MAX);
         CU_ASSERT_EQUAL(n->n_findings, HEALTH_FINDINGS_MAX);
         CU_ASSERT_STRING_EQUAL(n->duty, "open");
         fp8ctl__v1__node__free_unpacked(n, NULL);
         report(&w, 3, NULL, NULL, true);
-        n = get(&w, "c");
+        n = world_node(&w, "c");
         CU_ASSERT_EQUAL(n->n_checks, 0);
         fp8ctl__v1__node__free_unpacked(n, NULL);
         world_stop(&w);

@@ -413,7 +413,7 @@ TEST(what_nvml_says) {
         for (int i = 0; i < 2; i++)
                 m->n = lane_run(m->lane, index_of("gpu-throttle"), m->changed, &m->gone);
         EXPECT(m, "gpu-throttle", "gpu 0", WARN, "heat");
-        EXPECT(m, "gpu-memory", "gpu 0", ABSENT, ""); /* this library has no such call */
+        EXPECT(m, "gpu-memory", "gpu 0", ABSENT, "");
         EXPECT(m, "gpu-link", "gpu 0", OK, "4 NVLinks, 16 PCIe lanes");
         set("nvlink", 0, 0);
         EXPECT(m, "gpu-link", "gpu 0", OK, "");
@@ -425,6 +425,106 @@ TEST(what_nvml_says) {
         CU_ASSERT_FALSE(nvml_wait_xid(&m->h.world, 1, &xid, &pci));
         set("lost", 1, 1);
         EXPECT(m, "gpu-ecc", "gpu 1", EVICT, "the driver has lost it (0000:5e:00.0)");
+        machine_free(m);
+        dlclose(l);
+}
+
+/* ------------------------------------------------------------------ what the node is made of */
+static const struct fact *fact_of(const struct facts *f, const char *key) {
+        for (size_t i = 0; i < f->n; i++)
+                if (strcmp(f->list[i].key, key) == 0)
+                        return &f->list[i];
+        return NULL;
+}
+
+static void expect_fact(const struct facts *f, const char *key, const char *value, bool own, int line) {
+        const struct fact *k = f ? fact_of(f, key) : NULL;
+        bool ok = k ? value && strcmp(k->value, value) == 0 && k->own == own : !value;
+
+        if (!ok)
+                printf("\n    line %d: %s: found '%s', expected '%s'\n", line, key, k ? k->value : "nothing", value ? value : "nothing");
+        CU_ASSERT_TRUE(ok);
+}
+#define EXPECT_FACT(f, key, value) expect_fact(f, key, value, false, __LINE__)
+#define EXPECT_OWN(f, key, value) expect_fact(f, key, value, true, __LINE__)
+
+TEST(what_the_host_is_made_of) {
+        struct machine *m = machine_new();
+        struct facts *f;
+        char path[512];
+
+        put(m, "/proc/sys/kernel/osrelease", "6.1.0-28-amd64\n");
+        put(m, "/etc/os-release", "NAME=x\nPRETTY_NAME=\"Debian 12\"\n");
+        put(m, "/proc/cpuinfo", "processor : 0\nmodel name\t: Xeon\nmicrocode\t: 0x2b\n");
+        put(m, "/proc/meminfo", "MemTotal:       2113411072 kB\nMemFree: 1 kB\n");
+        put(m, "/sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n");
+        put(m, "/sys/devices/system/clocksource/clocksource0/current_clocksource", "tsc\n");
+        put(m, "/sys/class/dmi/id/bios_version", "1.2 \n");
+        put(m, "/sys/class/dmi/id/product_serial", "S1\x01\n");
+        put(m, "/sys/class/infiniband/mlx5_0/fw_ver", "28.39.1002\n");
+        put(m, "/sys/class/infiniband/mlx5_0/node_guid", "a088:c203\n");
+        put(m, "/usr/lib64/libnccl.so.2.27.7", "x");
+        snprintf(path, sizeof(path), "%s/usr/lib64/libnccl.so.2", m->root);
+        CU_ASSERT_EQUAL(symlink("libnccl.so.2.27.7", path), 0);
+        EXPECT(m, "facts", "", OK, "facts of the host");
+        f = m->h.world.facts[FACTS_HOST];
+        EXPECT_FACT(f, "kernel", "6.1.0-28-amd64");
+        EXPECT_FACT(f, "os", "Debian 12");
+        EXPECT_FACT(f, "cpu.model", "Xeon");
+        EXPECT_FACT(f, "cpu.microcode", "0x2b");
+        EXPECT_FACT(f, "memory", "2016 GiB");
+        EXPECT_FACT(f, "memory.huge", "madvise");
+        EXPECT_FACT(f, "clock.source", "tsc");
+        EXPECT_FACT(f, "bios.version", "1.2");
+        EXPECT_OWN(f, "board.serial", "S1");
+        EXPECT_FACT(f, "mlx5_0.firmware", "28.39.1002");
+        EXPECT_OWN(f, "mlx5_0.guid", "a088:c203");
+        EXPECT_FACT(f, "nccl", "2.27.7");
+        EXPECT_FACT(f, "bios.date", NULL);
+        /* The same again is no news; another clock source is. */
+        free(f);
+        m->h.world.facts[FACTS_HOST] = NULL;
+        EXPECT(m, "facts", "", OK, "");
+        CU_ASSERT_PTR_NULL(m->h.world.facts[FACTS_HOST]);
+        put(m, "/sys/devices/system/clocksource/clocksource0/current_clocksource", "hpet\n");
+        EXPECT(m, "facts", "", OK, "");
+        EXPECT_FACT(m->h.world.facts[FACTS_HOST], "clock.source", "hpet");
+        free(m->h.world.facts[FACTS_HOST]);
+        machine_free(m);
+}
+
+TEST(what_gpus_are_and_how_much_memory_they_have) {
+        struct machine *m = machine_new();
+        void (*set)(const char *name, int gpu, unsigned long long v);
+        const struct facts *f;
+        void *l = dlopen(getenv("FAKE_NVML"), RTLD_NOW);
+
+        CU_ASSERT_FATAL(l != NULL);
+        *(void **)&set = dlsym(l, "fake_nvml_set");
+        EXPECT(m, "gpu-facts", "", ABSENT, "no GPU driver");
+        CU_ASSERT_EQUAL(m->h.world.facts[FACTS_GPU]->n, 0); /* told all the same: there are none */
+        free(m->h.world.facts[FACTS_GPU]);
+        m->h.world.facts[FACTS_GPU] = NULL;
+        m->h.world.nvml_tried = false;
+        m->h.world.nvml_library = getenv("FAKE_NVML");
+        /* Of the two GPUs one is ours. */
+        m->h.world.n_gpus = 1;
+        snprintf(m->h.world.gpus[0].text, sizeof(m->h.world.gpus[0].text), "0000:5e:00.0");
+        set("memory", 0, UINT64_C(40) << 30);
+        set("memory", 1, UINT64_C(80) << 30);
+        set("ecc", 1, 0);
+        EXPECT(m, "gpu-facts", "", OK, "facts of GPUs");
+        f = m->h.world.facts[FACTS_GPU];
+        EXPECT_FACT(f, "gpu.count", "2");
+        EXPECT_FACT(f, "gpu.driver", "535.1");
+        EXPECT_FACT(f, "gpu0.ecc", "on");
+        EXPECT_FACT(f, "gpu1.ecc", "off");
+        EXPECT_FACT(f, "gpu1.memory", "81920 MiB");
+        EXPECT_OWN(f, "gpu0.serial", "serial a");
+        EXPECT_FACT(f, "gpu0.vbios", NULL);
+        CU_ASSERT_EQUAL(f->n_gpu_memory, 1);
+        CU_ASSERT_EQUAL(f->gpu_memory[0], UINT64_C(80) << 30);
+        free(m->h.world.facts[FACTS_GPU]);
         machine_free(m);
         dlclose(l);
 }
@@ -486,13 +586,16 @@ TEST(a_program_that_does_not_end_is_ended) {
 
 /* ------------------------------------------------------------------ the engine */
 struct heard {
-        size_t reports, whole, checks, findings;
+        size_t reports, whole, checks, findings, facts;
         uint32_t xid, count;
 };
 
 static void on_report(void *arg, Fp8ctl__V1__HealthReport *r) {
         struct heard *k = arg;
 
+        k->facts += r->n_facts;
+        if (r->n_facts)
+                return;
         k->reports++;
         k->whole += r->whole;
         k->checks += r->n_checks;
@@ -530,6 +633,7 @@ TEST(lanes_the_log_and_a_lane_that_ends) {
         health_welcome(h, false);
         CU_ASSERT_EQUAL(k.whole, 1);
         turn(c.loop, &k.checks, 10);
+        turn(c.loop, &k.facts, 3);
         f = fopen(fifo, "w");
         CU_ASSERT_FATAL(f != NULL);
         fprintf(f, "14,1,1,-;NVRM: Xid (PCI:0000:3b:00): 79, pid=1\n"); /* a process's */

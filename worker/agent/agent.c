@@ -104,6 +104,9 @@ static void on_health(void *arg, Fp8ctl__V1__HealthReport *m) {
         struct agent *a = arg;
         Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
 
+        for (size_t i = 0; i < m->n_device_memory_bytes && i < a->node.message.n_devices; i++)
+                if (m->device_memory_bytes[i] && strcmp(a->node.devices[i].kind, "cuda") == 0)
+                        a->node.devices[i].memory_bytes = m->device_memory_bytes[i]; /* of the next hello */
         if (!a->welcomed && m->n_findings == 0)
                 return; /* all of it comes after the welcome */
         out.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_HEALTH_REPORT;

@@ -67,7 +67,7 @@ void node_describe(struct node_info *n, const char *name, const char *dir, const
                 n->devices[i].index = (uint32_t)i;
                 n->devices[i].kind = (char *)kind;
                 n->devices[i].name = n->device_name;
-                n->devices[i].memory_bytes = n->memory_bytes / (uint64_t)devices;
+                n->devices[i].memory_bytes = strcmp(kind, "cpu") == 0 ? n->memory_bytes / (uint64_t)devices : 0; /* a GPU's: its library tells later */
                 n->device_list[i] = &n->devices[i];
                 n->message.n_devices++;
         }

@@ -21,6 +21,20 @@ enum {
         CHECK_SAID_MAX = 256, /* subjects of one check */
         WORLD_PIDS_MAX = 256,
         WORLD_GPUS_MAX = 64,
+        FACTS_MAX = 512,
+};
+
+/* What the node is made of (facts.c): see NodeFact. */
+struct fact {
+        char key[48], value[96];
+        bool own;
+};
+enum fact_group { FACTS_HOST, FACTS_GPU, N_FACT_GROUPS };
+struct facts {
+        struct fact list[FACTS_MAX];
+        size_t n;
+        uint64_t gpu_memory[WORLD_GPUS_MAX]; /* by number of the device; 0: unknown */
+        size_t n_gpu_memory;
 };
 
 struct nvml;
@@ -41,6 +55,7 @@ struct health_world {
         struct nvml *nvml;    /* of the GPU lane alone; NULL: not loaded (yet) */
         bool nvml_tried;
         char nvml_why[160];   /* it is not */
+        struct facts *facts[N_FACT_GROUPS]; /* each of its lane alone: looked at, and not passed on yet; NULL: nothing new */
 };
 
 struct said {
@@ -88,6 +103,8 @@ void check_gpu_heat(struct health_world *w, void **state, struct check_out *o);
 void check_gpu_throttle(struct health_world *w, void **state, struct check_out *o);
 void check_gpu_memory(struct health_world *w, void **state, struct check_out *o);
 void check_gpu_link(struct health_world *w, void **state, struct check_out *o);
+void check_facts(struct health_world *w, void **state, struct check_out *o);
+void check_gpu_facts(struct health_world *w, void **state, struct check_out *o);
 void check_site(struct health_world *w, void **state, struct check_out *o);
 
 /* Files of the machine. -ENOENT and so on; a file longer than size is cut. */

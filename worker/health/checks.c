@@ -22,6 +22,7 @@ const struct check health_checks[] = {
         { "edac", LANE_HOST, 5000, 1, false, check_edac, "drain: an uncorrected error; warn: more than 10 corrected ones an hour" },
         { "ranks", LANE_HOST, 2000, 1, false, check_ranks, "warn: a rank's process uninterruptible or a zombie for 30 s; drain: uninterruptible for 120 s" },
         { "driver", LANE_HOST, 10000, 1, false, check_driver, "for information: leases that the kernel holds" },
+        { "facts", LANE_HOST, 60000, 1, false, check_facts, "for information: what the node is made of" },
         { "ib-port", LANE_HOST, 500, 1, true, check_ib_port, "warn: down; drain: down three times for 25 s within an hour; evict: down for 4 minutes" },
         { "ib-counters", LANE_HOST, 5000, 1, true, check_ib_counters, "see below" },
         { "pcie", LANE_HOST, 5000, 1, false, check_pcie, "drain: a fatal error of a GPU or a network card; warn: fewer lanes than it has, or more than 100 corrected errors a minute" },
@@ -31,6 +32,7 @@ const struct check health_checks[] = {
         { "gpu-throttle", LANE_GPU, 5000, 3, false, check_gpu_throttle, "warn: slowed by hardware: heat, power brake" },
         { "gpu-memory", LANE_GPU, 10000, 1, false, check_gpu_memory, "for information: memory in use, processes, clock, power" },
         { "gpu-link", LANE_GPU, 10000, 2, false, check_gpu_link, "drain: an NVLink that was active is not; warn: fewer PCIe lanes than it has" },
+        { "gpu-facts", LANE_GPU, 60000, 1, false, check_gpu_facts, "for information: what the GPUs are" },
         { "site", LANE_SITE, 0, 1, false, check_site, "exit code 0 ok, 1 warn, 2 drain, 3 warn (not known)" },
 };
 /* clang-format on */

@@ -50,6 +50,39 @@ static void report(struct health *h, bool whole, const struct health_state *list
         h->config.report(h->config.arg, &m);
 }
 
+static void report_facts(struct health *h) {
+        Fp8ctl__V1__HealthReport m = FP8CTL__V1__HEALTH_REPORT__INIT;
+        Fp8ctl__V1__NodeFact *list;
+        Fp8ctl__V1__NodeFact **ptrs;
+        size_t n = 0;
+
+        for (int g = 0; g < N_FACT_GROUPS; g++) {
+                if (!h->facts[g])
+                        return; /* all together: half of them make another fingerprint */
+                n += h->facts[g]->n;
+        }
+        list = calloc(n + 1, sizeof(*list));
+        ptrs = calloc(n + 1, sizeof(*ptrs));
+        for (int g = 0; list && ptrs && g < N_FACT_GROUPS; g++)
+                for (size_t i = 0; i < h->facts[g]->n; i++) {
+                        struct fact *f = &h->facts[g]->list[i];
+                        Fp8ctl__V1__NodeFact *k = &list[m.n_facts];
+
+                        fp8ctl__v1__node_fact__init(k);
+                        k->key = f->key;
+                        k->value = f->value;
+                        k->own = f->own;
+                        ptrs[m.n_facts++] = k;
+                }
+        m.facts = ptrs;
+        m.device_memory_bytes = h->facts[FACTS_GPU]->gpu_memory;
+        m.n_device_memory_bytes = h->facts[FACTS_GPU]->n_gpu_memory;
+        if (list && ptrs)
+                h->config.report(h->config.arg, &m);
+        free(list);
+        free(ptrs);
+}
+
 static int32_t gpu_of(const struct health *h, const char *pci) {
         size_t n = strlen(pci);
 
@@ -139,6 +172,11 @@ void health_take(void *update) {
                 health_found(h, &f, 0, h->world.wall_ns() / NSEC_PER_MSEC);
                 health_flush(h);
         }
+        if (u->facts) {
+                free(h->facts[u->group]);
+                h->facts[u->group] = u->facts;
+                report_facts(h); /* without a welcome too: the agent takes the devices' memory from it for its hello */
+        }
         free(u->states);
         free(u);
 }
@@ -220,6 +258,10 @@ bool health_stop(struct health *h) {
                 return false;
         loop_turn(h->config.loop, 0); /* what they posted */
         pthread_mutex_destroy(&h->world.lock);
+        for (int g = 0; g < N_FACT_GROUPS; g++) {
+                free(h->world.facts[g]);
+                free(h->facts[g]);
+        }
         free(h);
         return true;
 }
@@ -230,6 +272,7 @@ void health_welcome(struct health *h, bool test_hooks) {
         h->user_lines = test_hooks;
         h->welcomed = true;
         report(h, true, h->states, h->n_states, 0);
+        report_facts(h);
         if (first)
                 sources_start(h);
 }

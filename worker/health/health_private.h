@@ -44,6 +44,8 @@ struct update {
         size_t n_gone; /* the last of them: subjects that are not said any more */
         uint32_t xid;  /* 0: none */
         char pci[24];
+        struct facts *facts; /* NULL: none */
+        enum fact_group group;
 };
 
 struct finding {
@@ -68,6 +70,7 @@ struct health {
         struct finding findings[HEALTH_FINDINGS_MAX];
         size_t n_findings;
         uint64_t window_ns, in_window;
+        struct facts *facts[N_FACT_GROUPS]; /* NULL: not told yet */
 };
 
 /* lane.c */

@@ -82,6 +82,21 @@ size_t lane_run(struct lane *l, size_t check, struct health_state *changed, size
         return n;
 }
 
+static void post_facts(struct lane *l, enum fact_group g) {
+        struct update *u = l->health->world.facts[g] ? calloc(1, sizeof(*u)) : NULL;
+
+        if (!u)
+                return;
+        u->health = l->health;
+        u->group = g;
+        u->facts = l->health->world.facts[g];
+        l->health->world.facts[g] = NULL;
+        if (loop_post(l->health->config.loop, health_take, u) < 0) {
+                free(u->facts);
+                free(u);
+        }
+}
+
 static void post(struct lane *l, const struct health_state *list, size_t n, size_t gone, uint32_t xid, const char *pci) {
         struct update *u = calloc(1, sizeof(*u));
 
@@ -137,6 +152,8 @@ static uint64_t run_due(struct lane *l, struct health_state *changed) {
                         busy(l, NULL);
                         if (n)
                                 post(l, changed, n, gone, 0, "");
+                        if (l->which == LANE_HOST || l->which == LANE_GPU)
+                                post_facts(l, l->which == LANE_HOST ? FACTS_HOST : FACTS_GPU);
                         l->due[i] = clock_mono_ns() + every * NSEC_PER_MSEC;
                 }
                 if (l->due[i] < next)

@@ -33,6 +33,16 @@ struct nvml_process {
         X(init, "nvmlInit_v2", (void))                                                               \
         X(shutdown, "nvmlShutdown", (void))                                                          \
         X(driver, "nvmlSystemGetDriverVersion", (char *, unsigned))                                  \
+        X(cuda, "nvmlSystemGetCudaDriverVersion_v2", (int *))                                        \
+        X(serial, "nvmlDeviceGetSerial", (void *, char *, unsigned))                                 \
+        X(uuid, "nvmlDeviceGetUUID", (void *, char *, unsigned))                                     \
+        X(vbios, "nvmlDeviceGetVbiosVersion", (void *, char *, unsigned))                            \
+        X(inforom, "nvmlDeviceGetInforomImageVersion", (void *, char *, unsigned))                   \
+        X(ecc_mode, "nvmlDeviceGetEccMode", (void *, int *, int *))                                  \
+        X(mig_mode, "nvmlDeviceGetMigMode", (void *, unsigned *, unsigned *))                        \
+        X(persistence, "nvmlDeviceGetPersistenceMode", (void *, int *))                              \
+        X(power_limit, "nvmlDeviceGetEnforcedPowerLimit", (void *, unsigned *))                      \
+        X(max_generation, "nvmlDeviceGetMaxPcieLinkGeneration", (void *, unsigned *))                \
         X(count, "nvmlDeviceGetCount_v2", (unsigned *))                                              \
         X(handle, "nvmlDeviceGetHandleByIndex_v2", (unsigned, void **))                              \
         X(pci, "nvmlDeviceGetPciInfo_v3", (void *, struct nvml_pci *))                               \
