@@ -10,18 +10,21 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/loop.h"
 #include "proto/flight.h"
 #include "proto/fp8ctl.pb-c.h"
 #include "proto/ipc.h"
 #include "proto/job_spec.h"
 #include "proto/replica.h"
 #include "tests/test.h"
+#include "worker/agent/outbox.h"
 #include "worker/agent/spawner.h"
 
 #define RANKS 2
@@ -610,6 +613,33 @@ TEST(standbys_become_ranks) {
         await_standbys(&n, FP8CTL__V1__STANDBY_STATUS__STATE__GONE, 1, gone);
         CU_ASSERT_EQUAL(gone[1], pids[1]);
         node_down(&n);
+}
+
+/* Ranks that are gone are kept until they are released: nobody may spin on their sockets meanwhile. */
+TEST(an_outbox_lets_go_of_a_peer_that_hung_up) {
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__RankDone done = FP8CTL__V1__RANK_DONE__INIT;
+        struct outbox *o = NULL;
+        struct loop *l = NULL;
+        struct error e = { 0 };
+        uint64_t began;
+        int fds[2];
+
+        CU_ASSERT_EQUAL_FATAL(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0);
+        CU_ASSERT_EQUAL_FATAL(loop_new(&l), 0);
+        CU_ASSERT_EQUAL_FATAL(outbox_new(l, fds[0], &o), 0);
+        m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_DONE;
+        m.rank_done = &done;
+        ASSERT_OK(outbox_send(o, &m.base, NULL, 0, &e), e);
+        close(fds[1]);
+        CU_ASSERT_EQUAL(loop_turn(l, 0), 0);
+        began = clock_mono_ns();
+        CU_ASSERT_EQUAL(loop_turn(l, 30), 0);
+        CU_ASSERT(clock_mono_ns() - began >= 25 * NSEC_PER_MSEC);
+        CU_ASSERT(outbox_send(o, &m.base, NULL, 0, &e) < 0);
+        outbox_free(o);
+        loop_free(l);
+        close(fds[0]);
 }
 
 TEST_MAIN("spawner")

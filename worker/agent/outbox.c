@@ -39,6 +39,8 @@ static struct waiting *waiting_free(struct waiting *w) {
 static int enqueue(struct outbox *o, const ProtobufCMessage *m, const int *fds, size_t n_fds) {
         struct waiting *w;
 
+        if (!o->writable)
+                return -EPIPE;
         if (o->n >= OUTBOX_MAX || n_fds > IPC_MAX_FDS)
                 return -ENOBUFS;
         w = calloc(1, sizeof(*w));
@@ -66,10 +68,17 @@ static int enqueue(struct outbox *o, const ProtobufCMessage *m, const int *fds, 
         return loop_fd_set_events(o->writable, EPOLLOUT);
 }
 
-/* A broken peer is seen by whoever reads the same socket (end of stream), so an error here only stops the writing. */
+/*
+ * A broken peer is seen by whoever reads the same socket (end of stream), so an error here only stops the writing. A hang-up
+ * is reported whatever is asked for, for as long as the descriptor is watched, and an outbox may outlive its peer by minutes.
+ */
 static void on_writable(void *arg, uint32_t revents) {
         struct outbox *o = arg;
 
+        if (revents & (EPOLLHUP | EPOLLERR)) {
+                o->writable = loop_remove(o->writable);
+                return;
+        }
         while (o->first) {
                 struct waiting *w = o->first;
                 int r = ipc_send(o->fd, w->message, w->fds, w->n_fds, NULL);
