@@ -81,6 +81,8 @@ const struct job_key job_keys[] = {
           .doc = "Data parallelism: replicas; the optimizer state is sharded over them. tp * pp * dp ranks in all, at most 4096." },
         { "parallel.sequence_parallel", KEY_BOOL, AT(parallel.sequence_parallel), .derived = "true with `parallel.tp` > 1",
           .doc = "Splits norms and the residual stream over the tp ranks along the sequence. Without effect when `parallel.tp` is 1." },
+        { "parallel.equal_nodes", KEY_BOOL, AT(parallel.equal_nodes), .def = "false",
+          .doc = "All ranks on nodes with one fingerprint (`docs/health.md`): the same models, firmware, kernel, drivers and settings. The job waits, or goes on with fewer replicas, rather than mix them." },
 
         { "train.steps", INTS(1, 1000000000), .offset = AT(train.steps), .required = true, .doc = "Optimizer steps in all." },
         { "train.micro_batch", INTS(1, 65536), .offset = AT(train.micro_batch), .def = "1", .doc = "Sequences in one pass of one replica." },

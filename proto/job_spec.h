@@ -61,6 +61,7 @@ struct job_spec {
         struct {
                 int tp, pp, dp;
                 bool sequence_parallel; /* with tp > 1 */
+                bool equal_nodes;       /* all on nodes of one fingerprint */
         } parallel;
         struct {
                 int64_t steps, micro_batch /* sequences */, global_batch /* sequences; = micro_batch * dp * accumulation */;

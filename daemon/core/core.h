@@ -396,6 +396,7 @@ void node_facts_take(struct controller *c, struct node *n, const Fp8ctl__V1__Hea
 int node_facts_load(struct node *n, const Fp8ctl__V1__Node *m);
 void node_facts_fill(const struct node *n, Fp8ctl__V1__Node *m, bool all); /* m points into the node's; all: the facts too, else the fingerprint alone */
 struct node_facts *node_facts_free(struct node_facts *f);
+int node_makes(const struct controller *c, int *ret); /* [n_nodes]: equal numbers from 1 on for equal fingerprints, 0: not told yet */
 const char *node_fingerprint(const struct node *n); /* "": not told yet */
 
 /* drain.c */

@@ -241,6 +241,20 @@ static int board_make(const struct controller *c, const struct job *own, bool yi
         return 0;
 }
 
+/* Which nodes are made alike, for a job that asks. */
+static int board_makes(const struct controller *c, const struct job *j, struct board *b) {
+        _cleanup_free_ int *makes = NULL;
+
+        if (!j->spec->parallel.equal_nodes)
+                return 0;
+        makes = calloc(c->n_nodes + 1, sizeof(*makes));
+        if (!makes || node_makes(c, makes) < 0)
+                return -ENOMEM;
+        for (size_t i = 0; i < b->n; i++)
+                b->nodes[i].make = makes[i];
+        return 0;
+}
+
 static struct board *board_free(struct board *b) {
         free(b->nodes);
         free(b->devices);
@@ -265,6 +279,8 @@ static void say_why_waiting(struct controller *c, struct job *j, const struct bo
         else
                 n = snprintf(text, sizeof(text), "needs %d times %d neighbouring devices of one node with %" PRIu64 " MiB each; %zu devices are free, but not so",
                              rank_plan_groups(j->spec->parallel.pp, j->spec->parallel.dp), j->spec->parallel.tp, j->bytes_per_rank >> 20, b->idle);
+        if (n > 0 && (size_t)n < sizeof(text) && j->spec->parallel.equal_nodes)
+                n += snprintf(text + n, sizeof(text) - (size_t)n, "; all on nodes that are made alike (parallel.equal_nodes)");
         if (n > 0 && (size_t)n < sizeof(text) && lost)
                 snprintf(text + n, sizeof(text) - (size_t)n, "; %zu of %zu nodes not usable", lost, c->n_nodes);
         if (strcmp(text, j->reason) != 0) {
@@ -281,7 +297,7 @@ static void place(struct controller *c, struct job *j, const struct sched_slot *
         recovery_begin(c, j);
 }
 
-static int queue_run(struct controller *c, struct job **queue, size_t n, const struct board *b, struct sched_want *wants, struct sched_slot **slots, struct sched_slot **prefer,
+static int queue_run(struct controller *c, struct job **queue, size_t n, struct board *b, struct sched_want *wants, struct sched_slot **slots, struct sched_slot **prefer,
                      bool *placed) {
         const struct job *head = NULL;
         int r;
@@ -291,12 +307,12 @@ static int queue_run(struct controller *c, struct job **queue, size_t n, const s
 
                 slots[i] = calloc((size_t)j->world, sizeof(**slots));
                 prefer[i] = calloc((size_t)j->world, sizeof(**prefer));
-                if (!slots[i] || !prefer[i])
+                if (!slots[i] || !prefer[i] || board_makes(c, j, b) < 0)
                         return -ENOMEM;
                 for (int k = 0; k < j->world; k++)
                         prefer[i][k] = (struct sched_slot){ .node = job_node_index(c, j->ranks[k].node), .device = j->ranks[k].device };
                 wants[i] = (struct sched_want){ .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = j->spec->parallel.dp, .bytes_per_rank = j->bytes_per_rank, .snapshot_bytes = j->snapshot_bytes,
-                                                .prefer = j->ranks[0].node ? prefer[i] : NULL };
+                                                .prefer = j->ranks[0].node ? prefer[i] : NULL, .equal = j->spec->parallel.equal_nodes };
         }
         r = scheduler_queue(b->nodes, b->n, wants, n, slots, placed);
         if (r < 0)
@@ -387,11 +403,11 @@ int job_place_at(struct controller *c, const struct job *j, int dp, bool evacuat
         _cleanup_(board_free) struct board b = { 0 };
         int group = j->spec->parallel.tp * j->spec->parallel.pp, world = group * dp, was = j->spec->parallel.dp;
         _cleanup_free_ struct sched_slot *pinned = calloc((size_t)world, sizeof(*pinned));
-        struct sched_want want = { .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = dp };
+        struct sched_want want = { .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = dp, .equal = j->spec->parallel.equal_nodes };
 
         if (dp < 1 || world > JOB_MAX_RANKS || j->spec->train.global_batch % (j->spec->train.micro_batch * dp) != 0)
                 return -EINVAL;
-        if (!pinned || board_make(c, j, false, &b) < 0)
+        if (!pinned || board_make(c, j, false, &b) < 0 || board_makes(c, j, &b) < 0)
                 return -ENOMEM;
         j->spec->parallel.dp = dp;
         want.bytes_per_rank = job_spec_bytes_per_rank(j->spec, &want.snapshot_bytes);
@@ -421,10 +437,11 @@ int job_place_at(struct controller *c, const struct job *j, int dp, bool evacuat
 bool job_fits_without(struct controller *c, const struct job *j, struct job *const *others, size_t n) {
         _cleanup_(board_free) struct board b = { 0 };
         _cleanup_free_ struct sched_slot *ret = calloc((size_t)j->world, sizeof(*ret));
-        struct sched_want want = { .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = j->spec->parallel.dp, .bytes_per_rank = j->bytes_per_rank, .snapshot_bytes = j->snapshot_bytes };
+        struct sched_want want = { .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = j->spec->parallel.dp, .bytes_per_rank = j->bytes_per_rank, .snapshot_bytes = j->snapshot_bytes,
+                                   .equal = j->spec->parallel.equal_nodes };
         size_t at = 0;
 
-        if (!ret || board_make(c, NULL, true, &b) < 0)
+        if (!ret || board_make(c, NULL, true, &b) < 0 || board_makes(c, j, &b) < 0)
                 return false;
         for (size_t i = 0; i < c->n_nodes; i++)
                 for (size_t k = 0; k < c->nodes[i]->n_devices; k++, at++)
@@ -437,10 +454,11 @@ bool job_fits_without(struct controller *c, const struct job *j, struct job *con
 /* Where it would run on an idle cluster; for Submit. */
 int job_plan_idle(struct controller *c, const struct job *j, struct sched_slot *ret, size_t *ret_devices) {
         _cleanup_(board_free) struct board b = { 0 };
-        struct sched_want want = { .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = j->spec->parallel.dp, .bytes_per_rank = j->bytes_per_rank, .snapshot_bytes = j->snapshot_bytes };
+        struct sched_want want = { .tp = j->spec->parallel.tp, .pp = j->spec->parallel.pp, .dp = j->spec->parallel.dp, .bytes_per_rank = j->bytes_per_rank, .snapshot_bytes = j->snapshot_bytes,
+                                   .equal = j->spec->parallel.equal_nodes };
         int r;
 
-        if (board_make(c, NULL, true, &b) < 0)
+        if (board_make(c, NULL, true, &b) < 0 || board_makes(c, j, &b) < 0)
                 return -ENOMEM;
         if (ret_devices)
                 *ret_devices = b.total;
@@ -452,6 +470,7 @@ int job_plan_idle(struct controller *c, const struct job *j, struct sched_slot *
                 return r;
         for (size_t i = 0; i < b.total; i++)
                 b.devices[i].state = SCHED_FREE; /* lost nodes too: it can wait for them */
+        want.equal = false; /* and for nodes made alike */
         return scheduler_place(b.nodes, b.n, &want, ret);
 }
 

@@ -231,6 +231,32 @@ void node_facts_fill(const struct node *n, Fp8ctl__V1__Node *m, bool all) {
         m->n_facts = n->facts->n;
 }
 
+struct made {
+        const char *fingerprint;
+        size_t node;
+};
+
+static int by_fingerprint(const void *a, const void *b) {
+        return strcmp(((const struct made *)a)->fingerprint, ((const struct made *)b)->fingerprint);
+}
+
+int node_makes(const struct controller *c, int *ret) {
+        _cleanup_free_ struct made *list = calloc(c->n_nodes + 1, sizeof(*list));
+        int make = 0;
+
+        if (!list)
+                return -ENOMEM;
+        for (size_t i = 0; i < c->n_nodes; i++)
+                list[i] = (struct made){ node_fingerprint(c->nodes[i]), i };
+        qsort(list, c->n_nodes, sizeof(*list), by_fingerprint);
+        for (size_t i = 0; i < c->n_nodes; i++) {
+                if (list[i].fingerprint[0] && (i == 0 || strcmp(list[i].fingerprint, list[i - 1].fingerprint) != 0))
+                        make++;
+                ret[list[i].node] = list[i].fingerprint[0] ? make : 0;
+        }
+        return 0;
+}
+
 const char *node_fingerprint(const struct node *n) {
         return n->facts ? n->facts->fingerprint : "";
 }

@@ -34,7 +34,7 @@ struct work {
         bool *was;         /* [node]: the job has been there */
         struct cheapest *cheapest; /* [node]: for a group that was not there */
         int effort; /* 2: with preferences, 1: few busy devices, 0: from the left */
-        int kind;
+        int kind, make; /* make 0: any */
 };
 
 struct window {
@@ -76,7 +76,7 @@ static int work_init(struct work *w) {
 static bool device_fits(const struct work *w, size_t node, size_t at) {
         const struct sched_device *d = &w->nodes[node].devices[at];
 
-        if (w->taken[node][at] || d->kind != w->kind || d->state == SCHED_GONE || (d->state == SCHED_BUSY && !w->want->reserve))
+        if (w->taken[node][at] || d->kind != w->kind || (w->make && w->nodes[node].make != w->make) || d->state == SCHED_GONE || (d->state == SCHED_BUSY && !w->want->reserve))
                 return false;
         return !d->memory_bytes || d->memory_bytes >= w->want->bytes_per_rank - (d->in_host_memory ? 0 : w->want->snapshot_bytes);
 }
@@ -197,8 +197,8 @@ static int place_pinned(struct work *w, int group, struct sched_slot *ret) {
         return 1;
 }
 
-static int place_kind(const struct sched_node *nodes, size_t n, const struct sched_want *want, int kind, int effort, struct sched_slot *ret) {
-        _cleanup_(work_free) struct work w = { .nodes = nodes, .n = n, .want = want, .kind = kind, .effort = effort };
+static int place_kind(const struct sched_node *nodes, size_t n, const struct sched_want *want, int kind, int make, int effort, struct sched_slot *ret) {
+        _cleanup_(work_free) struct work w = { .nodes = nodes, .n = n, .want = want, .kind = kind, .make = make, .effort = effort };
         int groups = rank_plan_groups(want->pp, want->dp), r;
 
         r = work_init(&w);
@@ -222,10 +222,49 @@ static int place_kind(const struct sched_node *nodes, size_t n, const struct sch
         return 0;
 }
 
+struct kinds {
+        int list[16], n;
+};
+
+static int place_make(const struct sched_node *nodes, size_t n, const struct sched_want *want, const struct kinds *k, int make, struct sched_slot *ret) {
+        int r = -ENOSPC;
+
+        for (int i = 0; r == -ENOSPC && i < k->n; i++)
+                for (int effort = 2; r == -ENOSPC && effort >= 0; effort--)
+                        r = place_kind(nodes, n, want, k->list[i], make, effort, ret);
+        return r;
+}
+
+/* The make of what is pinned: 0: nothing is, -1: it is not known. */
+static int pinned_make(const struct sched_node *nodes, size_t n, const struct sched_want *want) {
+        for (int r = 0; want->pinned && r < want->tp * want->pp * want->dp; r++)
+                if (want->pinned[r].node >= 0 && (size_t)want->pinned[r].node < n)
+                        return nodes[want->pinned[r].node].make ? nodes[want->pinned[r].node].make : -1;
+        return 0;
+}
+
+/* The first make that has room: makes are numbers from 1 to n. */
+static int place_equal(const struct sched_node *nodes, size_t n, const struct sched_want *want, const struct kinds *k, struct sched_slot *ret) {
+        _cleanup_free_ size_t *devices = calloc(n + 1, sizeof(*devices));
+        size_t world = (size_t)want->tp * (size_t)want->pp * (size_t)want->dp;
+        int pinned = pinned_make(nodes, n, want), r = -ENOSPC;
+
+        if (!devices)
+                return -ENOMEM;
+        for (size_t i = 0; i < n; i++)
+                for (size_t d = 0; nodes[i].make > 0 && (size_t)nodes[i].make <= n && d < nodes[i].n_devices; d++)
+                        devices[nodes[i].make] += nodes[i].devices[d].state != SCHED_GONE;
+        for (int m = 1; r == -ENOSPC && m <= (int)n; m++)
+                if (pinned ? m == pinned : devices[m] >= world)
+                        r = place_make(nodes, n, want, k, m, ret);
+        return r;
+}
+
 int scheduler_place(const struct sched_node *nodes, size_t n, const struct sched_want *want, struct sched_slot *ret) {
         _cleanup_free_ struct sched_slot *tmp = NULL;
-        int kinds[16], n_kinds = 0;
+        struct kinds kinds = { .n = 0 };
         size_t world;
+        int r;
 
         if (want->tp < 1 || want->pp < 1 || want->dp < 1)
                 return -EINVAL;
@@ -237,23 +276,15 @@ int scheduler_place(const struct sched_node *nodes, size_t n, const struct sched
                 for (size_t k = 0; k < nodes[i].n_devices; k++) {
                         int j = 0;
 
-                        while (j < n_kinds && kinds[j] != nodes[i].devices[k].kind)
+                        while (j < kinds.n && kinds.list[j] != nodes[i].devices[k].kind)
                                 j++;
-                        if (j == n_kinds && n_kinds < (int)ARRAY_SIZE(kinds))
-                                kinds[n_kinds++] = nodes[i].devices[k].kind;
+                        if (j == kinds.n && kinds.n < (int)ARRAY_SIZE(kinds.list))
+                                kinds.list[kinds.n++] = nodes[i].devices[k].kind;
                 }
-        for (int k = 0; k < n_kinds; k++)
-                for (int effort = 2; effort >= 0; effort--) {
-                        int r = place_kind(nodes, n, want, kinds[k], effort, tmp);
-
-                        if (r == -ENOMEM)
-                                return r;
-                        if (r == 0) {
-                                memcpy(ret, tmp, world * sizeof(*ret));
-                                return 0;
-                        }
-                }
-        return -ENOSPC;
+        r = want->equal ? place_equal(nodes, n, want, &kinds, tmp) : place_make(nodes, n, want, &kinds, 0, tmp);
+        if (r == 0)
+                memcpy(ret, tmp, world * sizeof(*ret));
+        return r;
 }
 
 /* A copy of the nodes whose devices can be marked. */
@@ -283,7 +314,7 @@ static int board_init(struct board *b, const struct sched_node *nodes, size_t n)
                 return -ENOMEM;
         for (size_t i = 0; i < n; i++) {
                 memcpy(b->devices + at, nodes[i].devices, nodes[i].n_devices * sizeof(*b->devices));
-                b->nodes[i] = (struct sched_node){ .name = nodes[i].name, .devices = b->devices + at, .n_devices = nodes[i].n_devices };
+                b->nodes[i] = (struct sched_node){ .name = nodes[i].name, .devices = b->devices + at, .n_devices = nodes[i].n_devices, .make = nodes[i].make };
                 at += nodes[i].n_devices;
         }
         return 0;

@@ -22,6 +22,7 @@ struct sched_node {
         const char *name;
         const struct sched_device *devices; /* in index order */
         size_t n_devices;
+        int make;                          /* nodes of one make are made alike; 0: unknown */
 };
 
 struct sched_slot {
@@ -34,6 +35,7 @@ struct sched_want {
         uint64_t bytes_per_rank, snapshot_bytes; /* the second is of the first: in the host's memory */
         const struct sched_slot *prefer; /* [world], where it was; NULL */
         const struct sched_slot *pinned; /* [world], slots that must stay as they are (node >= 0); NULL. A group with a pinned rank stays on that node. */
+        bool equal;                      /* on nodes of one make only: that of the pinned ones where there are any */
         bool reserve;                    /* take busy devices too, as few as can be: what the head of the queue waits for */
 };
 

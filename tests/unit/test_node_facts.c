@@ -113,6 +113,31 @@ TEST(the_one_that_differs_from_most_is_named) {
         world_stop(&w);
 }
 
+TEST(a_job_that_wants_nodes_made_alike_waits_for_them) {
+        struct world w;
+        uint64_t id;
+        Fp8ctl__V1__Job *j;
+
+        world_start(&w, false);
+        world_attach(&w, 1, "a");
+        world_attach(&w, 2, "b");
+        say(&w, 1, "6.1", NULL, NULL);
+        say(&w, 2, "6.2", NULL, NULL);
+        world_submit(&w, "", 2, 1, ", \"parallel.equal_nodes\": true", false, &world_admin);
+        CU_ASSERT_EQUAL_FATAL(w.status, 0);
+        id = world_submitted(&w);
+        world_pump(&w);
+        j = world_job(&w, id);
+        CU_ASSERT_EQUAL(j->state, FP8CTL__V1__JOB_STATE__PENDING);
+        CU_ASSERT_PTR_NOT_NULL(strstr(j->reason, "made alike"));
+        fp8ctl__v1__job__free_unpacked(j, NULL);
+        say(&w, 2, "6.1", NULL, NULL);
+        j = world_job(&w, id);
+        CU_ASSERT_EQUAL(j->state, FP8CTL__V1__JOB_STATE__RUNNING);
+        fp8ctl__v1__job__free_unpacked(j, NULL);
+        world_stop(&w);
+}
+
 static void expect_memory(struct world *w, const char *name, uint64_t first, uint64_t second) {
         Fp8ctl__V1__Node *n = world_node(w, name);
 

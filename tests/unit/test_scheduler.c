@@ -117,6 +117,40 @@ TEST(too_little_memory_is_no_place) {
         CU_ASSERT_EQUAL(scheduler_place(c.nodes, NODES, &w, s), -ENOSPC);
 }
 
+TEST(a_job_that_wants_nodes_made_alike_gets_those_of_one_make) {
+        struct cluster c;
+        struct sched_slot s[12], pinned[12];
+        struct sched_want w = { .tp = 4, .pp = 1, .dp = 3, .equal = true };
+
+        cluster_init(&c);
+        CU_ASSERT_EQUAL(scheduler_place(c.nodes, NODES, &w, s), -ENOSPC); /* nobody has told */
+        for (int i = 0; i < NODES; i++)
+                c.nodes[i].make = 1 + i % 2;
+        CU_ASSERT_EQUAL_FATAL(scheduler_place(c.nodes, NODES, &w, s), 0);
+        for (int r = 0; r < 12; r++)
+                CU_ASSERT_EQUAL(c.nodes[s[r].node].make, c.nodes[s[0].node].make);
+        c.devices[0][1].state = SCHED_BUSY; /* of the first make: the second has room */
+        CU_ASSERT_EQUAL_FATAL(scheduler_place(c.nodes, NODES, &w, s), 0);
+        for (int r = 0; r < 12; r++)
+                CU_ASSERT_EQUAL(c.nodes[s[r].node].make, 2);
+        /* What is pinned says which: and there the make of the others has no room. */
+        for (int r = 0; r < 12; r++)
+                pinned[r] = (struct sched_slot){ .node = r < 4 ? 2 : -1, .device = (uint32_t)r % 4 };
+        for (uint32_t k = 0; k < DEVICES; k++)
+                c.devices[2][k].state = SCHED_BUSY; /* its own */
+        w.pinned = w.prefer = pinned;
+        CU_ASSERT_EQUAL(scheduler_place(c.nodes, NODES, &w, s), -ENOSPC);
+        w.equal = false;
+        CU_ASSERT_EQUAL(scheduler_place(c.nodes, NODES, &w, s), 0);
+        w.equal = true;
+        c.devices[0][1].state = SCHED_FREE;
+        CU_ASSERT_EQUAL_FATAL(scheduler_place(c.nodes, NODES, &w, s), 0);
+        for (int r = 0; r < 12; r++)
+                CU_ASSERT_EQUAL(c.nodes[s[r].node].make, 1);
+        c.nodes[5].make = 99; /* nonsense is none */
+        CU_ASSERT_EQUAL(scheduler_place(c.nodes, NODES, &w, s), 0);
+}
+
 /* Small jobs come for ever; the large one that came first starts as soon as the running ones end. */
 TEST(backfill_never_starves_the_head) {
         struct cluster c;
