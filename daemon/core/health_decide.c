@@ -324,7 +324,7 @@ void health_found(struct controller *c, struct node *n, struct finding *f) {
         case ACT_RESTART_RANK: restart_rank(c, n, f, why); break;
         case ACT_RESET_DEVICE: take_device(c, n, f->device, why); break;
         case ACT_DRAIN: health_take(c, n, HEALTH_DRAIN, HOLD_BOOT, why); break;
-        case ACT_EVICT: health_take(c, n, HEALTH_EVICT, HOLD_BOOT, why); break;
+        case ACT_EVICT: health_take(c, n, HEALTH_EVICT, strcmp(f->check, "canary") == 0 ? HOLD_ADMIN : HOLD_BOOT, why); break; /* wrong arithmetic: as a test that failed */
         case ACT_RMA: health_list_rma(c, n, why); break;
         default: break;
         }

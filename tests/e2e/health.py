@@ -85,6 +85,27 @@ def times():
         measure(c, "a site check fails, run every 0.2 s", "node_unwell", lambda i: c.site("node-0", 2, "no"), lambda: c.site("node-0", 0, "yes"))
 
 
+def canary(c):
+    """A node that nobody uses computes known answers; one that comes out wrong evicts it until somebody says otherwise."""
+    c.start_worker("node-3", "--canary", "100ms")
+
+    def said():
+        return {k["subject"]: k["verdict"] for k in c.node("node-3")["checks"] if k["check"] == "canary"}
+
+    wait_for("canaries of both devices", lambda: c.ctl("node", "get", "node-3", check=False).returncode == 0 and said() == {"device 0": "ok", "device 1": "ok"}, 30)
+    with open(f"{c.home}/node-3.root/expect-wrong", "w"):
+        pass
+    wait_for("a wrong one to evict", lambda: c.node("node-3")["health"] == "evict", 30)
+    n = c.node("node-3")
+    if "canary device" not in n["health_reason"] or "expected 0000" not in n["health_reason"]:
+        raise Failure(f"its reason: found {n['health_reason']!r}")
+    os.unlink(f"{c.home}/node-3.root/expect-wrong")
+    wait_for("canaries that are right again", lambda: set(said().values()) == {"ok"}, 30)
+    check("it stays evicted", c.node("node-3")["health"], "evict")
+    check("until it is uncordoned", c.json("node", "uncordon", "node-3")["health"], "ok")
+    print("ok  canaries", flush=True)
+
+
 def main():
     with Nodes(sys.argv[1], nodes=3, devices=2, controller=["--health-settle", "300ms", "--health-window", "1s"]) as c:
         os.chmod(c.home, 0o755)  # site checks run as nobody
@@ -144,6 +165,7 @@ def main():
         check("health after wrong arithmetic", n["health"], "evict")
         if "digest 86fa636ae3063666b699703d58895dfd, expected 0" not in n["health_reason"]:
             raise Failure(f"its reason: found {n['health_reason']!r}")
+        canary(c)
 
 
 if __name__ == "__main__":

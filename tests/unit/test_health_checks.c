@@ -574,12 +574,20 @@ TEST(a_program_that_does_not_end_is_ended) {
         char *argv[] = { (char *)"/bin/sh", (char *)"-c", (char *)"echo begun; sleep 60 & sleep 60", NULL }, out[64];
         struct program p = { .path = "/bin/sh", .argv = argv, .timeout_ms = 100 };
         struct error e = { 0 };
+        const atomic_bool wanted = true;
         uint64_t t = clock_mono_ns();
         int status = 0;
 
         ASSERT_ERROR(program_run(&p, out, sizeof(out), &status, &e), -ETIMEDOUT, e, "did not end within 0.1 s");
         CU_ASSERT_STRING_EQUAL(out, "begun\n");
         CU_ASSERT(clock_mono_ns() - t < 10 * NSEC_PER_SEC);
+        p.timeout_ms = 60000;
+        p.cancel = &wanted;
+        p.background = true;
+        t = clock_mono_ns();
+        ASSERT_ERROR(program_run(&p, out, sizeof(out), &status, &e), -ECANCELED, e, "its device is wanted");
+        CU_ASSERT(clock_mono_ns() - t < 10 * NSEC_PER_SEC);
+        p.cancel = NULL;
         p.path = "/nowhere/program";
         CU_ASSERT(program_run(&p, out, sizeof(out), &status, &e) < 0);
 }

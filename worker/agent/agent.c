@@ -156,6 +156,8 @@ static int agent_open(struct agent *a, struct error *e) {
         r = holder_new(&holding, &a->holder, e);
         if (r == 0)
                 r = health_open(a, e);
+        if (r == 0)
+                r = canary_open(a, e);
         return r < 0 ? r : link_start(a, e);
 }
 
@@ -178,6 +180,7 @@ int agent_run(const struct agent_config *c, struct error *e) {
                 return r; /* as after a crash, and as quick: what matters is the spawner's, the rest goes with this image of the process */
         if (a->loop)
                 stream_stop(a);
+        canary_close(a);
         if (!health_stop(a->health)) {
                 /* It hangs in a driver; its thread still needs what would be freed, and the process ends anyway. */
                 log_warning("a health check still runs; leaving it");

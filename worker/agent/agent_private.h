@@ -4,6 +4,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include <jansson.h>
+
 #include "base/loop.h"
 #include "proto/flight.h"
 #include "proto/fp8ctl.pb-c.h"
@@ -57,6 +59,7 @@ struct agent {
         struct holder *holder;
         struct health *health;
         bool testing;
+        struct canary *canary;  /* NULL: none */
 
         /* the spawner (link.c) */
         int link_fd;
@@ -92,6 +95,7 @@ struct agent {
 void local_standby_update(struct agent *a, Fp8ctl__V1__StandbyStatus *m, int flight_fd);
 size_t local_standbys(const struct agent *a);
 void local_standbys_status(const struct agent *a, Fp8ctl__V1__StandbyStatus *ret); /* [local_standbys()] */
+bool local_standby_on(const struct agent *a, uint32_t device); /* a warm one, which has it open */
 void local_standbys_jobs(const struct agent *a, uint64_t *ret);                   /* likewise */
 void local_standbys_set_lease(struct agent *a);
 void local_standbys_free(struct agent *a);
@@ -149,7 +153,16 @@ void local_files_release(struct agent *a, uint64_t job);
 void inventory_begin(struct agent *a, const Fp8ctl__V1__InventoryRequest *m);
 void preflight_begin(struct agent *a, const Fp8ctl__V1__PreflightRequest *m);
 void fetch_answer(struct agent *a, const Fp8ctl__V1__FetchRequest *m);
-void node_test_start(struct agent *a, const Fp8ctl__V1__NodeTestRequest *m); /* node_test.c */
+/* node_test.c */
+void node_test_start(struct agent *a, const Fp8ctl__V1__NodeTestRequest *m);
+/* What fp8-nodetest printed, which is cut into lines; the objects hold the parts' strings. */
+size_t node_test_parts(char *output, Fp8ctl__V1__NodeTestPart *parts, json_t **objects, size_t max);
+char *node_test_wrong(const struct agent *a); /* not NULL: a test wants it to fail; free() it */
+
+/* canary.c: products with known digests on devices that nobody uses */
+int canary_open(struct agent *a, struct error *e);
+void canary_stop(struct agent *a); /* ranks come: the one that runs is ended */
+void canary_close(struct agent *a);
 
 /* diagnose.c */
 void diagnose_begin(struct agent *a, const Fp8ctl__V1__DiagnoseRequest *m);

@@ -59,6 +59,13 @@ void local_standby_update(struct agent *a, Fp8ctl__V1__StandbyStatus *m, int fli
         stream_send(a, &out);
 }
 
+bool local_standby_on(const struct agent *a, uint32_t device) {
+        for (const struct local_standby *s = a->standbys; s; s = s->next)
+                if (s->warm && s->device == device)
+                        return true;
+        return false;
+}
+
 size_t local_standbys(const struct agent *a) {
         size_t n = 0;
 

@@ -27,7 +27,7 @@
 
 struct options {
         const char *name, *dir, *controller, *host, *device_kind, *rank_binary, *log_level, *ca, *cert, *key, *rack, *rdma, *local_dir, *health_root, *health_checks;
-        int64_t stacks, devices, grace_ms, replica_percent, local_percent, health_interval_ms;
+        int64_t stacks, devices, grace_ms, replica_percent, local_percent, health_interval_ms, canary_ms;
         bool help, version;
 };
 
@@ -108,7 +108,7 @@ static int run(const struct options *o, const char *dir, struct error *e) {
         struct agent_config agent = { .name = o->name, .dir = dir, .controller = o->controller, .host = o->host, .device_kind = o->device_kind,
                                       .tls = o->ca ? &tls : NULL, .devices = (int)o->devices, .grace_ms = (uint32_t)o->grace_ms, .rack = o->rack,
                                       .replica_percent = (uint32_t)o->replica_percent, .rdma = o->rdma, .test_binary = test ? test : "fp8-nodetest", .health_root = o->health_root,
-                                      .health_checks = o->health_checks, .health_interval_ms = (uint32_t)o->health_interval_ms };
+                                      .health_checks = o->health_checks, .health_interval_ms = (uint32_t)o->health_interval_ms, .canary_ms = (uint32_t)o->canary_ms };
         struct spawner_config spawner = { .dir = dir, .node = o->name, .host = o->host, .device_kind = o->device_kind, .rank_binary = rank,
                                           .log_level = o->log_level, .rdma = o->rdma, .devices = (int)o->devices };
         _cleanup_close_ int lock = -1;
@@ -162,7 +162,7 @@ static int prepare(const struct options *o, char **ret_dir, struct error *e) {
 
 int main(int argc, char **argv) {
         struct options o = { .host = "127.0.0.1", .device_kind = "cpu", .log_level = "info", .rack = "", .rdma = "", .devices = 1, .grace_ms = 30000, .replica_percent = 25, .local_percent = 25,
-                             .health_root = "", .health_checks = "/etc/fp8ctl/health.d", .health_interval_ms = 60000 };
+                             .health_root = "", .health_checks = "/etc/fp8ctl/health.d", .health_interval_ms = 60000, .canary_ms = 600000 };
         const struct opt table[] = {
                 { "stacks", 0, OPT_INT, "PID", "print the stacks of a process's threads and end (for fp8ctl diagnose)", &o.stacks, 1, INT_MAX, NULL },
                 { "name", 0, OPT_STRING, "NAME", "name of this node", &o.name, 0, 0, NULL },
@@ -181,6 +181,7 @@ int main(int argc, char **argv) {
                 { "local-space", 0, OPT_INT, "PERCENT", "of that file system's size for them (default 25; 0: none)", &o.local_percent, 0, 95, NULL },
                 { "health-checks", 0, OPT_STRING, "DIR", "executables that check this node, with the exit codes of Nagios (default /etc/fp8ctl/health.d)", &o.health_checks, 0, 0, NULL },
                 { "health-interval", 0, OPT_DURATION_MS, "TIME", "how often those run (default 1m)", &o.health_interval_ms, 100, 86400000, NULL },
+                { "canary", 0, OPT_DURATION_MS, "TIME", "how often a device that nobody uses computes a known answer (default 10m; 0: never)", &o.canary_ms, 0, 86400000, NULL },
                 { "health-root", 0, OPT_STRING, "DIR", "look for the machine's files of the other checks below it: a test's", &o.health_root, 0, 0, NULL },
                 { "rank-binary", 0, OPT_STRING, "FILE", "the rank program (default: fp8-rank beside this program)", &o.rank_binary, 0, 0, NULL },
                 { "grace", 0, OPT_DURATION_MS, "TIME", "for a last save after SIGTERM (default 30s)", &o.grace_ms, 0, 3600000, NULL },

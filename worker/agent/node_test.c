@@ -31,8 +31,7 @@ static void work(void *arg) {
         struct node_test *t = arg;
         const struct agent_config *c = t->agent->config;
         char devices[16];
-        bool wrong = t->wrong && access(t->wrong, F_OK) == 0;
-        char *argv[] = { (char *)c->test_binary, (char *)"--device-kind", (char *)c->device_kind, (char *)"--devices", devices, (char *)"--dir", (char *)c->dir, wrong ? (char *)"--expect-wrong" : NULL, NULL };
+        char *argv[] = { (char *)c->test_binary, (char *)"--device-kind", (char *)c->device_kind, (char *)"--devices", devices, (char *)"--dir", (char *)c->dir, t->wrong ? (char *)"--expect-wrong" : NULL, NULL };
         struct program p = { .path = c->test_binary, .argv = argv, .timeout_ms = TEST_MS, .our_environment = true };
         uint64_t began = clock_mono_ns();
         int status = 0;
@@ -65,6 +64,30 @@ static bool read_part(const json_t *o, Fp8ctl__V1__NodeTestPart *p) {
         return true;
 }
 
+size_t node_test_parts(char *output, Fp8ctl__V1__NodeTestPart *parts, json_t **objects, size_t max) {
+        char *rest = output, *line;
+        size_t n = 0;
+
+        while (n < max && (line = strsep(&rest, "\n")) != NULL) {
+                json_t *o = line[0] == '{' ? json_loads(line, 0, NULL) : NULL;
+
+                if (o && read_part(o, &parts[n]))
+                        objects[n++] = o;
+                else
+                        json_decref(o);
+        }
+        return n;
+}
+
+char *node_test_wrong(const struct agent *a) {
+        char *path = a->config->health_root[0] ? file_path("%s/expect-wrong", a->config->health_root) : NULL;
+
+        if (path && access(path, F_OK) == 0)
+                return path;
+        free(path);
+        return NULL;
+}
+
 static void answer(struct node_test *t) {
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__NodeTestReply reply = FP8CTL__V1__NODE_TEST_REPLY__INIT;
@@ -72,19 +95,11 @@ static void answer(struct node_test *t) {
         _cleanup_free_ Fp8ctl__V1__NodeTestPart *parts = calloc(PARTS_MAX, sizeof(*parts));
         _cleanup_free_ Fp8ctl__V1__NodeTestPart **ptrs = calloc(PARTS_MAX, sizeof(*ptrs));
         _cleanup_free_ json_t **objects = calloc(PARTS_MAX, sizeof(json_t *));
-        char *rest = t->output, *line;
 
-        while (parts && ptrs && objects && rest && test.n_parts < PARTS_MAX && (line = strsep(&rest, "\n")) != NULL) {
-                json_t *o = line[0] == '{' ? json_loads(line, 0, NULL) : NULL;
-
-                if (!o || !read_part(o, &parts[test.n_parts])) {
-                        json_decref(o);
-                        continue;
-                }
-                objects[test.n_parts] = o;
-                ptrs[test.n_parts] = &parts[test.n_parts];
-                test.n_parts++;
-        }
+        if (parts && ptrs && objects && t->output)
+                test.n_parts = node_test_parts(t->output, parts, objects, PARTS_MAX);
+        for (size_t i = 0; i < test.n_parts; i++)
+                ptrs[i] = &parts[i];
         if (test.n_parts == 0 && !t->error.text[0])
                 error_set(&t->error, -ENODATA, "fp8-nodetest said nothing");
         test.parts = ptrs;
@@ -118,8 +133,9 @@ void node_test_start(struct agent *a, const Fp8ctl__V1__NodeTestRequest *m) {
         t->agent = a;
         t->request = m->request;
         t->output = calloc(1, OUTPUT_MAX);
-        t->wrong = a->config->health_root[0] ? file_path("%s/expect-wrong", a->config->health_root) : NULL; /* a test's */
+        t->wrong = node_test_wrong(a);
         a->testing = true;
+        canary_stop(a);
         if (busy || !t->output || tasks_run(a->tasks, work, done, t, &t->error) < 0) {
                 if (busy)
                         error_set(&t->error, -EBUSY, "a test of this node is under way");

@@ -85,6 +85,7 @@ static void on_start(struct agent *a, Fp8ctl__V1__StartRanks *m) {
 
         out.body_case = FP8CTL__V1__AGENT_TO_SPAWNER__BODY_START;
         out.start = m;
+        canary_stop(a);
         link_send(a, &out);
         prune_folders(a, m->job_id);
         local_files_prune(a, m);

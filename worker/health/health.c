@@ -19,7 +19,7 @@
 #define WINDOW_FINDINGS 256 /* of the log, a second; beyond it they are passed over */
 #define MERGE_MS 1000
 
-static const struct check lanes_check = { .name = "checks" };
+static const struct check lanes_check = { .name = "checks" }, canary_check = { .name = "canary" };
 
 /* ------------------------------------------------------------------ to the controller */
 static void fill(const struct health_state *s, bool gone, Fp8ctl__V1__NodeCheck *m) {
@@ -179,6 +179,29 @@ void health_take(void *update) {
         }
         free(u->states);
         free(u);
+}
+
+/* ------------------------------------------------------------------ the agent's canaries */
+void health_say(struct health *h, const char *subject, int32_t device, enum health_verdict v, const char *evidence) {
+        struct health_state s = { .check = &canary_check, .since_ms = h->world.wall_ns() / NSEC_PER_MSEC, .said = { .verdict = v, .device = device } };
+
+        snprintf(s.said.subject, sizeof(s.said.subject), "%s", subject);
+        snprintf(s.said.evidence, sizeof(s.said.evidence), "%s", evidence);
+        for (size_t i = 0; i < h->n_states; i++)
+                if (h->states[i].check == &canary_check && strcmp(h->states[i].said.subject, subject) == 0 && h->states[i].said.verdict == v)
+                        s.since_ms = h->states[i].since_ms;
+        remember(h, &s, false);
+        if (h->welcomed)
+                report(h, false, &s, 1, 0);
+}
+
+void health_tell(struct health *h, const char *subject, enum health_verdict v, const char *text) {
+        struct kernel_finding f = { .check = "canary", .verdict = v };
+
+        snprintf(f.subject, sizeof(f.subject), "%s", subject);
+        snprintf(f.text, sizeof(f.text), "%s", text);
+        health_found(h, &f, 0, h->world.wall_ns() / NSEC_PER_MSEC);
+        health_flush(h);
 }
 
 /* A lane that hangs is evidence too: a driver that does not answer, a mount that is dead. */

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/loop.h"
 #include "proto/fp8ctl.pb-c.h"
+#include "proto/health.h"
 
 struct health;
 
@@ -33,6 +34,10 @@ bool health_stop(struct health *h);
 void health_welcome(struct health *h, bool test_hooks);
 /* The rank processes of this node, for the check of those that do not answer. */
 void health_set_ranks(struct health *h, const uint32_t *pids, size_t n);
+
+/* Of a canary, which the agent runs: how it stands (a check, said again after each welcome), and that one failed (a finding). */
+void health_say(struct health *h, const char *subject, int32_t device, enum health_verdict v, const char *evidence);
+void health_tell(struct health *h, const char *subject, enum health_verdict v, const char *text);
 
 /* Place ("0000:3b:00.0") and model ("NVIDIA H100 80GB HBM3", or "") of each GPU in the order of their numbers, as far as the driver tells: how many, at most max. */
 struct pci_name {

@@ -41,11 +41,13 @@ void part_say(const char *name, int device, enum health_verdict v, double value,
 int main(int argc, char **argv) {
         static const char *const kinds[] = { "cpu", "cuda", NULL };
         const char *kind = "cpu", *dir = NULL;
-        int64_t devices = 1, ms = 0;
-        bool wrong = false, help = false;
+        int64_t devices = 1, device = -1, ms = 0;
+        bool wrong = false, products = false, help = false;
         const struct opt table[] = {
                 { "device-kind", 0, OPT_CHOICE, "KIND", "cpu (default) or cuda", &kind, 0, 0, kinds },
                 { "devices", 0, OPT_INT, "N", "how many of them (default 1)", &devices, 0, 64, NULL },
+                { "device", 0, OPT_INT, "N", "this one only", &device, 0, 63, NULL },
+                { "products", 0, OPT_FLAG, NULL, "nothing but the products of matrices: a canary", &products, 0, 0, NULL },
                 { "dir", 0, OPT_STRING, "DIR", "a folder whose disk is tested", &dir, 0, 0, NULL },
                 { "time", 0, OPT_DURATION_MS, "TIME", "for each product of a device (default 50ms on a processor, 1s on a GPU)", &ms, 1, 60000, NULL },
                 { "expect-wrong", 0, OPT_FLAG, NULL, "expect other digests than the right ones: a test's", &wrong, 0, 0, NULL },
@@ -68,8 +70,10 @@ int main(int argc, char **argv) {
         }
         if (ms == 0)
                 ms = strcmp(kind, "cpu") == 0 ? 50 : 1000;
-        for (int i = 0; i < (int)devices; i++)
-                test_device(kind, i, (double)ms / 1e3, wrong);
+        for (int i = device < 0 ? 0 : (int)device; i < (device < 0 ? (int)devices : (int)device + 1); i++)
+                test_device(kind, i, (double)ms / 1e3, wrong, products);
+        if (products)
+                return EXIT_SUCCESS;
         test_compare();
         if (dir)
                 test_disk(dir);

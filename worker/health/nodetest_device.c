@@ -291,7 +291,7 @@ static void test_memory(struct bench *b) {
         b->ops->free(b->dev, device);
 }
 
-void test_device(const char *kind, int index, double seconds, bool wrong) {
+void test_device(const char *kind, int index, double seconds, bool wrong, bool products_only) {
         struct dev_config c = { .kind = kind, .index = index, .threads = 1, .act = DT_BF16 };
         struct bench b = { .index = index, .seconds = seconds, .wrong = wrong };
         int r = dev_ops_load(kind, &b.ops, &b.e);
@@ -307,7 +307,8 @@ void test_device(const char *kind, int index, double seconds, bool wrong) {
                 part_say("gemm", index, HEALTH_EVICT, NAN, "", "device %s %d cannot be opened: %.180s", kind, index, b.e.text);
         } else {
                 test_gemms(&b);
-                test_memory(&b);
+                if (!products_only)
+                        test_memory(&b);
         }
         if (b.stream)
                 b.ops->stream_free(b.stream);

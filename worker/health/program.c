@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -23,6 +24,7 @@
 static pid_t start(const struct program *p, int out, int null) {
         static char *const environment[] = { (char *)"PATH=/usr/sbin:/usr/bin:/sbin:/bin", (char *)"LC_ALL=C", NULL };
         sigset_t none;
+        const struct sched_param lowest = { 0 };
         bool other = p->nobody && geteuid() == 0;
         pid_t pid;
 
@@ -32,6 +34,8 @@ static pid_t start(const struct program *p, int out, int null) {
         if (pid != 0)
                 return pid;
         (void)setpgid(0, 0);
+        if (p->background)
+                (void)syscall(SYS_sched_setscheduler, 0, SCHED_IDLE, &lowest);
         if (dup2(null, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 || dup2(out, STDERR_FILENO) < 0)
                 _exit(EXIT_NO_EXEC);
         if (other && (syscall(SYS_setgroups, (size_t)0, NULL) < 0 || syscall(SYS_setresgid, NOBODY, NOBODY, NOBODY) < 0 || syscall(SYS_setresuid, NOBODY, NOBODY, NOBODY) < 0))
@@ -44,9 +48,9 @@ static pid_t start(const struct program *p, int out, int null) {
 }
 
 /* Until it has ended and said all, or its time is over. A grandchild that keeps the pipe open is not waited for. */
-static int collect(pid_t pid, int in, uint64_t deadline, char *out, size_t size, int *ret_status) {
+static int collect(const struct program *p, pid_t pid, int in, uint64_t deadline, char *out, size_t size, int *ret_status) {
         size_t len = 0;
-        bool ended = false, more = true;
+        bool ended = false, more = true, cancelled;
         char rest[512];
 
         while (!ended || more) {
@@ -64,13 +68,14 @@ static int collect(pid_t pid, int in, uint64_t deadline, char *out, size_t size,
                         break;
                 if (!ended)
                         ended = waitpid(pid, ret_status, WNOHANG) == pid;
-                if (clock_mono_ns() < deadline)
+                cancelled = p->cancel && atomic_load(p->cancel);
+                if (clock_mono_ns() < deadline && !cancelled)
                         continue;
                 kill(-pid, SIGKILL);
                 if (!ended)
                         (void)waitpid(pid, ret_status, 0);
                 out[len] = 0;
-                return ended ? 0 : -ETIMEDOUT;
+                return ended ? 0 : cancelled ? -ECANCELED : -ETIMEDOUT;
         }
         kill(-pid, SIGKILL); /* what it has left behind */
         out[len] = 0;
@@ -94,10 +99,12 @@ int program_run(const struct program *p, char *out, size_t size, int *ret_status
         if (pid < 0)
                 return error_errno(e, errno, "%s", p->path);
         close(STEAL_FD(fd));
-        r = collect(pid, in, deadline, out, size, &status);
+        r = collect(p, pid, in, deadline, out, size, &status);
         *ret_status = status;
         if (r == -ETIMEDOUT)
                 return error_set(e, r, "%s did not end within %.1f s", p->path, p->timeout_ms / 1e3);
+        if (r == -ECANCELED)
+                return error_set(e, r, "%s was ended: its device is wanted", p->path);
         if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_NO_EXEC && !out[0])
                 return error_set(e, -ENOEXEC, "%s could not be executed", p->path);
         return 0;

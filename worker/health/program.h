@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /* A program that is run for its exit code and its first words: bounded in time and in what is kept of its output. */
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -14,7 +15,9 @@ struct program {
         uint32_t timeout_ms; /* then it and its process group are killed */
         bool our_environment; /* else it has a path and the locale C, and no more */
         bool nobody;         /* as the user nobody, without groups, when we are root */
+        bool background;     /* on processors that nothing else wants */
+        const atomic_bool *cancel; /* it is killed when this becomes true; NULL: never */
 };
 
-/* out: its standard output and error, cut at size - 1, NUL-terminated. *ret_status: as waitpid's. -ETIMEDOUT: it was killed (out and *ret_status are set all the same). */
+/* out: its standard output and error, cut at size - 1, NUL-terminated. *ret_status: as waitpid's. -ETIMEDOUT, -ECANCELED: it was killed (out and *ret_status are set all the same). */
 int program_run(const struct program *p, char *out, size_t size, int *ret_status, struct error *e);
