@@ -25,6 +25,7 @@ from cluster import ROOT, SLOWDOWN, Failure, compare, wait_for  # noqa: E402
 JOB = os.path.join(ROOT, "tests/fault/job.yaml")
 ENDS = ("COMPLETED", "FAILED", "CANCELLED")
 NODES, AT_ONCE, KEEP_JOBS = 4, 3, 60
+WARM_S = 40  # of a process's life, before it counts
 END_S = 300  # for what still runs when the last fault was made
 
 SMALL = {"train.global_batch": 2, "train.micro_batch": 1, "data.seq_len": 32, "optimizer.warmup_steps": 2, "recovery.max_restarts": -1, "recovery.same_cause_limit": 1000,
@@ -47,7 +48,7 @@ class Soak(Bare):
     def __init__(self, args):
         super().__init__(args.build, nodes=NODES, devices=2, controller=["--lease-ttl", "8s", "--allow-test-hooks", "--keep-jobs", str(KEEP_JOBS)])
         self.rng, self.pace, self.every = random.Random(args.seed), args.pace, args.sample
-        self.samples = growth.Samples(min(60, args.minutes * 6))
+        self.samples = growth.Samples(min(WARM_S, args.minutes * 6))
         self.count, self.again = collections.Counter(), collections.Counter()
         self.disk, self.jobs, self.names, self.want = [], {}, 0, {}
         self.cancelled, self.later, self.ended, self.long = set(), [], collections.Counter(), 0
@@ -183,7 +184,7 @@ class Soak(Bare):
         deeds = {
             "rank killed": (6, lambda: self.blow_rank(signal.SIGKILL)), "rank stopped": (1, lambda: self.blow_rank(signal.SIGSTOP)), "drill": (2, self.blow_drill),
             "worker killed": (3, lambda: self.blow_daemon(node, signal.SIGKILL)), "worker anew": (3, lambda: self.blow_daemon(node, signal.SIGHUP)),
-            "spawner killed": (2, lambda: self.blow_spawner(node)), "controller killed": (2, lambda: self.blow_daemon("fp8d", signal.SIGKILL)),
+            "spawner killed": (2, lambda: self.blow_spawner(node)), "controller killed": (1, lambda: self.blow_daemon("fp8d", signal.SIGKILL)),
             "controller restarted": (1, lambda: self.blow_daemon("fp8d", signal.SIGTERM)), "drain": (2, lambda: self.blow_drain(node)), "save": (3, lambda: self.ask("save", str(self.long))),
             "cancel": (1, lambda: self.on_short("cancel")), "cancel now": (1, lambda: self.on_short("cancel", "--now")), "requeue": (1, lambda: self.on_short("requeue")),
             "scale": (2, self.blow_scale), "questions": (3, self.ask_about),
