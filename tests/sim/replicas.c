@@ -11,7 +11,7 @@
 #include "tests/sim/sim.h"
 
 struct replica *replica_find(struct sim *s, int node, uint64_t job, uint32_t rank, uint64_t step, uint64_t epoch, bool held) {
-        for (int i = 0; i < SIM_REPLICAS_MAX; i++) {
+        for (int i = 0; i < s->nodes[node].n_replicas; i++) {
                 struct replica *r = &s->nodes[node].replicas[i];
 
                 if (r->job == job && r->rank == rank && r->step == step && r->epoch == epoch && r->held == held)
@@ -23,9 +23,10 @@ struct replica *replica_find(struct sim *s, int node, uint64_t job, uint32_t ran
 /* As replica_begin and replica_commit: later ones are dropped, the oldest that is not kept makes room. */
 void replica_put(struct sim *s, int node, const struct replica *what, uint64_t keep_a, uint64_t keep_b) {
         struct replica *oldest = NULL, *empty = NULL;
+        struct snode *h = &s->nodes[node];
         int n = 0;
 
-        for (int i = 0; i < SIM_REPLICAS_MAX; i++) {
+        for (int i = 0; i < h->n_replicas; i++) {
                 struct replica *r = &s->nodes[node].replicas[i];
 
                 if (r->job == what->job && r->rank == what->rank && r->held == what->held) {
@@ -40,12 +41,27 @@ void replica_put(struct sim *s, int node, const struct replica *what, uint64_t k
                 if (!r->job && !empty)
                         empty = r;
         }
+        if (!empty && h->n_replicas < SIM_REPLICAS_MAX)
+                empty = &h->replicas[h->n_replicas++];
         if (n >= (what->held ? 2 : 4))
                 empty = oldest;
         if (!empty)
                 sim_fail(s, "%s: no room for step %" PRIu64 " of job %" PRIu64 " rank %u", s->nodes[node].name, what->step, what->job, what->rank);
         else
                 *empty = *what;
+}
+
+static uint64_t *keep_of(struct sim *s, int node, const struct proc *p) {
+        struct snode *n = &s->nodes[node];
+        int i = 0;
+
+        while (i < n->n_keeps && (n->keeps[i].job != p->job || n->keeps[i].rank != p->rank))
+                i++;
+        if (i == SIM_REPLICAS_MAX)
+                abort();
+        if (i == n->n_keeps)
+                n->keeps[n->n_keeps++] = (struct keep){ .job = p->job, .rank = p->rank };
+        return &n->keeps[i].step;
 }
 
 /* ------------------------------------------------------------------ transfers */
@@ -96,7 +112,7 @@ void replica_agreed(struct sim *s, struct proc *const *p, const int *node, int n
                 return;
         for (int i = 0; i < n; i++) {
                 if (p[i]->sending && !missing) {
-                        p[i]->kept = s->nodes[node[i]].keep[p[i]->job % 16][p[i]->rank % SIM_WORLD_MAX] = p[i]->sending;
+                        p[i]->kept = *keep_of(s, node[i], p[i]) = p[i]->sending;
                         s->covered[p[i]->job % 16] = in_vain ? 0 : p[i]->sending;
                         s->covered_at[p[i]->job % 16] = first;
                 }
@@ -108,10 +124,9 @@ void replica_agreed(struct sim *s, struct proc *const *p, const int *node, int n
 
 /* ------------------------------------------------------------------ plans */
 static int node_named(struct sim *s, const char *name) {
-        for (int i = 0; i < SIM_NODES; i++)
-                if (strcmp(s->nodes[i].name, name) == 0)
-                        return i;
-        return -1;
+        int i;
+
+        return sscanf(name, "node-%d", &i) == 1 && i >= 0 && i < s->n_nodes ? i : -1;
 }
 
 static uint64_t key_of(const Fp8ctl__V1__ReplicaPlan *m) {
@@ -129,7 +144,7 @@ static void take_holder(struct sim *s, struct proc *p, const Fp8ctl__V1__Replica
 }
 
 void replica_begin_epoch(struct sim *s, int node, struct proc *p, const Fp8ctl__V1__RankPlan *m) {
-        uint64_t *keep = &s->nodes[node].keep[p->job % 16][p->rank % SIM_WORLD_MAX];
+        uint64_t *keep = keep_of(s, node, p);
         bool base = m->load->kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA;
 
         p->sending = base ? m->load->step : 0;
@@ -145,7 +160,7 @@ void replica_plan_told(struct sim *s, int node, const Fp8ctl__V1__ReplicaPlan *m
                 sim_fail(s, "%s: a plan for replicas of epoch %" PRIu64 " after epoch %" PRIu64, n->name, m->epoch, n->told[m->job_id % 16]);
         n->told[m->job_id % 16] = m->epoch;
         n->told_key[m->job_id % 16] = key_of(m);
-        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+        for (int i = 0; i < n->n_procs; i++) {
                 struct proc *p = &n->procs[i];
 
                 if (!p->used || p->dead || p->job != m->job_id || p->epoch != m->epoch || !p->planned || p->rank >= m->n_incarnations || m->incarnations[p->rank] != p->incarnation)
@@ -211,7 +226,7 @@ bool replica_fetch(struct sim *s, int node, struct proc *p, const Fp8ctl__V1__Ra
 
 /* Its segment is sized anew, and what was in it is gone. */
 void replica_other_layout(struct sim *s, int node, const struct proc *p) {
-        for (int i = 0; i < SIM_REPLICAS_MAX; i++) {
+        for (int i = 0; i < s->nodes[node].n_replicas; i++) {
                 struct replica *r = &s->nodes[node].replicas[i];
 
                 if (r->job == p->job && r->rank == p->rank && !r->held && r->world == p->world)

@@ -69,7 +69,7 @@ uint64_t save_begin(struct sim *s, int node, struct proc *p, uint32_t attempt) {
 }
 
 void save_say_again(struct sim *s, int node) {
-        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+        for (int i = 0; i < s->nodes[node].n_procs; i++) {
                 struct proc *p = &s->nodes[node].procs[i];
 
                 for (size_t k = 0; p->used && !p->dead && k < p->n_words;)
@@ -81,7 +81,7 @@ void save_say_again(struct sim *s, int node) {
 }
 
 void save_answered(struct sim *s, int node, uint64_t job, uint64_t epoch, uint64_t step, uint32_t attempt) {
-        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+        for (int i = 0; i < s->nodes[node].n_procs; i++) {
                 struct proc *p = &s->nodes[node].procs[i];
 
                 for (size_t k = 0; p->used && p->job == job && k < p->n_words;)
@@ -93,14 +93,14 @@ void save_answered(struct sim *s, int node, uint64_t job, uint64_t epoch, uint64
 }
 
 void save_forget(struct sim *s, int node) {
-        for (int i = 0; i < SIM_RANKS_MAX; i++)
+        for (int i = 0; i < s->nodes[node].n_procs; i++)
                 s->nodes[node].procs[i].n_words = 0;
 }
 
 /* ------------------------------------------------------------------ who died at which state of a save */
 static bool writes(const struct sim *s, uint64_t job) {
-        for (int k = 0; k < SIM_NODES; k++)
-                for (int i = 0; s->nodes[k].up && i < SIM_RANKS_MAX; i++) {
+        for (int k = 0; k < s->n_nodes; k++)
+                for (int i = 0; s->nodes[k].up && i < s->nodes[k].n_procs; i++) {
                         const struct proc *p = &s->nodes[k].procs[i];
 
                         if (p->used && !p->dead && (!job || p->job == job) && p->written > s->now)

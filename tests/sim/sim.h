@@ -14,7 +14,7 @@
 #define SEC UINT64_C(1000000000)
 
 enum { SIM_KEEP_LAST = 3, SIM_WORDS_MAX = 8 /* as AGENT_PREPARED_MAX */ };
-enum { SIM_NODES = 5, SIM_DEVICES = 2, SIM_RANKS_MAX = 64, SIM_REPLICAS_MAX = 256, SIM_WORLD_MAX = 16 };
+enum { SIM_NODES = 5, SIM_DEVICES = 2, SIM_BIG_DEVICES = 8 /* in runs of more nodes (scale.c) */, SIM_RANKS_MAX = 64, SIM_REPLICAS_MAX = 256, SIM_WORLD_MAX = 4096 };
 
 struct sim;
 
@@ -63,6 +63,12 @@ struct replica {
         bool held; /* for a rank of another node */
 };
 
+/* What the segment of a rank says is kept. */
+struct keep {
+        uint64_t job, step;
+        uint32_t rank;
+};
+
 /* What a rank said of its shard of a save; its worker keeps it until it is answered. */
 struct word {
         uint64_t epoch, step;
@@ -95,9 +101,13 @@ struct snode {
         uint64_t held_up, held_down; /* partitioned: what is sent arrives after that */
         bool up, leaving, said_leaving /* on this stream */, given_up /* by the controller, until it says hello */;
         uint64_t life, stream, lease_until, lease_number, lease_ttl;
+        bool unopened; /* it was cordoned or drained */
+        uint32_t here;  /* bit job % 16: it ever had ranks of it */
+        bool unchecked; /* a rank was started since worker_check() */
+        int n_procs, n_replicas, n_keeps; /* up to the last one that was ever used */
         struct proc procs[SIM_RANKS_MAX];
         struct replica replicas[SIM_REPLICAS_MAX];
-        uint64_t keep[16][SIM_WORLD_MAX]; /* by job and rank: what its segment says is kept */
+        struct keep keeps[SIM_REPLICAS_MAX];
         uint64_t told[16], told_key[16] /* 0: no plan of that epoch is known */, listed[16]; /* by job: epochs */
 };
 
@@ -110,14 +120,21 @@ struct sim {
         struct ev **heap;
         size_t n_heap, cap_heap;
         struct kv *store;
-        size_t n_store;
+        size_t n_store, room_store;
         struct controller *core;
         uint64_t core_gen, wake_at, last_commit, files_done, flushes, crash_at_flush;
         bool in_core, faults, rank_faults /* else only streams, the store and the controller suffer */, mended, fail_next_commit;
         struct batch cur;
         struct stream *streams;
-        size_t n_streams;
-        struct snode nodes[SIM_NODES];
+        size_t n_streams, room_streams;
+        struct snode *nodes;
+        int n_nodes, n_devices; /* of each */
+        bool big;               /* more nodes than SIM_NODES */
+        int *where[16], n_where[16], room_where[16]; /* by job: the nodes that ever had ranks of it, in order */
+        int *started, n_started, room_started;       /* nodes that worker_check() has to look at */
+        struct proc **group;                         /* [SIM_WORLD_MAX]: for one event at a time */
+        int *group_node;
+        uint64_t core_ns, core_worst_ns, core_events, core_began; /* of big runs */
         uint64_t next_session, next_request;
         /* what the run saw */
         uint64_t plan_epoch[16], plan_key[16], plan_losses[16]; /* the newest plan seen, by job; memory_losses then */
@@ -172,6 +189,10 @@ Fp8ctl__V1__JobRecord *sim_stored_job(const struct sim *s, uint64_t job);
 void sim_replay(struct sim *s);
 void sim_partition(struct sim *s, int node, uint64_t ns, int which); /* 1: what it says, 2: what it is told, 3: both */
 void sim_free(struct sim *s);
+
+/* scale.c: runs of more than SIM_NODES nodes */
+int scale_replicas_of(const struct sim *s, int i); /* parallel.dp of job i */
+void scale_print(const struct sim *s, uint64_t wall_ns);
 
 /* saves.c */
 void save_struck(struct sim *s, enum sim_victim who, uint64_t job); /* job 0: any */

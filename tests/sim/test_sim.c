@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * test_sim [--seed N] [--seeds COUNT] [--pairs] [--json] [-v]
+ * test_sim [--seed N] [--seeds COUNT] [--nodes N] [--pairs] [--json] [-v]
  *
  * Two or three jobs on five nodes.  Up to a minute of virtual time ranks die, streams break, nodes lose power and come back, controllers die at transactions, the store fails, workers leave;
  * then all is mended and every job must end.  In one seed of four only streams, the controller and the store fail: then nothing that was saved may be missing in the end.  Half of the
@@ -14,13 +14,20 @@
 #include <time.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "daemon/core/core.h"
 #include "tests/sim/sim.h"
 
 static const char job_text[] = "{\"version\": 1, \"name\": \"sim\", \"priority\": %d, \"model\": {\"preset\": \"%s\"}, \"data\": {\"path\": \"/data/text\", \"seq_len\": 32},"
-                               " \"parallel\": {\"tp\": 2, \"pp\": 1, \"dp\": %d}, \"train\": {\"steps\": %d, \"micro_batch\": 1, \"global_batch\": 4},"
+                               " \"parallel\": {\"tp\": 2, \"pp\": 1, \"dp\": %d}, \"train\": {\"steps\": %d, \"micro_batch\": 1, \"global_batch\": %d},"
                                " \"checkpoint\": {\"dir\": \"/ckpt/%d\", \"every_steps\": %d, \"keep_last\": %d, \"stall_timeout_ms\": 2000},"
                                " \"recovery\": {\"max_restarts\": -1, \"same_cause_limit\": %d, \"start_timeout_ms\": 20000, \"grace_ms\": 3000, \"min_dp\": %d, \"grow_delay_ms\": 2000}}";
+
+static int replicas_of(const struct sim *s, int i) {
+        if (s->big)
+                return scale_replicas_of(s, i);
+        return s->faults && s->seed % 2 && i == 0 ? 4 : 2;
+}
 
 static void submit(struct sim *s, int i, int limit) {
         Fp8ctl__V1__SubmitRequest q = FP8CTL__V1__SUBMIT_REQUEST__INIT;
@@ -29,7 +36,7 @@ static void submit(struct sim *s, int i, int limit) {
 
         if (!s->core)
                 return;
-        snprintf(text, sizeof(text), job_text, s->faults && s->seed % 3 == 0 ? i : 0, "tiny", s->faults && s->seed % 2 && i == 0 ? 4 : 2, s->steps, i, (int)s->save_every, SIM_KEEP_LAST, limit, (int)(s->seed % 2));
+        snprintf(text, sizeof(text), job_text, s->faults && s->seed % 3 == 0 ? i : 0, "tiny", replicas_of(s, i), s->steps, replicas_of(s, i) > 4 ? replicas_of(s, i) : 4, i, (int)s->save_every, SIM_KEEP_LAST, limit, (int)(s->seed % 2));
         snprintf(id, sizeof(id), "request-%d", i);
         q.job_file = text;
         q.request_id = id;
@@ -102,6 +109,7 @@ static void duty(struct sim *s, int node, int which) {
                 return;
         q.name = s->nodes[node].name;
         q.duty = (Fp8ctl__V1__SetNodeRequest__Duty)which;
+        s->nodes[node].unopened = true;
         sim_say(s, "%s: duty %d", q.name, which);
         /* Ranks that are moved away cannot load what they themselves kept there: only second copies are given. */
         s->memory_losses += which == FP8CTL__V1__SET_NODE_REQUEST__DUTY__DRAIN;
@@ -163,7 +171,7 @@ static void health(struct sim *s, int node) {
 
 static void inject(struct sim *s, struct ev *e) {
         uint64_t what = s->rank_faults ? sim_random(s, 140) : 0;
-        int node = (int)sim_random(s, SIM_NODES);
+        int node = (int)sim_random(s, (uint64_t)s->n_nodes);
         struct proc *p;
 
         if (!s->faults)
@@ -171,6 +179,7 @@ static void inject(struct sim *s, struct ev *e) {
         s->injected++;
         if (s->rank_faults && s->seed % 16 == 9 && sim_chance(s, 30)) {
                 health(s, node);
+                sim_after(s, sim_random(s, 3 * SEC), inject);
                 return;
         }
         if (!s->rank_faults)
@@ -194,8 +203,9 @@ static void inject(struct sim *s, struct ev *e) {
                 worker_power_off(s, node);
                 sim_after(s, SEC + sim_random(s, 20 * SEC), boot)->a = (uint64_t)node;
         } else if (what < 78) {
-                sim_core_crash(s);
-        } else if (what < 80) {
+                if (!s->big || s->crashes < 3) /* after each, all nodes say hello */
+                        sim_core_crash(s);
+        } else if (what < 80 && !s->big) {
                 s->fail_next_commit = true;
         } else if (what < 85) {
                 worker_leave(s, node);
@@ -226,7 +236,7 @@ static void inject(struct sim *s, struct ev *e) {
                 sim_say(s, "the controller's wall clock jumps to %+" PRId64 " ms", s->wall_off);
         } else if (what >= 118) {
                 for (int i = 0, n = 2 + (int)sim_random(s, 2); i < n; i++) {
-                        int k = (node + i) % SIM_NODES;
+                        int k = (node + i) % s->n_nodes;
 
                         s->losses++;
                         worker_power_off(s, k);
@@ -234,7 +244,7 @@ static void inject(struct sim *s, struct ev *e) {
                 }
         } else if (what >= 116) {
                 sim_partition(s, node, 2 * SEC + sim_random(s, 12 * SEC), 3); /* a switch */
-                sim_partition(s, (node + 1) % SIM_NODES, 2 * SEC + sim_random(s, 12 * SEC), 3);
+                sim_partition(s, (node + 1) % s->n_nodes, 2 * SEC + sim_random(s, 12 * SEC), 3);
         } else if (what >= 112) {
                 duty(s, node, (int)sim_random(s, 3));
         } else if (what >= 104) {
@@ -253,12 +263,13 @@ static void inject(struct sim *s, struct ev *e) {
                 if (s->nodes[node].stream)
                         sim_break_stream(s, s->nodes[node].stream);
         }
-        sim_after(s, sim_random(s, 3 * SEC), inject);
+        sim_after(s, sim_random(s, s->big ? 300 * MS : 3 * SEC), inject);
 }
 
 static void open_all(struct sim *s, struct ev *e) {
-        for (int i = 0; i < SIM_NODES; i++)
-                duty(s, i, FP8CTL__V1__SET_NODE_REQUEST__DUTY__OPEN);
+        for (int i = 0; i < s->n_nodes; i++)
+                if (!s->big || s->nodes[i].unopened)
+                        duty(s, i, FP8CTL__V1__SET_NODE_REQUEST__DUTY__OPEN);
 }
 
 static void mend(struct sim *s, struct ev *e) {
@@ -269,9 +280,9 @@ static void mend(struct sim *s, struct ev *e) {
         sim_say(s, "no more faults");
         s->faults = s->rank_faults = s->fail_next_commit = false;
         s->calm_at = s->files_done > s->now ? s->files_done : s->now; /* storage that stalls still does */
-        for (int i = 0; i < SIM_NODES; i++)
+        for (int i = 0; i < s->n_nodes; i++)
                 worker_boot(s, i);
-        for (int i = 0; i < SIM_NODES; i++) /* one that said it leaves and did not is started again */
+        for (int i = 0; i < s->n_nodes; i++) /* one that said it leaves and did not is started again */
                 if (s->nodes[i].stream)
                         sim_break_stream(s, s->nodes[i].stream);
 }
@@ -317,7 +328,7 @@ static void check_all_free(struct sim *s) {
         until = s->now + SEC;
         while (s->now < until && sim_turn(s))
                 worker_check(s);
-        if (s->devices_total != SIM_NODES * SIM_DEVICES || s->devices_free != s->devices_total)
+        if (s->devices_total != (uint32_t)(s->n_nodes * s->n_devices) || s->devices_free != s->devices_total)
                 sim_fail(s, "all jobs have ended and %u of %u devices are free", s->devices_free, s->devices_total);
 }
 
@@ -326,23 +337,36 @@ static bool cannot_load(const struct sim *s, int i) {
         return s->job_state[i] == FP8CTL__V1__JOB_STATE__FAILED && strstr(s->job_reason[i], "no other checkpoint of the job is left to load");
 }
 
-static int run(uint64_t seed, bool verbose, bool faults, struct sim *total) {
+/* Devices as nodes have them, and room for what all of them together do at a time. */
+static void make_nodes(struct sim *s, int nodes) {
+        s->big = nodes > SIM_NODES;
+        s->n_nodes = nodes;
+        s->n_devices = s->big ? SIM_BIG_DEVICES : SIM_DEVICES;
+        s->nodes = calloc((size_t)nodes, sizeof(*s->nodes));
+        s->group = calloc(SIM_WORLD_MAX, sizeof(*s->group));
+        s->group_node = calloc(SIM_WORLD_MAX, sizeof(*s->group_node));
+        if (!s->nodes || !s->group || !s->group_node)
+                abort();
+}
+
+static int run(uint64_t seed, bool verbose, bool faults, int nodes, struct sim *total) {
         static struct sim s;
-        uint64_t next_look = 0;
+        uint64_t next_look = 0, began = clock_mono_ns();
         int failures;
 
         memset(&s, 0, sizeof(s));
+        make_nodes(&s, nodes);
         s.seed = s.rng = seed;
         s.verbose = verbose;
         s.faults = faults;
-        s.steps = faults ? 400 : 30;
+        s.steps = s.big ? 60 : faults ? 400 : 30;
         s.rank_faults = faults && seed % 4 != 3;
         s.calm_at = s.rank_faults ? UINT64_MAX : 0;
         s.save_every = seed % 4 >= 2 ? 1 + sim_random(&s, 4) : 10;
-        s.n_jobs = faults ? 3 : 2;
-        s.crash_at_flush = faults ? 1 + sim_random(&s, 100) : 0;
+        s.n_jobs = s.big ? 12 : faults ? 3 : 2;
+        s.crash_at_flush = faults && !s.big ? 1 + sim_random(&s, 100) : 0;
         sim_core_start(&s);
-        for (int i = 0; i < SIM_NODES; i++) {
+        for (int i = 0; i < s.n_nodes; i++) {
                 snprintf(s.nodes[i].name, sizeof(s.nodes[i].name), "node-%d", i);
                 worker_boot(&s, i);
         }
@@ -350,7 +374,7 @@ static int run(uint64_t seed, bool verbose, bool faults, struct sim *total) {
                 sim_after(&s, SEC + (uint64_t)i * SEC, submit_until_known)->a = (uint64_t)i;
         if (faults) {
                 sim_after(&s, 2 * SEC, inject);
-                sim_after(&s, (seed % 8 == 1 ? 5 + sim_random(&s, 15) : 60) * SEC, mend);
+                sim_after(&s, (seed % 8 == 1 && !s.big ? 5 + sim_random(&s, 15) : 60) * SEC, mend);
         }
         while (s.failures == 0 && s.now < 600 * SEC && sim_turn(&s)) {
                 s.turns++;
@@ -388,6 +412,8 @@ static int run(uint64_t seed, bool verbose, bool faults, struct sim *total) {
         total->recoveries += s.recoveries;
         total->from_peers += s.from_peers;
         total->relayouts += s.relayouts;
+        if (s.big)
+                scale_print(&s, clock_mono_ns() - began);
         failures = s.failures;
         sim_free(&s);
         return failures;
@@ -461,7 +487,7 @@ static int run_plants(uint64_t seed, uint64_t seeds, const char *only) {
                 if (only && strcmp(only, names[k]) != 0)
                         continue;
                 planted = (enum plant)k;
-                while (i < seeds && run(seed + i, false, true, &total) == 0)
+                while (i < seeds && run(seed + i, false, true, SIM_NODES, &total) == 0)
                         i++;
                 if (i < seeds)
                         printf("ok  %s is found by seed %" PRIu64 "\n", names[k], seed + i);
@@ -480,13 +506,13 @@ static int run_plants(uint64_t seed, uint64_t seeds, const char *only) {
 #endif
 
 int main(int argc, char **argv) {
-        static const struct option options[] = { { "seed", required_argument, NULL, 's' }, { "seeds", required_argument, NULL, 'n' }, { "pairs", no_argument, NULL, 'p' }, { "json", no_argument, NULL, 'j' }, { "plants", no_argument, NULL, 'P' }, { "plant", required_argument, NULL, 'o' }, { NULL, 0, NULL, 0 } };
+        static const struct option options[] = { { "seed", required_argument, NULL, 's' }, { "seeds", required_argument, NULL, 'n' }, { "pairs", no_argument, NULL, 'p' }, { "json", no_argument, NULL, 'j' }, { "nodes", required_argument, NULL, 'N' }, { "plants", no_argument, NULL, 'P' }, { "plant", required_argument, NULL, 'o' }, { NULL, 0, NULL, 0 } };
         static struct sim total;
         static uint64_t failed[1000]; /* the first so many are named */
         uint64_t seed = 1, seeds = 1, bad = 0;
         bool verbose = false, pairs = false, plants = false, json = false;
         const char *only = NULL;
-        int opt;
+        int opt, nodes = SIM_NODES;
 
         while ((opt = getopt_long(argc, argv, "s:n:pv", options, NULL)) != -1)
                 switch (opt) {
@@ -494,6 +520,7 @@ int main(int argc, char **argv) {
                 case 'n': seeds = strtoull(optarg, NULL, 10); break;
                 case 'p': pairs = true; break;
                 case 'j': json = true; break;
+                case 'N': nodes = atoi(optarg); break;
                 case 'o': only = optarg; /* fall through */
                 case 'P': plants = true; break;
                 case 'v': verbose = true; break;
@@ -501,12 +528,16 @@ int main(int argc, char **argv) {
                 }
         if (plants)
                 return run_plants(seed, seeds, only);
-        if (run(0, verbose && seed == 0, false, &total) != 0) {
+        if (nodes < SIM_NODES || nodes > 20000) {
+                fprintf(stderr, "--nodes: found %d, expected %d to 20000\n", nodes, SIM_NODES);
+                return 2;
+        }
+        if (run(0, verbose && seed == 0, false, SIM_NODES, &total) != 0) {
                 printf("the undisturbed run failed\n");
                 return 1;
         }
         for (uint64_t i = 0; i < seeds && seed > 0; i++)
-                if (run(seed + i, verbose, true, &total) != 0) {
+                if (run(seed + i, verbose, true, nodes, &total) != 0) {
                         if (bad < ARRAY_SIZE(failed))
                                 failed[bad] = seed + i;
                         bad++;

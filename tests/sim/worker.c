@@ -18,7 +18,7 @@ void worker_send(struct sim *s, int node, Fp8ctl__V1__WorkerMessage *m) {
 }
 
 static struct proc *proc_find(struct sim *s, int node, uint64_t job, uint64_t incarnation) {
-        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+        for (int i = 0; i < s->nodes[node].n_procs; i++) {
                 struct proc *p = &s->nodes[node].procs[i];
 
                 if (p->used && p->job == job && p->incarnation == incarnation)
@@ -138,6 +138,36 @@ static void ready(struct sim *s, struct ev *e) {
                 park(s, (int)e->a, p, p->pending_abort);
 }
 
+/* Where its ranks are looked for, and who has to be looked at after this event. */
+static void note_start(struct sim *s, int node, uint64_t job) {
+        struct snode *n = &s->nodes[node];
+        uint64_t j = job % 16;
+        int i;
+
+        if (!n->unchecked) {
+                if (s->n_started == s->room_started) {
+                        s->room_started = s->room_started ? 2 * s->room_started : 16;
+                        s->started = realloc(s->started, (size_t)s->room_started * sizeof(*s->started));
+                        if (!s->started)
+                                abort();
+                }
+                s->started[s->n_started++] = node;
+                n->unchecked = true;
+        }
+        if (n->here & UINT32_C(1) << j)
+                return;
+        n->here |= UINT32_C(1) << j;
+        if (s->n_where[j] == s->room_where[j]) {
+                s->room_where[j] = s->room_where[j] ? 2 * s->room_where[j] : 16;
+                s->where[j] = realloc(s->where[j], (size_t)s->room_where[j] * sizeof(*s->where[j]));
+                if (!s->where[j])
+                        abort();
+        }
+        for (i = s->n_where[j]++; i > 0 && s->where[j][i - 1] > node; i--)
+                s->where[j][i] = s->where[j][i - 1];
+        s->where[j][i] = node;
+}
+
 static void on_start(struct sim *s, int node, const Fp8ctl__V1__StartRanks *m) {
         struct snode *n = &s->nodes[node];
 
@@ -145,7 +175,9 @@ static void on_start(struct sim *s, int node, const Fp8ctl__V1__StartRanks *m) {
                 struct proc *p = NULL;
                 const char *dir;
 
-                for (int k = 0; k < SIM_RANKS_MAX; k++) {
+                for (int k = 0; k < SIM_RANKS_MAX && (k < n->n_procs || !p); k++) {
+                        if (k == n->n_procs)
+                                n->n_procs++;
                         if (n->procs[k].used && !n->procs[k].dead && n->procs[k].device == m->ranks[i]->device)
                                 sim_fail(s, "%s: device %u is given to job %" PRIu64 " rank %u while job %" PRIu64 " rank %u (incarnation %" PRIu64 ") lives on it", n->name,
                                          m->ranks[i]->device, m->job_id, m->ranks[i]->rank, n->procs[k].job, n->procs[k].rank, n->procs[k].incarnation);
@@ -154,11 +186,12 @@ static void on_start(struct sim *s, int node, const Fp8ctl__V1__StartRanks *m) {
                 }
                 if (!p)
                         abort();
+                note_start(s, node, m->job_id);
                 *p = (struct proc){ .used = true, .job = m->job_id, .epoch = m->epoch, .start_epoch = m->epoch, .rank = m->ranks[i]->rank, .incarnation = m->ranks[i]->incarnation,
                                     .device = m->ranks[i]->device, .phase = STARTING,
                                     .gen = n->life, .hangs = s->rank_faults && sim_chance(s, 2) };
                 dir = strstr(m->job_file, "/ckpt/");
-                snprintf(p->ckpt, sizeof(p->ckpt), "%.7s", dir ? dir : "");
+                snprintf(p->ckpt, sizeof(p->ckpt), "%.*s", dir ? (int)strcspn(dir, "\"") : 0, dir ? dir : "");
                 worker_proc_after(s, node, p, 20 * MS + sim_random(s, 100 * MS), ready);
         }
 }
@@ -192,15 +225,17 @@ void worker_fault(struct sim *s, int node, struct proc *p, int kind) {
 
 /* ------------------------------------------------------------------ steps */
 struct group {
-        struct proc *p[SIM_WORLD_MAX];
-        int node[SIM_WORLD_MAX], n;
+        struct proc **p;
+        int *node, n;
 };
 
 static struct group group_of(struct sim *s, uint64_t job, uint64_t epoch) {
-        struct group g = { 0 };
+        struct group g = { .p = s->group, .node = s->group_node };
 
-        for (int n = 0; n < SIM_NODES; n++)
-                for (int i = 0; s->nodes[n].up && i < SIM_RANKS_MAX; i++) {
+        for (int k = 0; k < s->n_where[job % 16]; k++) {
+                int n = s->where[job % 16][k];
+
+                for (int i = 0; s->nodes[n].up && i < s->nodes[n].n_procs; i++) {
                         struct proc *p = &s->nodes[n].procs[i];
 
                         if (p->used && !p->dead && !p->faulted && p->job == job && p->epoch == epoch && p->meshed && g.n < SIM_WORLD_MAX) {
@@ -208,6 +243,7 @@ static struct group group_of(struct sim *s, uint64_t job, uint64_t epoch) {
                                 g.node[g.n++] = n;
                         }
                 }
+        }
         return g;
 }
 
@@ -310,7 +346,7 @@ static void step(struct sim *s, struct ev *e) {
                 }
         }
         if (!last && !stop) {
-                struct ev *next = sim_after(s, 20 * MS + sim_random(s, 40 * MS), step);
+                struct ev *next = sim_after(s, s->big ? 500 * MS + sim_random(s, 500 * MS) : 20 * MS + sim_random(s, 40 * MS), step);
 
                 next->a = e->a;
                 next->b = e->b;
@@ -377,7 +413,7 @@ static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
         }
         if (!again)
                 replica_check_plan(s, m);
-        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+        for (int i = 0; i < n->n_procs; i++) {
                 struct proc *p = &n->procs[i];
 
                 if (p->used && !p->dead && p->job == m->job_id && p->epoch < m->epoch && p->rank < m->n_peers && m->peers[p->rank]->incarnation == p->incarnation)
@@ -417,12 +453,13 @@ static void on_inventory(struct sim *s, int node, const Fp8ctl__V1__InventoryReq
         Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__Inventory x = FP8CTL__V1__INVENTORY__INIT;
         Fp8ctl__V1__Generation list[SIM_REPLICAS_MAX], *ptrs[SIM_REPLICAS_MAX];
+        char layouts[SIM_REPLICAS_MAX][32];
 
         replica_fenced(s, node, m->job_id, m->epoch);
         s->nodes[node].listed[m->job_id % 16] = m->epoch;
         x.job_id = m->job_id;
         x.epoch = m->epoch;
-        for (int i = 0; i < SIM_REPLICAS_MAX; i++) {
+        for (int i = 0; i < s->nodes[node].n_replicas; i++) {
                 const struct replica *r = &s->nodes[node].replicas[i];
                 Fp8ctl__V1__Generation *g = &list[x.n_generations];
 
@@ -434,7 +471,8 @@ static void on_inventory(struct sim *s, int node, const Fp8ctl__V1__InventoryReq
                 g->epoch = r->epoch;
                 g->shard_count = r->world;
                 g->held = r->held;
-                g->layout = (char *)(r->world == 2 ? "tp2.pp1.dp1/sim" : r->world == 4 ? "tp2.pp1.dp2/sim" : "tp2.pp1.dp4/sim");
+                snprintf(layouts[x.n_generations], sizeof(layouts[0]), "tp2.pp1.dp%u/sim", r->world / 2);
+                g->layout = layouts[x.n_generations];
                 ptrs[x.n_generations++] = g;
         }
         x.generations = ptrs;
@@ -453,11 +491,11 @@ static void heartbeat(struct sim *s, struct ev *e) {
 
         if (!n->up || n->life != e->b)
                 return;
-        next = sim_after(s, 200 * MS, heartbeat);
+        next = sim_after(s, s->big ? SEC : 200 * MS, heartbeat);
         next->a = e->a;
         next->b = e->b;
         if (n->lease_until && s->now > n->lease_until) {
-                for (int i = 0; i < SIM_RANKS_MAX; i++)
+                for (int i = 0; i < n->n_procs; i++)
                         if (n->procs[i].used && !n->procs[i].dead) {
                                 worker_kill(s, (int)e->a, &n->procs[i], 9);
                                 s->lease_kills++;
@@ -465,7 +503,7 @@ static void heartbeat(struct sim *s, struct ev *e) {
         }
         h.sent_mono_ns = s->now;
         h.lease_number = n->lease_number;
-        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+        for (int i = 0; i < n->n_procs; i++) {
                 const struct proc *p = &n->procs[i];
                 Fp8ctl__V1__RankProgress *g = &list[h.n_ranks];
 
@@ -491,13 +529,13 @@ static void hello(struct sim *s, int node, uint64_t stream) {
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__WorkerHello h = FP8CTL__V1__WORKER_HELLO__INIT;
         Fp8ctl__V1__Node nd = FP8CTL__V1__NODE__INIT;
-        Fp8ctl__V1__NodeDevice dev[SIM_DEVICES], *devs[SIM_DEVICES];
+        Fp8ctl__V1__NodeDevice dev[SIM_BIG_DEVICES], *devs[SIM_BIG_DEVICES];
         Fp8ctl__V1__RankStatus list[SIM_RANKS_MAX], *ptrs[SIM_RANKS_MAX];
         Fp8ctl__V1__RankExited exited[SIM_RANKS_MAX];
-        char endpoints[SIM_RANKS_MAX][64], replica_endpoint[64];
+        char endpoints[SIM_RANKS_MAX][64], replica_endpoint[64], rack[16];
         uint64_t held[SIM_REPLICAS_MAX];
 
-        for (uint32_t i = 0; i < SIM_DEVICES; i++) {
+        for (uint32_t i = 0; i < (uint32_t)s->n_devices; i++) {
                 fp8ctl__v1__node_device__init(&dev[i]);
                 dev[i].index = i;
                 dev[i].kind = (char *)"cpu";
@@ -505,15 +543,19 @@ static void hello(struct sim *s, int node, uint64_t stream) {
         }
         nd.name = n->name;
         nd.devices = devs;
-        nd.n_devices = SIM_DEVICES;
+        nd.n_devices = (size_t)s->n_devices;
         snprintf(replica_endpoint, sizeof(replica_endpoint), "tcp:%s:%" PRIu64, n->name, n->life);
         nd.replica_endpoint = replica_endpoint;
         nd.rack = (char *)(node < 2 ? "x" : node < 4 ? "y" : "");
-        for (int i = 0; i < SIM_REPLICAS_MAX; i++)
+        if (s->big) {
+                snprintf(rack, sizeof(rack), "rack-%d", node / 16);
+                nd.rack = rack;
+        }
+        for (int i = 0; i < n->n_replicas; i++)
                 if (n->replicas[i].held)
                         held[h.n_held_jobs++] = n->replicas[i].job; /* doubles are allowed */
         h.held_jobs = held;
-        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+        for (int i = 0; i < n->n_procs; i++) {
                 struct proc *p = &n->procs[i];
                 Fp8ctl__V1__RankStatus *st = &list[h.n_ranks];
 
@@ -596,7 +638,7 @@ static void kill_some(struct sim *s, int node, const Fp8ctl__V1__KillRanks *m) {
 
 static void on_abort(struct sim *s, int node, const Fp8ctl__V1__AbortEpoch *m) {
         replica_fenced(s, node, m->job_id, m->epoch);
-        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+        for (int i = 0; i < s->nodes[node].n_procs; i++) {
                 struct proc *p = &s->nodes[node].procs[i];
 
                 if (!p->used || p->dead || p->job != m->job_id || p->epoch >= m->epoch || p->hangs)
@@ -609,7 +651,7 @@ static void on_abort(struct sim *s, int node, const Fp8ctl__V1__AbortEpoch *m) {
 }
 
 static void on_save_now(struct sim *s, int node, const Fp8ctl__V1__SaveNow *m) {
-        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+        for (int i = 0; i < s->nodes[node].n_procs; i++) {
                 struct proc *p = &s->nodes[node].procs[i];
 
                 if (!p->used || p->dead || p->job != m->job_id || p->epoch != m->epoch)
@@ -622,7 +664,7 @@ static void on_save_now(struct sim *s, int node, const Fp8ctl__V1__SaveNow *m) {
 }
 
 static void on_stop(struct sim *s, int node, const Fp8ctl__V1__StopRanks *m) {
-        for (int i = 0; i < SIM_RANKS_MAX; i++) {
+        for (int i = 0; i < s->nodes[node].n_procs; i++) {
                 struct proc *p = &s->nodes[node].procs[i];
 
                 if (p->used && !p->dead && p->job == m->job_id && p->epoch == m->epoch)
@@ -633,10 +675,10 @@ static void on_stop(struct sim *s, int node, const Fp8ctl__V1__StopRanks *m) {
 static void on_release(struct sim *s, int node, const Fp8ctl__V1__ReleaseJob *m) {
         struct snode *n = &s->nodes[node];
 
-        for (int i = 0; i < SIM_RANKS_MAX; i++)
+        for (int i = 0; i < n->n_procs; i++)
                 if (n->procs[i].used && n->procs[i].job == m->job_id)
                         worker_kill(s, node, &n->procs[i], 0);
-        for (int i = 0; i < SIM_REPLICAS_MAX; i++)
+        for (int i = 0; i < n->n_replicas; i++)
                 if (n->replicas[i].job == m->job_id)
                         n->replicas[i] = (struct replica){ 0 };
         replica_uncover(s, m->job_id);
@@ -719,10 +761,10 @@ void worker_power_off(struct sim *s, int node) {
                 sim_break_stream(s, n->stream);
         n->stream = 0;
         n->lease_until = n->lease_number = 0;
-        memset(n->procs, 0, sizeof(n->procs));
-        memset(n->replicas, 0, sizeof(n->replicas));
+        memset(n->procs, 0, sizeof(n->procs[0]) * (size_t)n->n_procs);
+        memset(n->replicas, 0, sizeof(n->replicas[0]) * (size_t)n->n_replicas);
         memset(n->listed, 0, sizeof(n->listed));
-        memset(n->keep, 0, sizeof(n->keep));
+        n->n_procs = n->n_replicas = n->n_keeps = 0;
         replica_forget_told(s, node);
         s->memory_losses++;
 }
@@ -743,8 +785,8 @@ struct proc *worker_some_rank(struct sim *s, int *ret_node) {
         struct proc *found = NULL;
         uint64_t n = 0;
 
-        for (int k = 0; k < SIM_NODES; k++)
-                for (int i = 0; s->nodes[k].up && i < SIM_RANKS_MAX; i++)
+        for (int k = 0; k < s->n_nodes; k++)
+                for (int i = 0; s->nodes[k].up && i < s->nodes[k].n_procs; i++)
                         if (s->nodes[k].procs[i].used && !s->nodes[k].procs[i].dead && sim_random(s, ++n) == 0) {
                                 found = &s->nodes[k].procs[i];
                                 *ret_node = k;
@@ -752,18 +794,20 @@ struct proc *worker_some_rank(struct sim *s, int *ret_node) {
         return found;
 }
 
-/* After every event: no device in two jobs. */
+/* After every event, where it started ranks (nothing else takes a device): no device in two jobs. */
 void worker_check(struct sim *s) {
-        for (int k = 0; k < SIM_NODES; k++) {
-                uint64_t owner[SIM_DEVICES] = { 0 };
+        while (s->n_started > 0) {
+                uint64_t owner[SIM_BIG_DEVICES] = { 0 };
+                int k = s->started[--s->n_started];
 
-                for (int i = 0; s->nodes[k].up && i < SIM_RANKS_MAX; i++) {
+                s->nodes[k].unchecked = false;
+                for (int i = 0; s->nodes[k].up && i < s->nodes[k].n_procs; i++) {
                         const struct proc *p = &s->nodes[k].procs[i];
 
                         if (!p->used || p->dead)
                                 continue;
-                        if (p->device >= SIM_DEVICES || owner[p->device])
-                                sim_fail(s, "%s: device %u is held by job %" PRIu64 " and job %" PRIu64, s->nodes[k].name, p->device, owner[p->device % SIM_DEVICES], p->job);
+                        if (p->device >= (uint32_t)s->n_devices || owner[p->device])
+                                sim_fail(s, "%s: device %u is held by job %" PRIu64 " and job %" PRIu64, s->nodes[k].name, p->device, owner[p->device % SIM_BIG_DEVICES], p->job);
                         else
                                 owner[p->device] = p->job;
                 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "daemon/core/planted.h"
 #include "tests/sim/sim.h"
 
@@ -95,11 +96,31 @@ bool sim_turn(struct sim *s) {
 }
 
 /* ------------------------------------------------------------------ store */
+/* In the order of keys, as a store gives them. *ret_at: where it is or belongs. */
+static bool store_find(const struct sim *s, const char *key, size_t *ret_at) {
+        size_t low = 0, high = s->n_store;
+
+        while (low < high) {
+                size_t mid = low + (high - low) / 2;
+                int r = strcmp(s->store[mid].key, key);
+
+                if (r == 0) {
+                        *ret_at = mid;
+                        return true;
+                }
+                if (r < 0)
+                        low = mid + 1;
+                else
+                        high = mid;
+        }
+        *ret_at = low;
+        return false;
+}
+
 const struct kv *sim_stored(const struct sim *s, const char *key) {
-        for (size_t i = 0; i < s->n_store; i++)
-                if (strcmp(s->store[i].key, key) == 0)
-                        return &s->store[i];
-        return NULL;
+        size_t at;
+
+        return store_find(s, key, &at) ? &s->store[at] : NULL;
 }
 
 Fp8ctl__V1__JobRecord *sim_stored_job(const struct sim *s, uint64_t job) {
@@ -112,15 +133,20 @@ Fp8ctl__V1__JobRecord *sim_stored_job(const struct sim *s, uint64_t job) {
 }
 
 static void store_put(struct sim *s, const struct kv *op) {
-        struct kv *at = (struct kv *)sim_stored(s, op->key);
+        struct kv *at;
+        size_t i;
 
-        if (!at) {
-                s->store = realloc(s->store, (s->n_store + 1) * sizeof(*s->store));
-                if (!s->store)
-                        abort();
-                at = &s->store[s->n_store++];
-                *at = (struct kv){ .key = strdup(op->key) };
+        if (!store_find(s, op->key, &i)) {
+                if (s->n_store == s->room_store) {
+                        s->room_store = s->room_store ? 2 * s->room_store : 64;
+                        s->store = realloc(s->store, s->room_store * sizeof(*s->store));
+                        if (!s->store)
+                                abort();
+                }
+                memmove(s->store + i + 1, s->store + i, (s->n_store++ - i) * sizeof(*s->store));
+                s->store[i] = (struct kv){ .key = strdup(op->key) };
         }
+        at = &s->store[i];
         free(at->value);
         at->value = malloc(op->len + 1);
         if (!at->value)
@@ -132,13 +158,13 @@ static void store_put(struct sim *s, const struct kv *op) {
 }
 
 static void store_delete(struct sim *s, const char *key) {
-        struct kv *at = (struct kv *)sim_stored(s, key);
+        size_t i;
 
-        if (!at)
+        if (!store_find(s, key, &i))
                 return;
-        free(at->key);
-        free(at->value);
-        *at = s->store[--s->n_store];
+        free(s->store[i].key);
+        free(s->store[i].value);
+        memmove(s->store + i, s->store + i + 1, (--s->n_store - i) * sizeof(*s->store));
 }
 
 static void batch_free(struct batch *b) {
@@ -421,7 +447,7 @@ static void note_plan(struct sim *s, const char *text) {
 
 /* Its ranks may finish steps until the lease that it knows of is over. */
 static void check_lost(struct sim *s, const char *text) {
-        for (int k = 0; k < SIM_NODES; k++) {
+        for (int k = 0; k < s->n_nodes; k++) {
                 struct snode *n = &s->nodes[k];
                 char said[64];
 
@@ -432,7 +458,7 @@ static void check_lost(struct sim *s, const char *text) {
                 s->memory_losses++; /* who lost power was counted then */
                 if (s->now > n->lease_until)
                         continue;
-                for (int i = 0; i < SIM_RANKS_MAX; i++)
+                for (int i = 0; i < n->n_procs; i++)
                         if (n->procs[i].used && !n->procs[i].dead)
                                 sim_fail(s, "%s is given up while its lease runs for %.3f s more and job %" PRIu64 " rank %u lives there", n->name, (double)(n->lease_until - s->now) / 1e9,
                                          n->procs[i].job, n->procs[i].rank);
@@ -459,6 +485,17 @@ static void io_log(void *arg, int level, const char *text) {
 
 void sim_enter(struct sim *s) {
         s->in_core = true;
+        s->core_began = s->big ? clock_mono_ns() : 0;
+}
+
+/* How long the core took, of the machine's time: told in the end, it decides nothing. */
+static void core_took(struct sim *s) {
+        uint64_t ns = clock_mono_ns() - s->core_began;
+
+        s->core_events++;
+        s->core_ns += ns;
+        if (ns > s->core_worst_ns)
+                s->core_worst_ns = ns;
 }
 
 /* The end of an event: its batch goes to the store, which takes its time and keeps the order. */
@@ -468,6 +505,8 @@ void sim_leave(struct sim *s) {
         uint64_t at;
 
         s->in_core = false;
+        if (s->big)
+                core_took(s);
         if (!s->cur.n_ops && !s->cur.n_items)
                 return;
         b = malloc(sizeof(*b));
@@ -549,10 +588,7 @@ void sim_core_crash(struct sim *s) {
 
 /* ------------------------------------------------------------------ streams */
 struct stream *sim_stream(struct sim *s, uint64_t id) {
-        for (size_t i = s->n_streams; i-- > 0;)
-                if (s->streams[i].id == id)
-                        return &s->streams[i];
-        return NULL;
+        return id > 0 && id <= s->n_streams ? &s->streams[id - 1] : NULL; /* they are numbered as they are opened */
 }
 
 uint64_t sim_open_stream(struct sim *s, int node) {
@@ -561,9 +597,12 @@ uint64_t sim_open_stream(struct sim *s, int node) {
 
         if (!s->core)
                 return 0;
-        s->streams = realloc(s->streams, (s->n_streams + 1) * sizeof(*s->streams));
-        if (!s->streams)
-                abort();
+        if (s->n_streams == s->room_streams) {
+                s->room_streams = s->room_streams ? 2 * s->room_streams : 64;
+                s->streams = realloc(s->streams, s->room_streams * sizeof(*s->streams));
+                if (!s->streams)
+                        abort();
+        }
         t = &s->streams[s->n_streams++];
         *t = (struct stream){ .id = ++s->next_session, .node = node, .up = true };
         sim_enter(s);
@@ -729,4 +768,10 @@ void sim_free(struct sim *s) {
         free(s->heap);
         free(s->store);
         free(s->streams);
+        for (int i = 0; i < 16; i++)
+                free(s->where[i]);
+        free(s->started);
+        free(s->group);
+        free(s->group_node);
+        free(s->nodes);
 }
