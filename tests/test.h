@@ -11,6 +11,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Built with a sanitizer: what takes long may be smaller there. (clang has no __SANITIZE_*__, gcc 12 no __has_feature.) */
+#ifndef __has_feature
+#define __has_feature(x) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define TEST_SANITIZED 1
+#else
+#define TEST_SANITIZED 0
+#endif
+
 struct test_entry {
         const char *name;
         void (*fn)(void);

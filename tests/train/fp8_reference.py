@@ -142,11 +142,11 @@ class Head(torch.autograd.Function):
 
 
 class Core(torch.autograd.Function):
-    """One head's attention.  The gradient of the softmax takes what it subtracts from every row, sum p dp, as sum out dout of the output that is stored (FlashAttention-2, arXiv 2307.08691,
-    section 3.1)."""
+    """Attention of every head [.., heads, tokens, D].  The gradient of the softmax takes what it subtracts from every row, sum p dp, as sum out dout of the output that is stored
+    (FlashAttention-2, arXiv 2307.08691, section 3.1)."""
     @staticmethod
     def forward(ctx, q, k, v, mask):
-        p = torch.softmax((q @ k.T / math.sqrt(head_dim)).masked_fill(mask, float("-inf")), dim=1)
+        p = torch.softmax((q @ k.mT / math.sqrt(head_dim)).masked_fill(mask, float("-inf")), dim=-1)
         out = bf16(p @ v)
         ctx.save_for_backward(q, k, v, p, out)
         return out
@@ -154,21 +154,23 @@ class Core(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dout):
         q, k, v, p, out = ctx.saved_tensors
-        ds = p * (dout @ v.T - (out * dout).sum(dim=1, keepdim=True)) / math.sqrt(head_dim)
-        return ds @ k, ds.T @ q, p.T @ dout, None
+        ds = p * (dout @ v.mT - (out * dout).sum(dim=-1, keepdim=True)) / math.sqrt(head_dim)
+        return ds @ k, ds.mT @ q, p.mT @ dout, None
 
 
 def attention(q, k, v, documents, positions):
-    tokens = q.shape[0]
-    q = Round.apply(rotate(Round.apply(q).reshape(tokens, heads, head_dim), positions))
-    k = Round.apply(rotate(Round.apply(k).reshape(tokens, kv_heads, head_dim), positions))
-    v = Round.apply(v).reshape(tokens, kv_heads, head_dim)
-    group, length, outs = heads // kv_heads, len(batch[0]["labels"]), []
-    for at in range(0, tokens, length):  # no document goes over a sequence's end
-        own = slice(at, at + length)
-        mask = ~allowed(documents[own])
-        outs.append(torch.cat([Core.apply(q[own, h], k[own, h // group], v[own, h // group], mask) for h in range(heads)], dim=1))
-    return torch.cat(outs)
+    length = len(batch[0]["labels"])  # no document goes over a sequence's end
+
+    def split(x, group):
+        """[tokens, heads, D] to [sequences, heads, length, D], each head as often as it is shared."""
+        return x.reshape(-1, length, x.shape[1], head_dim).repeat_interleave(group, 2).transpose(1, 2)
+
+    q = Round.apply(rotate(Round.apply(q).reshape(-1, heads, head_dim), positions))
+    k = Round.apply(rotate(Round.apply(k).reshape(-1, kv_heads, head_dim), positions))
+    v = Round.apply(v).reshape(-1, kv_heads, head_dim)
+    mask = torch.stack([~allowed(d) for d in documents.reshape(-1, length)]).unsqueeze(1)
+    out = Core.apply(split(q, 1), split(k, heads // kv_heads), split(v, heads // kv_heads), mask)
+    return out.transpose(1, 2).reshape(-1, heads * head_dim)
 
 
 def loss_of(w, ids, labels, documents, positions, scale):

@@ -1,39 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the two models in torch share and test_reference.c knows of: DIR/{model.json, batch.json, NAME.f64} in, DIR/NAME.SUFFIX.f64 and DIR/loss.json out; and the parts of a Llama
-that have nothing to do with rounding.  Arguments: one DIR or more.  Exit status 77: no torch here.
+that have nothing to do with rounding.
 """
 import json
-import os
-import sys
 
-try:
-    import torch
-except ImportError:
-    sys.exit(77)
+import torch
 
 torch.set_num_threads(1)
 
 
-def next_folder():
-    """A process for each folder: loading torch takes longer than using it."""
-    for name in sys.argv[1:]:
-        child = os.fork()
-        if child == 0:
-            return name
-        if os.waitpid(child, 0)[1] != 0:
-            sys.exit(1)
-    sys.exit(0)
+folder, config, batch = "", {}, []
 
 
-folder = next_folder()
-
-
-def load(name):
-    with open(f"{folder}/{name}") as f:
-        return json.load(f)
-
-
-config, batch = load("model.json"), load("batch.json")
+def take(name):
+    """What follows is about this folder."""
+    global folder, config, batch
+    folder = name
+    with open(f"{folder}/model.json") as f:
+        config = json.load(f)
+    with open(f"{folder}/batch.json") as f:
+        batch = json.load(f)
 
 
 def weights():
