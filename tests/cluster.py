@@ -14,6 +14,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SLOWDOWN = float(os.environ.get("FP8_TEST_SLOWDOWN", "1"))
 # Under sanitizers the arithmetic, which tests/kernels and tests/train cover, is most of the time: half of it.
 SMALLER = ["--set", "train.global_batch=4", "--set", "train.micro_batch=1"] if SLOWDOWN > 1 else []
+# Where it matters how a job goes on and not how large the sums are: an eighth of a step of tests/fault/job.yaml.
+SMALL = [x for s in ("model.hidden_size=64", "model.intermediate_size=128", "model.head_dim=16", "data.seq_len=16", "train.global_batch=4", "train.micro_batch=1") for x in ("--set", s)]
 
 
 class Failure(Exception):
@@ -30,6 +32,11 @@ def wait_for(what, condition, seconds, interval=0.05):
         if time.monotonic() > end:
             raise Failure(f"waited {seconds * SLOWDOWN:.0f} s in vain for {what}")
         time.sleep(interval)
+
+
+def paced(ms):
+    """Every step sleeps so long (a test hook): the job lasts as long as the test needs to act on it, which a loaded machine must not decide, and costs nothing meanwhile."""
+    return ["--set", f"test.slow_ms={int(ms * min(SLOWDOWN, 2))}"]
 
 
 class Cluster:

@@ -63,8 +63,8 @@ def near(what, found, expected, bound):
 
 
 def part_loss(c):
-    a = train(c, "untied", "train.steps=20", "precision.recipe=fp32", "checkpoint.every_steps=10")
-    b = train(c, "tied", "train.steps=10", "precision.recipe=block", "parallel.tp=1", "parallel.pp=2", "model.tie_word_embeddings=true")
+    a = train(c, "untied", "train.steps=10", "precision.recipe=fp32", "checkpoint.every_steps=5")
+    b = train(c, "tied", "train.steps=5", "precision.recipe=block", "parallel.tp=1", "parallel.pp=2", "model.tie_word_embeddings=true")
     exact, rounded, tied = (f"{c.home}/{x}" for x in ("hf-fp32", "hf-bf16", "hf-tied"))
     c.ctl("ckpt", "export", "--format", "hf", "--dtype", "fp32", str(a["id"]), exact)
     e = c.json("ckpt", "export", a["checkpoint"], rounded, "--shard-mib", "1")
@@ -95,7 +95,7 @@ def part_loss(c):
     # diff, of other layouts too
     d = c.json("ckpt", "diff", str(a["id"]), a["checkpoint"])
     check("diff of the same", d["equal"] and d["different"] == 0 and d["compared"] > 100 and d["tensors"] == [], d)
-    p = c.ctl("ckpt", "diff", f"{a['id']}:10", str(a["id"]), "-o", "json", check=False)
+    p = c.ctl("ckpt", "diff", f"{a['id']}:5", str(a["id"]), "-o", "json", check=False)
     d = json.loads(p.stdout)
     check("diff of two steps", p.returncode == 1 and not d["equal"] and "step" in d["state"] and all(t["max_abs"] > 0 for t in d["tensors"] if t["differing"]), d["state"])
     c.ctl("ckpt", "import", rounded, f"{c.home}/import-x")
@@ -115,7 +115,7 @@ def documented(c, a, folder):
     def keys(begin, end="\n\n"):
         at = text.index(begin) + len(begin)
         return set(re.findall(r"`(\w+)`", text[at:text.index(end, at)]))
-    first, second = str(a["id"]), f"{a['id']}:10"
+    first, second = str(a["id"]), f"{a['id']}:5"
     show = c.json("ckpt", "show", first)
     verify = c.json("ckpt", "verify", first)
     diff = json.loads(c.ctl("ckpt", "diff", first, second, "-o", "json", check=False).stdout)

@@ -12,7 +12,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, Failure, compare, wait_for  # noqa: E402
+from cluster import ROOT, SMALL, Failure, compare, paced, wait_for  # noqa: E402
 
 try:
     import xxhash
@@ -55,19 +55,19 @@ def check_all(c, job):
                 raise Failure(f"a committed checkpoint is not whole: {e}") from None
 
 
-def submit(c, name):
-    return c.submit(JOB, "--name", name, "--set", f"checkpoint.dir={c.home}/ckpt-{name}", "--set", "checkpoint.every_steps=2", "--set", "checkpoint.keep_last=3")
+def submit(c, name, *more):
+    return c.submit(JOB, "--name", name, *SMALL, *more, "--set", f"checkpoint.dir={c.home}/ckpt-{name}", "--set", "checkpoint.every_steps=2", "--set", "checkpoint.keep_last=3")
 
 
 def main():
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else time.time_ns() % 1000000
     rng = random.Random(seed)
     print(f"seed {seed}", flush=True)
-    with Bare(sys.argv[1], nodes=2, devices=2) as c:
+    with Bare(sys.argv[1], nodes=2, devices=2, controller=["--allow-test-hooks"]) as c:
         calm = submit(c, "calm")
         c.wait_done(calm)
         want = c.final(calm)
-        job = submit(c, "killed")
+        job = submit(c, "killed", *paced(80))
         for i in range(KILLS):
             c.wait_step(job, 4 + 8 * i)
             time.sleep(rng.uniform(0, 0.15))

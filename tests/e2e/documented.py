@@ -7,7 +7,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, Failure, wait_for  # noqa: E402
+from cluster import ROOT, SMALL, Failure, paced, wait_for  # noqa: E402
 
 JOB = os.path.join(ROOT, "tests/e2e/job.yaml")
 
@@ -69,11 +69,11 @@ def main():
     job_keys = table_keys(doc["Job"].split("`submit --dry-run`")[0]) - {"warnings"}
     describe_keys = table_keys(doc["Job"].split("`describe JOB`")[1])
     plan_rank = words(doc["Job"], "`rank`, `pp_index`", "`pid`") - {"starting", "ready", "running", "parked", "lost", "done"}
-    with Bare(sys.argv[1], nodes=2, devices=2) as c:
+    with Bare(sys.argv[1], nodes=2, devices=2, controller=["--allow-test-hooks"]) as c:
         refusals(c)
-        job = c.submit(JOB, "--set", "train.steps=12", "--set", f"checkpoint.dir={c.home}/ckpt")
+        job = c.submit(JOB, *SMALL, *paced(60), "--set", "train.steps=12", "--set", f"checkpoint.dir={c.home}/ckpt")
         # All devices are taken: the next one waits and says so.
-        waits = c.submit(JOB, "--set", "train.steps=6", "--name", "waits", "--set", f"checkpoint.dir={c.home}/ckpt2")
+        waits = c.submit(JOB, *SMALL, "--set", "train.steps=6", "--name", "waits", "--set", f"checkpoint.dir={c.home}/ckpt2")
         j = c.job(waits)
         if j["state"] != "PENDING" or "needs 4 devices" not in j["reason"]:
             raise Failure(f"a job without devices: found {j['state']} ({j['reason']})")

@@ -12,7 +12,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, SLOWDOWN, Failure, wait_for  # noqa: E402
+from cluster import ROOT, SLOWDOWN, SMALL, Failure, paced, wait_for  # noqa: E402
 
 JOB = os.path.join(ROOT, "tests/e2e/job.yaml")
 
@@ -56,7 +56,7 @@ def uid_of(pid):
 def main():
     one, two, group = users()
     home_of = {u.pw_uid: u for u in (one, two)}
-    with Group(sys.argv[1], nodes=1, devices=4, controller=["--group", group.gr_name]) as c:
+    with Group(sys.argv[1], nodes=1, devices=4, controller=["--allow-test-hooks", "--group", group.gr_name]) as c:
         s = os.stat(c.home + "/fp8d.sock")
         check("mode and group of the socket", (stat.S_IMODE(s.st_mode), s.st_gid), (0o660, group.gr_gid))
         check("the store stays root's own", stat.S_IMODE(os.stat(c.home + "/fp8d.db").st_mode), 0o600)
@@ -71,7 +71,7 @@ def main():
             os.chown(d, u.pw_uid, u.pw_gid)
             os.chmod(d, 0o700)
         args = lambda u, *more: ("submit", c.home + "/job.yaml", "--set", f"data.path={c.home}/text", "--set", f"checkpoint.dir={c.home}/{u.pw_name}/ckpt",
-                                 "--set", "checkpoint.keep_last=1", *more)
+                                 "--set", "checkpoint.keep_last=1", *SMALL, *paced(20), *more)
         p = c.as_(one, "list")
         check("a user outside the group has no way in", (p.returncode, p.stdout), (p.returncode if p.returncode in (4, 5) else 4, ""))
         g = [group.gr_gid]

@@ -11,7 +11,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, Failure, wait_for  # noqa: E402
+from cluster import ROOT, SMALL, Failure, wait_for  # noqa: E402
 
 JOB = os.path.join(ROOT, "tests/e2e/job.yaml")
 
@@ -113,7 +113,7 @@ def main():
         p = c.ctl("node", "diff", "-o", "json", check=False)
         check("node diff", (p.returncode, json.loads(p.stdout)["keys"]), (1, [{"key": "kernel", "values": [{"value": "6.1.1", "nodes": ["node-0", "node-1"]}, {"value": "6.1.2", "nodes": ["node-2"]}]}]))
         check("node diff of two that are alike", c.ctl("node", "diff", "node-0", "node-1").stdout, "2 nodes, made alike\n")
-        job = c.submit(JOB, "--set", f"checkpoint.dir={c.home}/ckpt", "--set", "train.steps=100000", "--set", "checkpoint.every_steps=0")
+        job = c.submit(JOB, *SMALL, "--set", f"checkpoint.dir={c.home}/ckpt", "--set", "train.steps=100000", "--set", "checkpoint.every_steps=0")
         c.wait_step(job, 3)
         first = c.nodes_of(job)
         bad = sorted(first)[0]

@@ -85,8 +85,8 @@ def logits(config, w, ids):
 
 def compare_transformers(folder, ids, ours):
     try:
+        import transformers  # first: without it nobody waits for the other
         import torch
-        import transformers
     except ImportError:
         return None
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)

@@ -12,7 +12,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, Failure, compare, wait_for  # noqa: E402
+from cluster import ROOT, SMALL, Failure, compare, paced, wait_for  # noqa: E402
 
 JOB = os.path.join(ROOT, "tests/e2e/job.yaml")
 STEPS = 60
@@ -24,7 +24,7 @@ def check(what, found, expected):
 
 
 def submit(c, name, *more):
-    return c.submit(JOB, "--name", name, "--set", f"checkpoint.dir={c.home}/ckpt-{name}", *more)
+    return c.submit(JOB, "--name", name, *SMALL, "--set", f"checkpoint.dir={c.home}/ckpt-{name}", *more)
 
 
 def state(c, job):
@@ -57,7 +57,7 @@ def verify(c, job):
 
 def case_notice(c, want):
     """Last save, PENDING with the reason, the worker gone with exit 0; back: from that very step to the end."""
-    job = submit(c, "notice")
+    job = submit(c, "notice", *paced(40))
     c.wait_step(job, 12)
     pids = list(c.pids(job).values())
     check("exit code of a worker after SIGTERM", c.stop("node-1"), 0)
@@ -84,7 +84,7 @@ def case_notice(c, want):
 
 def case_away(c, want):
     """The notice comes while the controller is away: it is told when it is back, and the ranks save and leave long before the grace of 30 s is over."""
-    job = submit(c, "away", "--set", "train.steps=1000000", "--set", "checkpoint.every_steps=0")
+    job = submit(c, "away", *paced(20), "--set", "train.steps=1000000", "--set", "checkpoint.every_steps=0")
     c.wait_step(job, 3)
     c.stop("fp8d", signal.SIGKILL)
     worker = c.started.pop("node-1")
@@ -101,7 +101,7 @@ def case_away(c, want):
 
 
 def case_cancel(c, want):
-    job = submit(c, "graceful")
+    job = submit(c, "graceful", *paced(40))
     c.wait_step(job, 7)
     c.ctl("cancel", str(job), "--reason", "enough of it")
     j = c.wait_done(job, state="CANCELLED")
@@ -111,7 +111,7 @@ def case_cancel(c, want):
     check("exit code of wait for a cancelled job", c.ctl("wait", str(job), check=False).returncode, 7)
     verify(c, job)
     c.wait_ready(2)
-    job = submit(c, "now")
+    job = submit(c, "now", *paced(40))
     c.wait_step(job, 3)
     pids = list(c.pids(job).values())
     began = time.monotonic()
@@ -126,7 +126,7 @@ def case_cancel(c, want):
 
 def case_save(c, want):
     """save returns when it is committed; retention keeps the newest; --from goes on with the donor's bits, and under another layout."""
-    job = submit(c, "donor", "--set", "checkpoint.every_steps=0", "--set", "checkpoint.keep_last=2")
+    job = submit(c, "donor", *paced(40), "--set", "checkpoint.every_steps=0", "--set", "checkpoint.keep_last=2")
     steps = []
     for at in (5, 15, 25):
         c.wait_step(job, at)
@@ -159,7 +159,7 @@ def case_save(c, want):
 
 def case_node(c, want):
     """Worker, spawner and ranks of a node at once, twice: with no other place to go it waits for the node and goes on from the last commit."""
-    job = submit(c, "node")
+    job = submit(c, "node", *paced(40))
     c.wait_step(job, 14)
     pids = list(c.pids(job).values())
     c.kill_node("node-1")
@@ -179,7 +179,7 @@ def case_node(c, want):
     # With room elsewhere only its ranks move.
     c.start_worker("node-2")
     c.wait_ready(3)
-    job = submit(c, "moved")
+    job = submit(c, "moved", *paced(40))
     c.wait_step(job, 14)
     before = {r["rank"]: r for r in c.describe(job)["plan"]["ranks"]}
     victim = before[3]["node"]
@@ -196,7 +196,7 @@ def case_node(c, want):
 
 def case_wall(c, want):
     """wall_s and log_dir outlive the controller."""
-    job = submit(c, "wall", "--set", "train.steps=1000000")
+    job = submit(c, "wall", *paced(20), "--set", "train.steps=1000000")
     c.wait_step(job, 3)
     time.sleep(1)
     c.stop("fp8d", signal.SIGKILL)
@@ -215,7 +215,7 @@ def case_wall(c, want):
 
 def case_stuck(c, want):
     """A stopped process answers nobody: the others name it, and it is replaced without waiting for it to park."""
-    job = submit(c, "stuck", "--set", "recovery.collective_timeout_ms=1000")
+    job = submit(c, "stuck", *paced(40), "--set", "recovery.collective_timeout_ms=1000")
     c.wait_step(job, 8)
     pid = c.kill_rank(job, 2, signal.SIGSTOP)
     began = time.monotonic()
@@ -238,7 +238,7 @@ CASES = {"wall": case_wall, "notice": case_notice, "away": case_away, "cancel": 
 
 def main():
     build, names = sys.argv[1], sys.argv[2:] or list(CASES)
-    with Bare(build, nodes=2, devices=2, controller=["--lease-ttl", "3500ms", "--heartbeat", "500ms"]) as c:
+    with Bare(build, nodes=2, devices=2, controller=["--allow-test-hooks", "--lease-ttl", "3500ms", "--heartbeat", "500ms"]) as c:
         calm = submit(c, "calm")
         c.wait_done(calm)
         want = c.final(calm)

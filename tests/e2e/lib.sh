@@ -10,6 +10,8 @@ unset FP8CTL_CONTROLLER FP8CTL_BINDIR
 checks=0
 failed=0
 slowdown=${FP8_TEST_SLOWDOWN:-1}
+python=/usr/bin/python3 # the python3 of a PATH may be a program that looks for one, ten times as slow
+[ -x "$python" ] || python=python3
 
 ctl() { "$build/fp8ctl" "$@"; }
 
@@ -39,7 +41,7 @@ is() { if [ "$2" = "$3" ]; then ok; else bad "$1: found '$2', expected '$3'"; fi
 one_line() { if [ "$(wc -l <"$dir/err")" -eq 1 ]; then ok; else bad "$1: expected one line on stderr"; fi; }
 
 # json FILE EXPRESSION: a Python expression over the JSON object j.
-json() { python3 -c 'import json, sys; j = json.load(open(sys.argv[1])); print(eval(sys.argv[2]))' "$1" "$2"; }
+json() { "$python" -ISc 'import json, sys; j = json.load(open(sys.argv[1])); print(eval(sys.argv[2]))' "$1" "$2"; }
 
 # until NAME SECONDS COMMAND...: tries again until it succeeds.
 until_true() {

@@ -9,8 +9,8 @@ job=$dir/job.yaml
 cat >"$job" <<EOT
 version: 1
 name: e2e
-model: {preset: tiny}
-data: {path: $root/LICENSE, seq_len: 64}
+model: {preset: tiny, hidden_size: 64, intermediate_size: 128, head_dim: 16}
+data: {path: $root/LICENSE, seq_len: 32}
 parallel: {tp: 2, dp: 2}
 train: {steps: 12, micro_batch: 1, global_batch: 2, eval_every: 6, eval_batches: 1}
 optimizer: {lr: 0.003}
@@ -78,7 +78,7 @@ is 'the bits are those of the loss' \
   "$(json "$dir/metrics.json" 'all(__import__("struct").unpack(">f", bytes.fromhex(r["loss_hex"]))[0] == r["loss"] for r in j["rows"])')" True
 is 'digests' "$(json "$dir/metrics.json" 'len({r["digest"] for r in j["rows"]}), {len(r["digest"]) for r in j["rows"]}')" '(12, {32})'
 ctl metrics 1 -o csv >"$dir/metrics.csv"
-is 'csv and json agree' "$(python3 - "$dir" <<'EOT'
+is 'csv and json agree' "$("$python" - "$dir" <<'EOT'
 import csv, json, sys
 rows = json.load(open(sys.argv[1] + "/metrics.json"))["rows"]
 lines = list(csv.DictReader(open(sys.argv[1] + "/metrics.csv")))
@@ -91,7 +91,7 @@ run ctl logs 1; expect logs 0; has logs out '0: '; has logs out '3: '
 run ctl logs 1 --rank 2 -f; expect 'logs -f of an ended job' 0; has 'logs of one rank' out 'rank 2'
 run ctl logs --node node-0; expect 'logs of a worker' 0; has 'logs of a worker' out 'joined'
 run ctl events 1 -f -o json; expect 'events -f of an ended job' 0
-is 'the last event' "$(tail -n 1 "$dir/out" | python3 -c 'import json, sys; j = json.load(sys.stdin); print(j["v"], j["kind"])')" '1 completed'
+is 'the last event' "$(tail -n 1 "$dir/out" | "$python" -c 'import json, sys; j = json.load(sys.stdin); print(j["v"], j["kind"])')" '1 completed'
 run ctl events -o json; is 'events of all' "$(json "$dir/out" 'j["v"], len(j["events"]) > 5')" '(1, True)'
 
 # A checkpoint starts another job, under another layout.
@@ -118,8 +118,8 @@ is 'a job folder is its user'"'"'s own' "$(stat -c %a "$FP8CTL_HOME"/nodes/*/job
 
 # A second cluster beside it, a long job there: save, a rank killed, cancel.
 other=(--dir "$dir/other")
-run ctl "${other[@]}" cluster up --nodes 1 --devices 2; expect 'a second cluster' 0
-run ctl "${other[@]}" submit "$job" --set parallel.dp=1 --set train.steps=1000000 --set recovery.drills=true --set checkpoint.dir="$dir/ckpt3" -o name; expect 'submit there' 0; is 'its number' "$out" 1
+run ctl "${other[@]}" cluster up --nodes 1 --devices 2 --allow-test-hooks; expect 'a second cluster' 0
+run ctl "${other[@]}" submit "$job" --set parallel.dp=1 --set train.steps=1000000 --set test.slow_ms=20 --set recovery.drills=true --set checkpoint.dir="$dir/ckpt3" -o name; expect 'submit there' 0; is 'its number' "$out" 1
 stepped() { [ "$(ctl "${other[@]}" get 1 -o yaml | sed -n 's/^step: //p')" -ge "$1" ]; }
 until_true 'a few steps' 60 stepped 3
 run ctl "${other[@]}" save 1 -o json; expect save 0

@@ -10,7 +10,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, Failure, wait_for  # noqa: E402
+from cluster import ROOT, SMALL, Failure, paced, wait_for  # noqa: E402
 
 JOB = os.path.join(ROOT, "tests/e2e/job.yaml")
 
@@ -43,7 +43,7 @@ class Tls(Bare):
 
     def up(self):
         self.ctl("admin", "certs", "--out", self.certs, "--ip", "127.0.0.1", "--node", "node-0", "--node", "node-1", "--user", "alice", "--user", "bob")
-        self.controller_args = ["--listen", self.address, *files(self.certs, "controller")]
+        self.controller_args = ["--allow-test-hooks", "--listen", self.address, *files(self.certs, "controller")]
         open_to_all(self)
         self.start_controller()
 
@@ -82,12 +82,12 @@ def main():
         c.worker("node-1", "node-1")
         c.wait_ready(2)
         # A whole job, submitted and followed over the network.
-        p = c.as_("alice", "submit", JOB, "--wait", "--set", "train.steps=8", "--set", f"data.path={c.home}/text", "--set", f"checkpoint.dir={c.home}/ckpt", "-o", "json")
+        p = c.as_("alice", "submit", JOB, *SMALL, "--wait", "--set", "train.steps=8", "--set", f"data.path={c.home}/text", "--set", f"checkpoint.dir={c.home}/ckpt", "-o", "json")
         if '"COMPLETED"' not in p.stdout or '"alice"' not in p.stdout:
             raise Failure(f"a job over mTLS: {p.stdout} {p.stderr}")
         print("ok  a job of user alice ran on two workers over mTLS", flush=True)
         # Whose jobs are whose.
-        c.as_("alice", "submit", JOB, "--name", "hers", "--set", "train.steps=100000", "--set", f"data.path={c.home}/text", "--set", f"checkpoint.dir={c.home}/ckpt2")
+        c.as_("alice", "submit", JOB, *SMALL, *paced(20), "--name", "hers", "--set", "train.steps=100000", "--set", f"data.path={c.home}/text", "--set", f"checkpoint.dir={c.home}/ckpt2")
         c.wait_step(2, 1)
         # Everyone sees the queue; only who submitted a job, and admin, read its logs and act on it.
         if c.as_("bob", "list", "-o", "name").stdout.split() != ["2"]:
@@ -100,7 +100,7 @@ def main():
             raise Failure("admin does not see all jobs")
         c.as_("alice", "cancel", "2", "--now")
         c.wait_done(2, state="CANCELLED")
-        c.as_("alice", "submit", JOB, "--name", "hers-too", "--set", "train.steps=100000", "--set", f"data.path={c.home}/text", "--set", f"checkpoint.dir={c.home}/ckpt2")
+        c.as_("alice", "submit", JOB, *SMALL, *paced(20), "--name", "hers-too", "--set", "train.steps=100000", "--set", f"data.path={c.home}/text", "--set", f"checkpoint.dir={c.home}/ckpt2")
         c.as_("admin", "cancel", "3", "--now")
         c.wait_done(3, state="CANCELLED")
         print("ok  a user acts on own jobs, admin on all", flush=True)

@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, SLOWDOWN, Failure, compare, wait_for  # noqa: E402
+from cluster import ROOT, SLOWDOWN, SMALL, Failure, compare, wait_for  # noqa: E402
 
 # A stopped rank ends by its own timer when its lease is over: a long step and the timeout must fit into that.
 SLOWER = min(SLOWDOWN, 2)
@@ -16,10 +16,10 @@ TIMEOUT_MS = int(1200 * SLOWER)
 
 
 def stragglers(c):
-    """One rank sleeps in each step; when none does, none is named."""
-    calm, slow = (c.submit(os.path.join(ROOT, "tests/fault/job.yaml"), "--name", name, "--set", "parallel.tp=1", "--set", "parallel.pp=1", "--set", f"checkpoint.dir={c.home}/{name}",
-                           "--set", "train.steps=30", "--set", "metrics.straggler_steps=8", "--set", "metrics.straggler_percent=100", "--set", "test.slow_rank=1", "--set", f"test.slow_ms={ms}")
-                  for name, ms in (("calm", 0), ("slow", int(250 * SLOWER))))
+    """One rank sleeps in each step; when both do, which nothing that a loaded machine adds outweighs, none is named."""
+    calm, slow = (c.submit(os.path.join(ROOT, "tests/fault/job.yaml"), "--name", name, *SMALL, "--set", "parallel.tp=1", "--set", "parallel.pp=1", "--set", f"checkpoint.dir={c.home}/{name}",
+                           "--set", "train.steps=20", "--set", "metrics.straggler_steps=4", "--set", "metrics.straggler_percent=100", "--set", f"test.slow_rank={rank}", "--set", f"test.slow_ms={int(ms * SLOWER)}")
+                  for name, rank, ms in (("calm", -1, 100), ("slow", 1, 250)))
     for job in (calm, slow):
         c.wait_done(job)
     told = {job: [e for e in c.events(job)["events"] if e["kind"] == "straggler"] for job in (calm, slow)}
@@ -33,8 +33,8 @@ def stragglers(c):
 
 def corruption(c, calm):
     """A bit of a parameter flips on rank 1: found in that step, which is done again, and every loss is the calm job's."""
-    job = c.submit(os.path.join(ROOT, "tests/fault/job.yaml"), "--name", "flip", "--set", "parallel.tp=1", "--set", "parallel.pp=1", "--set", f"checkpoint.dir={c.home}/flip",
-                   "--set", "train.steps=30", "--set", "recovery.checksum_every=1", "--set", "test.flip_step=12", "--set", "test.flip_rank=1")
+    job = c.submit(os.path.join(ROOT, "tests/fault/job.yaml"), "--name", "flip", *SMALL, "--set", "parallel.tp=1", "--set", "parallel.pp=1", "--set", f"checkpoint.dir={c.home}/flip",
+                   "--set", "train.steps=20", "--set", "recovery.checksum_every=1", "--set", "test.flip_step=12", "--set", "test.flip_rank=1")
     c.wait_done(job)
     told = [e["text"] for e in c.events(job)["events"] if e["kind"] == "checksums_differ"]
     if len(told) != 1 or "in step 12" not in told[0] or "rank 0 on" not in told[0] or "1 on" not in told[0] or "nothing newer than step 11" not in told[0]:
@@ -45,7 +45,7 @@ def corruption(c, calm):
 
 def main():
     with Bare(sys.argv[1], nodes=2, devices=1, controller=["--allow-test-hooks", "--heartbeat", "200ms"]) as c:
-        job = c.submit(os.path.join(ROOT, "tests/fault/job.yaml"), "--set", "parallel.tp=1", "--set", "parallel.pp=1", "--set", "train.steps=1000", "--set", f"checkpoint.dir={c.home}/ckpt",
+        job = c.submit(os.path.join(ROOT, "tests/fault/job.yaml"), *SMALL, "--set", "parallel.tp=1", "--set", "parallel.pp=1", "--set", "train.steps=1000", "--set", f"checkpoint.dir={c.home}/ckpt",
                        "--set", f"test.slow_ms={int(1.5 * TIMEOUT_MS)}", "--set", f"recovery.collective_timeout_ms={TIMEOUT_MS}")
         c.wait_step(job, 2)
         told = [e for e in c.events(job)["events"] if e["kind"] in ("rank_fault", "diagnosis", "rank_lost")]

@@ -10,7 +10,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, Failure, wait_for  # noqa: E402
+from cluster import ROOT, SMALL, Failure, paced, wait_for  # noqa: E402
 
 STEPS = 44
 TOLERANCE = 0.02  # nats; measured: 0.002 to 0.006
@@ -18,7 +18,7 @@ JOB = os.path.join(ROOT, "tests/fault/job.yaml")
 
 
 def submit(c, name, *more):
-    return c.submit(JOB, "--name", name, "--set", f"train.steps={STEPS}", "--set", "train.micro_batch=1", "--set", f"checkpoint.dir={c.home}/ckpt-{name}",
+    return c.submit(JOB, "--name", name, *SMALL, "--set", f"train.steps={STEPS}", "--set", f"checkpoint.dir={c.home}/ckpt-{name}",
                     "--set", "checkpoint.every_steps=5", "--set", "parallel.dp=4", "--set", "parallel.pp=1", "--set", "recovery.min_dp=1", "--set", "recovery.grow_delay_ms=500", *more)
 
 
@@ -42,7 +42,7 @@ def main():
         calm = submit(c, "calm")
         c.wait_done(calm)
         want = c.final(calm)
-        job = submit(c, "elastic", "--set", "test.slow_ms=20")
+        job = submit(c, "elastic", *paced(100))
         c.wait_step(job, 12)
         c.kill_node("node-2")
         wait_dp(c, job, 2)  # three replicas would not divide the batch of eight

@@ -16,7 +16,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, SLOWDOWN, Failure, compare, wait_for  # noqa: E402
+from cluster import ROOT, SLOWDOWN, SMALL, Failure, compare, wait_for  # noqa: E402
 
 JOB = os.path.join(ROOT, "tests/e2e/job.yaml")
 NODES, RANKS, KEEP = 2, 4, 3
@@ -113,7 +113,7 @@ class Kills:
 
 
 def submit(c, name, *more):
-    return c.submit(JOB, "--name", name, "--set", f"checkpoint.dir={c.home}/ckpt-{name}", "--set", "checkpoint.every_steps=4", "--set", f"checkpoint.keep_last={KEEP}",
+    return c.submit(JOB, "--name", name, *SMALL, "--set", f"checkpoint.dir={c.home}/ckpt-{name}", "--set", "checkpoint.every_steps=4", "--set", f"checkpoint.keep_last={KEEP}",
                     "--set", "train.steps=100000", "--set", "recovery.max_restarts=-1", "--set", "recovery.same_cause_limit=1000", "--set", "train.global_batch=2",
                     "--set", "data.seq_len=32", "--set", "checkpoint.at_end=false", "--set", "metrics.max_bytes=1000000000", *more)
 

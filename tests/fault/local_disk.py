@@ -12,14 +12,14 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, Failure, compare, wait_for  # noqa: E402
+from cluster import ROOT, SMALL, Failure, compare, paced, wait_for  # noqa: E402
 
 STEPS, NODES, EVERY = 30, 2, 3
 JOB = os.path.join(ROOT, "tests/fault/job.yaml")
 
 
 def submit(c, name, *more):
-    return c.submit(JOB, "--name", name, "--set", "parallel.tp=1", "--set", f"train.steps={STEPS}", "--set", f"checkpoint.dir={c.home}/ckpt-{name}",
+    return c.submit(JOB, "--name", name, *SMALL, "--set", "parallel.tp=1", "--set", f"train.steps={STEPS}", "--set", f"checkpoint.dir={c.home}/ckpt-{name}",
                     "--set", "checkpoint.every_steps=10", "--set", "checkpoint.at_end=false", *more)
 
 
@@ -71,7 +71,7 @@ def main():
         calm = submit(c, "calm")
         c.wait_done(calm)
         want = c.final(calm)
-        job = submit(c, "lost", "--set", "test.slow_ms=30", "--set", f"checkpoint.local_every={EVERY}", "--set", "checkpoint.local_keep=1")
+        job = submit(c, "lost", *paced(80), "--set", f"checkpoint.local_every={EVERY}", "--set", "checkpoint.local_keep=1")
         c.wait_step(job, 14)
         wait_for("copies past the first commit", lambda: whole(c) >= 12, 30)
         had, commit, told = power_cut(c, job)

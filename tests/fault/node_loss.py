@@ -14,14 +14,14 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, SLOWDOWN, Failure, compare, wait_for  # noqa: E402
+from cluster import ROOT, SLOWDOWN, SMALL, Failure, compare, paced, wait_for  # noqa: E402
 
 STEPS = 26
 JOB = os.path.join(ROOT, "tests/fault/job.yaml")
 
 
 def submit(c, name, *more):
-    return c.submit(JOB, "--name", name, "--set", f"train.steps={STEPS}", "--set", f"checkpoint.dir={c.home}/ckpt-{name}", "--set", "checkpoint.every_steps=0",
+    return c.submit(JOB, "--name", name, *SMALL, "--set", f"train.steps={STEPS}", "--set", f"checkpoint.dir={c.home}/ckpt-{name}", "--set", "checkpoint.every_steps=0",
                     "--set", "checkpoint.at_end=false", *more)
 
 
@@ -98,7 +98,7 @@ def main():
         calm = submit(c, "calm")
         c.wait_done(calm)
         want = c.final(calm)
-        job = submit(c, "lost", "--set", "test.slow_ms=30")
+        job = submit(c, "lost", *paced(60))
         c.wait_step(job, 6)
         places = nodes_of(c, job)
         spare = next(f"node-{i}" for i in range(5) if f"node-{i}" not in places.values())

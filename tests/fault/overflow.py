@@ -5,21 +5,21 @@ import os
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from cluster import ROOT, Cluster, Failure  # noqa: E402
+from cluster import ROOT, SMALL, Cluster, Failure  # noqa: E402
 
 JOB = os.path.join(ROOT, "tests/fault/job.yaml")
 TENSOR = "model.layers.1.mlp.up_proj.weight"
 
 
 def storm(c, name, steps):
-    return c.submit(JOB, "--set", "train.steps=40", "--set", f"checkpoint.dir={c.home}/ckpt-{name}", "--set", "test.overflow_step=23",
+    return c.submit(JOB, *SMALL, "--set", "train.steps=40", "--set", f"checkpoint.dir={c.home}/ckpt-{name}", "--set", "test.overflow_step=23",
                     "--set", f"test.overflow_steps={steps}", "--set", "precision.max_consecutive_skips=3", "--set", "test.overflow_rank=2",
                     "--set", f"test.overflow_tensor={TENSOR}")
 
 
 def main():
     with Cluster(sys.argv[1], nodes=4, devices=2, test_hooks=True) as c:
-        job = c.submit(JOB, "--set", "train.steps=14", "--set", f"checkpoint.dir={c.home}/ckpt", "--set", "test.overflow_step=9",
+        job = c.submit(JOB, *SMALL, "--set", "train.steps=14", "--set", f"checkpoint.dir={c.home}/ckpt", "--set", "test.overflow_step=9",
                        "--set", "test.overflow_rank=1", "--set", f"test.overflow_tensor={TENSOR}")
         j = c.wait_done(job)
         rows = c.final(job)
@@ -51,9 +51,9 @@ def main():
         if TENSOR not in j["failure"]:
             raise Failure(f"a storm without end: failure {j['failure']!r}, expected it to name {TENSOR}")
         print("ok  storm without end:", j["failure"])
-    with Cluster(sys.argv[1], nodes=4, devices=2) as c:
-        p = c.ctl("submit", JOB, "--set", "test.overflow_step=9", check=False)
-        if p.returncode != 2 or "test" not in p.stderr:
+    with Cluster(sys.argv[1], nodes=1, devices=1) as c:
+        p = c.ctl("submit", JOB, "--set", "test.overflow_step=9", "--set", f"test.overflow_tensor={TENSOR}", check=False)
+        if p.returncode != 2 or "without --allow-test-hooks" not in p.stderr:
             raise Failure(f"test hooks on an ordinary cluster: found exit {p.returncode} ({p.stderr!r}), expected 2 and a reason")
         print("ok  refused outside tests:", p.stderr.strip())
 

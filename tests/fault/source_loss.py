@@ -14,7 +14,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, Failure, compare, wait_for  # noqa: E402
+from cluster import ROOT, SMALL, Failure, compare, paced, wait_for  # noqa: E402
 import replica_memory  # noqa: E402
 
 STEPS, NODES = 36, 4
@@ -22,7 +22,7 @@ JOB = os.path.join(ROOT, "tests/fault/job.yaml")
 
 
 def submit(c, name, *more):
-    return c.submit(JOB, "--name", name, "--set", f"train.steps={STEPS}", "--set", f"checkpoint.dir={c.home}/ckpt-{name}", "--set", "checkpoint.every_steps=8",
+    return c.submit(JOB, "--name", name, *SMALL, "--set", f"train.steps={STEPS}", "--set", f"checkpoint.dir={c.home}/ckpt-{name}", "--set", "checkpoint.every_steps=8",
                     "--set", "checkpoint.at_end=false", *more)
 
 
@@ -113,7 +113,7 @@ def main():
         calm = submit(c, "calm")
         c.wait_done(calm)
         want = c.final(calm)
-        job = submit(c, "lost", "--set", "test.slow_ms=30")
+        job = submit(c, "lost", *paced(80))
         c.wait_step(job, 9)
         wait_for("a commit of step 8", lambda: any(k["step"] == 8 for k in c.json("ckpt", "ls", str(job))["checkpoints"]), 30)
         first = c.describe(job)["plan"]["ranks"][0]["node"]

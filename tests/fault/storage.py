@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from cluster import ROOT, Cluster, Failure, wait_for  # noqa: E402
+from cluster import ROOT, SMALL, Cluster, Failure, paced, wait_for  # noqa: E402
 
 JOB = os.path.join(ROOT, "tests/fault/job.yaml")
 MIB = 1 << 20
@@ -73,8 +73,7 @@ def last_commit(c, job):
 
 
 def check(c, name, storage, hurt, kind, text):
-    job = c.submit(JOB, "--name", name, "--set", "parallel.tp=1", "--set", "parallel.pp=1", "--set", "train.steps=1000000", "--set", "train.global_batch=4",
-                   "--set", "train.micro_batch=1", "--set", "data.seq_len=32", "--set", "checkpoint.every_steps=4", "--set", "checkpoint.stall_timeout_ms=300",
+    job = c.submit(JOB, "--name", name, "--set", "parallel.tp=1", "--set", "parallel.pp=1", "--set", "train.steps=1000000", *SMALL, *paced(20), "--set", "checkpoint.every_steps=4", "--set", "checkpoint.stall_timeout_ms=300",
                    "--set", "train.eval_every=0", "--set", f"checkpoint.dir={storage.dir}")
     wait_for("two commits", lambda: len(commits(c, job)) >= 2, 30)
     hurt()
