@@ -133,3 +133,24 @@ int job_spec_to_json(const struct job_spec *s, char **ret, struct error *e) {
         *ret = text;
         return 0;
 }
+
+char *job_manifest_state(const struct job_spec *s, const char *layout, const char *state) {
+        json_error_t je;
+        json_t *root = json_loads(state, 0, &je), *model;
+        char *text = NULL, *config = NULL;
+
+        if (!root)
+                return NULL;
+        json_object_set_new(root, "recipe", json_string(job_recipe_name(s->precision.recipe)));
+        json_object_set_new(root, "layout", json_string(layout));
+        json_object_set_new(root, "data_path", json_string(s->data.path));
+        if (model_config_to_json(&s->model, &config, NULL) == 0) {
+                model = json_loads(config, 0, &je);
+                if (model)
+                        json_object_set_new(root, "model", model);
+                free(config);
+        }
+        text = json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17));
+        json_decref(root);
+        return text;
+}

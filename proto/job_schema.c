@@ -167,6 +167,9 @@ const struct job_key job_keys[] = {
           .doc = "When devices are lost and no others are free the job goes on with fewer replicas, at least so many, and the same global batch; 0: it waits for devices." },
         { "recovery.grow_delay_ms", INTS(0, 86400000), .offset = AT(recovery.grow_delay_ms), .def = "10000",
           .doc = "How long it runs with fewer replicas before it takes free devices again, at the end of a step." },
+        { "recovery.rescue_ms", INTS(0, 86400000), .offset = AT(recovery.rescue_ms), .def = "60000",
+          .doc = "How long it may take to save what only replica memory has, when the job must leave its devices while it recovers, or goes on with fewer replicas; then, and with 0, the last checkpoint is what "
+                 "is left." },
         { "recovery.in_place", INTS(0, 1000), .offset = AT(recovery.in_place), .def = "1",
           .doc = "So often a rank that died is started on its device without a step gained; then it goes elsewhere if devices are free." },
         { "recovery.standby", INTS(0, 64), .offset = AT(recovery.standby), .def = "0",

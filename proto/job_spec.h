@@ -109,6 +109,7 @@ struct job_spec {
                 int64_t grace_ms;           /* for the last save on SIGTERM or cancel */
                 int64_t min_dp;             /* replicas it goes on with when devices are lost and none are free; 0: parallel.dp */
                 int64_t grow_delay_ms;      /* so long it must have run with fewer before it takes free devices again */
+                int64_t rescue_ms;          /* so long what only replica memory has may take to be saved; 0: it is not */
                 int64_t in_place;           /* so often a rank that died is started on its device without a step gained */
                 int64_t standby;            /* processes kept ready to become ranks */
                 bool drills;
@@ -170,3 +171,5 @@ int model_config_to_json(const struct model_config *m, char **ret, struct error 
 int job_schema_print_markdown(void *file /* FILE * */);
 
 const char *job_recipe_name(enum job_recipe r);
+/* The trainer's small state (JSON) with what a reader of a checkpoint's manifest wants to know besides: recipe, layout, data, model. free() it; NULL: no memory, or that is no JSON. */
+char *job_manifest_state(const struct job_spec *s, const char *layout, const char *state);

@@ -121,18 +121,19 @@ static void save_prune_tombstones(struct job *j) {
                 unlink_save(oldest);
 }
 
-static struct save *save_new(struct controller *c, struct job *j, const Fp8ctl__V1__CheckpointPrepared *m) {
+static struct save *save_new(struct controller *c, struct job *j, uint64_t epoch, uint64_t step, uint32_t attempt, int world) {
         struct save *s = calloc(1, sizeof(*s));
 
         if (!s)
                 return NULL;
-        s->prepared = calloc((size_t)j->world, sizeof(*s->prepared));
+        s->prepared = calloc((size_t)world, sizeof(*s->prepared));
         if (!s->prepared)
                 return save_free(s);
         s->job = j;
-        s->epoch = m->epoch;
-        s->step = m->step;
-        s->attempt = m->attempt;
+        s->epoch = epoch;
+        s->step = step;
+        s->attempt = attempt;
+        s->world = world;
         s->began = core_now(c);
         s->deadline = s->began + PREPARE_TIMEOUT_MS * NSEC_PER_MSEC;
         s->next = j->saves;
@@ -219,7 +220,7 @@ static void late_word(struct controller *c, struct save *s, uint32_t rank) {
         if (s->prepared[rank])
                 return;
         s->prepared[rank] = true;
-        if (++s->n_prepared < s->job->world || s->file_id)
+        if (++s->n_prepared < s->world || s->file_id)
                 return;
         checkpoint_folder(s->job, s->step, s->epoch, s->attempt, path, sizeof(path));
         w.id = c->next_file++;
@@ -289,7 +290,7 @@ static struct save *begin(struct controller *c, struct job *j, const struct rank
                 return NULL;
         }
         make_room(c, j);
-        s = save_new(c, j, m);
+        s = save_new(c, j, m->epoch, m->step, m->attempt, j->world);
         if (!s) {
                 core_drop(c, DROP_EPOCH, "no memory for a checkpoint");
                 return NULL;
@@ -314,21 +315,22 @@ static bool plain_name(const char *s, size_t max) {
         return n > 0 && n < max && !strchr(s, '/') && strcmp(s, ".") != 0 && strcmp(s, "..") != 0;
 }
 
-static int keep_shards(struct save *s, const Fp8ctl__V1__CheckpointPrepared *m, struct error *e) {
+/* rank NULL: each says whose it is. */
+static int keep_shards(struct save *s, Fp8ctl__V1__ShardInfo *const *shards, size_t n, const uint32_t *rank, struct error *e) {
         struct save_shard *list;
 
-        if (m->n_shards > SHARDS_PER_RANK_MAX)
-                return error_set(e, -E2BIG, "reported %zu shards, expected at most %u", m->n_shards, SHARDS_PER_RANK_MAX);
-        list = realloc(s->shards, (s->n_shards + m->n_shards + 1) * sizeof(*list));
+        if (rank && n > SHARDS_PER_RANK_MAX)
+                return error_set(e, -E2BIG, "reported %zu shards, expected at most %u", n, SHARDS_PER_RANK_MAX);
+        list = realloc(s->shards, (s->n_shards + n + 1) * sizeof(*list));
         if (!list)
                 return error_set(e, -ENOMEM, "cannot be noted: no memory");
         s->shards = list;
-        for (size_t i = 0; i < m->n_shards; i++) {
-                const Fp8ctl__V1__ShardInfo *x = m->shards[i];
+        for (size_t i = 0; i < n; i++) {
+                const Fp8ctl__V1__ShardInfo *x = shards[i];
 
                 if (!x || !plain_name(x->file, 128) || !x->digest || strlen(x->digest) > 64)
                         return error_set(e, -EBADMSG, "reported shard %zu without a plain file name and a digest of at most 64 characters", i);
-                list[s->n_shards] = (struct save_shard){ .file = core_strdup(x->file, 128), .digest = core_strdup(x->digest, 65), .bytes = x->bytes, .rank = m->rank };
+                list[s->n_shards] = (struct save_shard){ .file = core_strdup(x->file, 128), .digest = core_strdup(x->digest, 65), .bytes = x->bytes, .rank = rank ? *rank : x->rank };
                 s->bytes += x->bytes;
                 s->n_shards++;
                 if (!list[s->n_shards - 1].file || !list[s->n_shards - 1].digest)
@@ -369,7 +371,7 @@ static char *manifest_text(const struct save *s) {
         json_t *root = json_object(), *shards = json_array(), *state = NULL;
         char layout[64], *text;
 
-        snprintf(layout, sizeof(layout), "tp%d.pp%d.dp%d", j->spec->parallel.tp, j->spec->parallel.pp, j->spec->parallel.dp);
+        snprintf(layout, sizeof(layout), "tp%d.pp%d.dp%d", j->spec->parallel.tp, j->spec->parallel.pp, s->world / (j->spec->parallel.tp * j->spec->parallel.pp));
         json_object_set_new(root, "format", json_string("fp8ctl-checkpoint"));
         json_object_set_new(root, "version", json_integer(1));
         json_object_set_new(root, "job", json_integer((json_int_t)j->id));
@@ -435,7 +437,7 @@ static int keep_word(struct save *s, const Fp8ctl__V1__CheckpointPrepared *m, co
                 return error_set(e, -EINVAL, "reported folder '%s', expected '%.150s'", said, path);
         }
         r = keep_state(s, m->state_json, e);
-        return r < 0 ? r : keep_shards(s, m, e);
+        return r < 0 ? r : keep_shards(s, m->shards, m->n_shards, &m->rank, e);
 }
 
 void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__CheckpointPrepared *m) {
@@ -476,10 +478,55 @@ void save_prepared(struct controller *c, struct job *j, struct rank *r, const Fp
                 return;
         }
         s->prepared[m->rank] = true;
-        if (++s->n_prepared == j->world - PLANTED(PARTIAL_PREPARE)) {
+        if (++s->n_prepared == s->world - PLANTED(PARTIAL_PREPARE)) {
                 drop_superseded(c, j, s);
                 write_manifest(c, s);
         }
+}
+
+/* ------------------------------------------------------------------ from replica memory */
+int save_memory_begin(struct controller *c, struct job *j, uint64_t step, uint32_t attempt, uint32_t shard_count) {
+        char path[4200];
+        struct checkpoint *k;
+        struct save *s;
+
+        make_room(c, j);
+        s = save_new(c, j, j->epoch, step, attempt, (int)shard_count);
+        if (!s)
+                return -ENOMEM;
+        /* Nodes write from now on: should we die, the next life clears it. */
+        checkpoint_folder(j, step, j->epoch, attempt, path, sizeof(path));
+        k = checkpoint_add(j, s, path);
+        if (k) {
+                k->removing = true;
+                k->file_id = c->next_file++; /* in hand */
+        }
+        return 0;
+}
+
+int save_memory_shards(struct controller *c, struct job *j, uint64_t step, uint32_t attempt, const Fp8ctl__V1__MemorySaved *m, struct error *e) {
+        struct save *s = save_find(j, j->epoch, step, attempt);
+        int r;
+
+        (void)c;
+        if (!s || s->state != SAVE_PREPARING)
+                return error_set(e, -ESTALE, "was told that the save was given up: %.200s", s ? s->why : "it is not known");
+        r = keep_state(s, m->state_json, e);
+        return r < 0 ? r : keep_shards(s, m->shards, m->n_shards, NULL, e);
+}
+
+void save_memory_write(struct controller *c, struct job *j, uint64_t step, uint32_t attempt) {
+        struct save *s = save_find(j, j->epoch, step, attempt);
+
+        if (s && s->state == SAVE_PREPARING)
+                write_manifest(c, s);
+}
+
+void save_memory_drop(struct controller *c, struct job *j, uint64_t step, uint32_t attempt, const char *why) {
+        struct save *s = save_find(j, j->epoch, step, attempt);
+
+        if (s && (s->state == SAVE_PREPARING || s->state == SAVE_WRITING))
+                drop(c, s, SAVE_E_FAILED, why);
 }
 
 /* ------------------------------------------------------------------ commit */
@@ -543,6 +590,7 @@ bool save_file_done(struct controller *c, uint64_t id, int rc, const char *text)
                                 unlink_save(s); /* one that failed stays as a tombstone */
                         checkpoint_resume_removals(c, j);
                         job_check_done(c, j);
+                        rescue_look(c, j);
                         return true;
                 }
                 if (checkpoint_removal_done(c, j, id, rc, text))
@@ -571,7 +619,7 @@ static void late(struct controller *c, struct save *s) {
         char why[TEXT_MAX_LEN];
 
         if (s->state == SAVE_PREPARING) {
-                snprintf(why, sizeof(why), "%d of %d ranks prepared within %u s", s->n_prepared, j->world, PREPARE_TIMEOUT_MS / 1000);
+                snprintf(why, sizeof(why), "%d of %d ranks prepared within %u s", s->n_prepared, s->world, PREPARE_TIMEOUT_MS / 1000);
         } else {
                 snprintf(why, sizeof(why), "its manifest was not written within %.1f s: the storage has stalled", (double)write_timeout_ms(j) / 1e3);
                 event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = "error" }, "storage_stalled", "save of step %" PRIu64 ": %s in %.250s; training goes on", s->step, why,
@@ -579,6 +627,7 @@ static void late(struct controller *c, struct save *s) {
         }
         drop(c, s, SAVE_E_TIMEOUT, why);
         job_check_done(c, j);
+        rescue_look(c, j);
 }
 
 /* A manifest that is being written holds its save up no longer than this; whatever becomes of it later, its folder is cleared then. */

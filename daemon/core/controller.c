@@ -201,7 +201,8 @@ static void take_up(struct controller *c, struct job *j) {
                 snprintf(j->inc.cause, sizeof(j->inc.cause), "%.300s (the controller was restarted meanwhile)", j->last_cause[0] ? j->last_cause : "a failure");
                 snprintf(j->inc.source, sizeof(j->inc.source), "as decided before");
         }
-        if (j->state == FP8CTL__V1__JOB_STATE__STOPPING || j->stop_kind == STOP_RESIZE)
+        j->leaving = j->state == FP8CTL__V1__JOB_STATE__RECOVERING && j->stop_kind == STOP_REQUEUE && j->rec == REC_FENCE;
+        if (j->state == FP8CTL__V1__JOB_STATE__STOPPING || j->stop_kind == STOP_RESIZE || j->leaving)
                 j->stop_deadline = core_now(c) + (uint64_t)j->spec->recovery.grace_ms * NSEC_PER_MSEC + NSEC_PER_SEC;
 }
 
@@ -441,6 +442,7 @@ static void dispatch(struct controller *c, struct session *s, const Fp8ctl__V1__
         case FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_NOTICE: RANK_MESSAGE(m->rank_notice, EPOCH_ANY, on_notice); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_PREFLIGHT_REPLY: NODE_MESSAGE(m->preflight_reply, request_preflight_reply); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_FETCH_REPLY: NODE_MESSAGE(m->fetch_reply, request_fetch_reply); break;
+        case FP8CTL__V1__WORKER_MESSAGE__BODY_MEMORY_SAVED: NODE_MESSAGE(m->memory_saved, rescue_saved); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_LOCAL_COPIES: NODE_MESSAGE(m->local_copies, on_local_copies); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_LEAVING: NODE_MESSAGE(m->leaving, node_leaving); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_STANDBY_STATUS: NODE_MESSAGE(m->standby_status, standby_status); break;

@@ -67,6 +67,7 @@ struct node {
         struct device *devices;
         size_t n_devices;
         bool standbys;             /* its worker can keep them */
+        bool saves_memory;         /* ... and write replica memory into a checkpoint's folder */
         bool hung_up;              /* stream and ranks ended together: it is not waited for, though its lease runs */
         uint64_t *held;            /* jobs of which it was told to keep peers' generations */
         size_t n_held;
@@ -116,6 +117,7 @@ struct generation {
         uint64_t step, epoch;
         bool held; /* for a rank of another node: a rank gets it from there; else only its own rank can use it */
         bool disk; /* on that node's own disk, not in memory */
+        uint32_t shard_count; /* of how many ranks it consists */
         char layout[256];
 };
 
@@ -142,7 +144,7 @@ struct save {
         int state;
         uint64_t epoch, step, deadline, file_id, began, bytes;
         uint32_t attempt;
-        int n_prepared;
+        int n_prepared, world;
         bool *prepared; /* [world] */
         char *state_json;
         struct save_shard *shards;
@@ -223,6 +225,11 @@ struct job {
         char last_cause[TEXT_MAX_LEN];
         uint64_t best_step, replan_step;
         uint64_t min_replica_epoch, skip_from_step, skip_to_step;
+        uint64_t rescue_floor;      /* generations of older epochs are not rescued either: a roll-back undid them */
+        struct rescue *rescue;      /* under way (rescue.c); NULL: not */
+        bool rescued;               /* in this round what can be is done */
+        bool leaving;               /* the round is for that alone, then the job leaves its devices */
+        bool relaid;                /* nodes that its ranks have left keep its memory until they run again */
         uint32_t restarts;
         uint64_t lost_steps;
         double lost_s;
@@ -375,6 +382,7 @@ struct device *node_device(struct node *n, uint32_t index);
 bool node_device_in_host_memory(const struct device *d); /* what it computes with is the host's memory */
 int node_set_devices(struct node *n, Fp8ctl__V1__NodeDevice *const *d, size_t n_d);
 void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__WorkerHello *m);
+bool node_hello_has(const Fp8ctl__V1__WorkerHello *m, const char *feature);
 void node_heartbeat(struct controller *c, struct session *s, const Fp8ctl__V1__Heartbeat *m);
 void node_leaving(struct controller *c, struct session *s, const Fp8ctl__V1__WorkerLeaving *m);
 void node_stream_closed(struct controller *c, struct session *s);
@@ -517,9 +525,23 @@ void stuck_note(struct job *j, uint32_t rank, int32_t peer, bool timeout);
 bool stuck_all_spoke(const struct job *j); /* all but one */
 int stuck_rank(const struct job *j); /* whom at least half of the others wait for, and who said nothing itself; -1: nobody */
 
+/* rescue.c: what only replica memory has is saved before that goes, or for ranks of another layout */
+bool rescue_may(const struct job *j);
+/* Off its devices once what replica memory has is saved, or after the grace: the end is job_finish(REQUEUE). False: there is nothing to wait for, and nothing was done. */
+bool rescue_leave(struct controller *c, struct job *j, uint32_t grace_ms, const char *reason);
+bool rescue_look(struct controller *c, struct job *j); /* in a round; true: it goes on later, or is over for the job */
+void rescue_saved(struct controller *c, struct session *s, const Fp8ctl__V1__MemorySaved *m);
+void rescue_listed(struct controller *c, struct job *j, struct node *n); /* it said what it has, after a hello perhaps */
+void rescue_node_lost(struct controller *c, struct job *j, const struct node *n);
+void rescue_tick(struct controller *c, struct job *j, uint64_t now);
+uint64_t rescue_next_deadline(const struct job *j);
+void rescue_end(struct job *j);
+
 /* restore.c: what is loaded (pure over what the job knows) */
 void restore_choose(struct controller *c, struct job *j);
 bool restore_has_source(const struct job *j); /* something that the job itself has saved */
+uint64_t restore_generation_step(const struct job *j); /* of the newest that its ranks can load as it is; 0: none */
+bool restore_barred(const struct job *j, const struct generation *g); /* known to be bad */
 
 /* replicas.c: who holds whose second copy (replica_plan.h decides) */
 struct replica_message {
@@ -537,6 +559,8 @@ bool replicas_give(const struct node *n); /* what it holds can be had */
 void replicas_released(const struct job *j, struct node *n);
 void replicas_resume(struct controller *c, struct job *j); /* an earlier life waited for what holders have */
 void replicas_free(struct job *j);
+void replicas_keep(struct job *j, struct node *n); /* what it has of the job is asked for, though its ranks have left */
+void replicas_release_left(struct controller *c, struct job *j); /* ... and released */
 void replicas_load(struct controller *c, struct job *j, char *const *names, size_t n); /* as the store has it */
 void replicas_begin(struct controller *c, struct job *j); /* of an epoch: key, holders; told to the nodes that get no RankPlan */
 void replicas_hello(struct controller *c, struct node *n, const Fp8ctl__V1__WorkerHello *m, bool moved /* its endpoint */);
@@ -560,6 +584,11 @@ void save_tick(struct controller *c, struct job *j, uint64_t now);
 uint64_t save_next_deadline(const struct job *j);
 void save_resume_clearing(struct controller *c, struct job *j); /* what an earlier life did not finish */
 struct save *save_free(struct save *s);
+/* A save whose shards are not written by its ranks (rescue.c). */
+int save_memory_begin(struct controller *c, struct job *j, uint64_t step, uint32_t attempt, uint32_t shard_count);
+int save_memory_shards(struct controller *c, struct job *j, uint64_t step, uint32_t attempt, const Fp8ctl__V1__MemorySaved *m, struct error *e);
+void save_memory_write(struct controller *c, struct job *j, uint64_t step, uint32_t attempt);
+void save_memory_drop(struct controller *c, struct job *j, uint64_t step, uint32_t attempt, const char *why);
 const struct checkpoint *checkpoint_newest(const struct job *j);
 bool checkpoint_has(const struct job *j, uint64_t step);
 void checkpoint_folder(const struct job *j, uint64_t step, uint64_t epoch, uint32_t attempt, char *buf, size_t size);

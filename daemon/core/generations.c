@@ -39,7 +39,7 @@ void recovery_inventory(struct controller *c, struct job *j, struct node *n, con
                 }
         if (!waited)
                 return; /* a second answer */
-        if (m->n_generations > (size_t)j->world * GENERATIONS_PER_RANK) {
+        if (m->n_generations > (size_t)j->rank_room * GENERATIONS_PER_RANK) {
                 core_drop(c, DROP_MALFORMED, "inventory");
                 recovery_check(c, j);
                 return;
@@ -56,14 +56,17 @@ void recovery_inventory(struct controller *c, struct job *j, struct node *n, con
                 for (size_t i = 0; i < m->n_generations; i++) {
                         const Fp8ctl__V1__Generation *g = m->generations[i];
 
-                        if (!g || g->rank >= (uint32_t)j->world || (g->shard_count != (uint32_t)j->world && !PLANTED(OLD_LAYOUT)) || g->step > (uint64_t)j->spec->train.steps || g->epoch >= j->epoch) {
+                        if (!g || g->shard_count == 0 || g->shard_count > JOB_MAX_RANKS || g->rank >= g->shard_count || g->step > (uint64_t)j->spec->train.steps || g->epoch >= j->epoch) {
                                 core_drop(c, DROP_MALFORMED, "generation");
                                 continue;
                         }
-                        list[j->n_generations] = (struct generation){ .rank = g->rank, .node = n, .step = g->step, .epoch = g->epoch, .held = g->held && !g->disk, .disk = g->disk };
+                        list[j->n_generations] = (struct generation){ .rank = g->rank, .node = n, .step = g->step, .epoch = g->epoch, .held = g->held && !g->disk, .disk = g->disk,
+                                                                                 .shard_count = g->shard_count };
                         core_text(list[j->n_generations].layout, sizeof(list[0].layout), g->layout);
                         j->n_generations++;
                 }
         }
-        recovery_check(c, j);
+        rescue_listed(c, j, n);
+        if (job_placed(j))
+                recovery_check(c, j);
 }

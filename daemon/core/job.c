@@ -44,6 +44,7 @@ static const struct table_row rows[] = {
         { S(RECOVERING), JOB_E_REQUEUE, S(PENDING), NULL },
         { S(RECOVERING), JOB_E_FAIL, S(FAILED), NULL },
         { S(RECOVERING), JOB_E_CANCEL, S(CANCELLED), NULL },
+        { S(STOPPING), JOB_E_FAULT, S(RECOVERING), NULL },
         { S(STOPPING), JOB_E_REQUEUE, S(PENDING), NULL },
         { S(STOPPING), JOB_E_FINISH, S(COMPLETED), NULL },
         { S(STOPPING), JOB_E_FAIL, S(FAILED), NULL },
@@ -532,6 +533,7 @@ void job_finish(struct controller *c, struct job *j, enum job_event how, const c
         if (how == JOB_E_FINISH)
                 j->step = (uint64_t)j->spec->train.steps;
         j->stop_kind = STOP_NONE;
+        j->leaving = j->relaid = false;
         j->stop_deadline = j->final_retry_at = 0;
         j->final_retries = 0;
         j->release_deadline = was_placed ? core_now(c) + RELEASE_MS * NSEC_PER_MSEC : 0;
@@ -573,13 +575,14 @@ void job_stop(struct controller *c, struct job *j, enum stop_kind kind, uint32_t
                 core_text(j->stop_reason, sizeof(j->stop_reason), reason);
         }
         j->dirty = true;
-        if (j->state == S(STOPPING) && !now)
+        if ((j->state == S(STOPPING) || (j->leaving && kind == STOP_REQUEUE)) && !now)
                 return;
         if (j->state != S(RUNNING) || now || j->rec == REC_SUSPECT) {
                 char why[sizeof(j->stop_reason)];
 
                 core_text(why, sizeof(why), j->stop_reason);
-                job_finish(c, j, stop_outcome(j), why);
+                if (now || kind != STOP_REQUEUE || !rescue_leave(c, j, grace_ms + STOP_MARGIN_MS, why))
+                        job_finish(c, j, stop_outcome(j), why);
                 return;
         }
         j->stop_deadline = core_now(c) + (uint64_t)(grace_ms + STOP_MARGIN_MS) * NSEC_PER_MSEC;
@@ -721,7 +724,7 @@ void job_tick(struct controller *c, struct job *j, uint64_t now) {
                 j->stop_deadline = 0;
                 if (j->stop_kind == STOP_RESIZE) {
                         layout_stop_late(c, j);
-                } else if (j->state == S(STOPPING)) {
+                } else if (j->state == S(STOPPING) || j->leaving) {
                         char why[sizeof(j->reason)];
 
                         snprintf(why, sizeof(why), "%s; the grace ended before the last save was done", j->stop_reason);
@@ -741,6 +744,7 @@ void job_tick(struct controller *c, struct job *j, uint64_t now) {
         if (job_placed(j))
                 recovery_tick(c, j, now);
         standbys_tick(c, j, now);
+        rescue_tick(c, j, now);
         save_tick(c, j, now);
 }
 
@@ -753,5 +757,5 @@ uint64_t job_next_deadline(const struct job *j) {
 
         d = sooner(sooner(d, j->release_deadline), sooner(j->zombie_deadline, j->look_at));
         d = sooner(sooner(d, j->standby_at), job_placed(j) ? j->rec_deadline : 0);
-        return sooner(d, save_next_deadline(j));
+        return sooner(sooner(d, rescue_next_deadline(j)), save_next_deadline(j));
 }

@@ -69,7 +69,8 @@ static enum ladder_step requeue(struct controller *c, struct job *j, const struc
         char text[sizeof(j->reason)];
 
         snprintf(text, sizeof(text), "%.300s; no free devices to replace %d rank%s", b->cause, b->lost, text_s((uint64_t)b->lost));
-        job_finish(c, j, JOB_E_REQUEUE, text);
+        if (!rescue_leave(c, j, UINT32_MAX, text))
+                job_finish(c, j, JOB_E_REQUEUE, text);
         return LADDER_OVER;
 }
 
@@ -82,9 +83,9 @@ const struct rung ladder[] = {
         { "the devices of all lost ranks can be had, and none has died there more often than that without a step gained", "they start there; a standby of the node becomes the rank where one is ready",
           "`recovery.in_place`, `recovery.standby`", in_place },
         { "other devices are free", "the lost ranks go there, those of warm standbys first", "`recovery.standby`", elsewhere },
-        { "fewer replicas have devices", "so many fewer, each with more micro-batches; they come back at the end of a step when devices are free", "`recovery.min_dp`, `recovery.grow_delay_ms`", fewer },
+        { "fewer replicas have devices", "so many fewer, each with more micro-batches, from what replica memory has; they come back at the end of a step when devices are free", "`recovery.min_dp`, `recovery.rescue_ms`, `recovery.grow_delay_ms`", fewer },
         { "their own devices can still be had", "they start there again", "", in_place_again },
-        { "otherwise", "the job waits for devices, ahead of those of its priority that have not run yet", "`priority`", requeue },
+        { "otherwise", "what only replica memory has is saved, and the job waits for devices, ahead of those of its priority that have not run yet", "`recovery.rescue_ms`, `priority`", requeue },
 };
 const size_t ladder_len = ARRAY_SIZE(ladder);
 

@@ -3,9 +3,9 @@
  * How many replicas a job has, and where its ranks are.  When devices are lost and none are free it goes on with fewer replicas (recovery.min_dp), when they come back it takes them again;
  * a client asks for another number with ScaleJob.  The global batch stays: each replica makes more micro-batches or fewer, and which samples a step consists of does not depend on it.
  *
- * What is not forced happens at the end of a step: all ranks stop there and save (STOP_RESIZE), then the next epoch has the other layout and loads that checkpoint, so nothing is done again.  A
- * forced change loads the newest checkpoint.  Generations in replica memory are of one layout and barred when it changes (min_replica_epoch).  Ranks that stay keep process and device;
- * they make everything that depends on the layout anew when the plan says so.
+ * What is not forced happens at the end of a step: all ranks stop there and save (STOP_RESIZE), then the next epoch has the other layout and loads that checkpoint, so nothing is done again.
+ * Generations in replica memory are of one layout and barred when it changes (min_replica_epoch): after a forced change the newest of them is saved first, by the nodes that have it (rescue.c), and
+ * that checkpoint is loaded.  Ranks that stay keep process and device; they make everything that depends on the layout anew when the plan says so.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -72,9 +72,6 @@ int layout_set(struct controller *c, struct job *j, int dp) {
         }
         j->world = world;
         j->bytes_per_rank = job_spec_bytes_per_rank(j->spec, &j->snapshot_bytes);
-        free(j->generations);
-        j->generations = NULL;
-        j->n_generations = 0;
         replicas_free(j);
         j->dirty = true;
         return 0;
@@ -94,7 +91,8 @@ static void dismiss(struct controller *c, struct job *j, uint32_t i, const char 
         rank_set(c, r, RANK_LOST);
 }
 
-static int apply(struct controller *c, struct job *j, int dp, const struct sched_slot *slots) {
+/* keep: what replica memory has is wanted yet, wherever it lies. */
+static int apply(struct controller *c, struct job *j, int dp, const struct sched_slot *slots, bool keep) {
         int was = j->world, was_dp = j->spec->parallel.dp, world = was / was_dp * dp, r;
         _cleanup_free_ bool *on = calloc(c->n_nodes + 1, sizeof(*on));
 
@@ -115,6 +113,9 @@ static int apply(struct controller *c, struct job *j, int dp, const struct sched
                 r = layout_set(c, j, dp);
                 if (r < 0)
                         return r;
+                rescue_end(j);
+                if (!keep)
+                        j->rescue_floor = j->epoch + 1;
                 if (!PLANTED(OLD_LAYOUT))
                         j->min_replica_epoch = j->rec == REC_FENCE ? j->epoch : j->epoch + 1;
         }
@@ -131,26 +132,31 @@ static int apply(struct controller *c, struct job *j, int dp, const struct sched
                 for (int i = 0; i < world; i++)
                         j->inc.survivors += j->ranks[i].state == RANK_PARKING || j->ranks[i].state == RANK_PARKED;
         }
-        for (size_t i = 0; dp != was_dp && i < c->n_nodes; i++)
-                if (on[i] && !job_on_node(j, c->nodes[i])) {
+        for (size_t i = 0; i < c->n_nodes; i++) {
+                if (!on[i] || job_on_node(j, c->nodes[i]))
+                        continue;
+                if ((keep || dp == was_dp) && c->nodes[i]->state != NODE_LOST) {
+                        replicas_keep(j, c->nodes[i]);
+                } else {
                         inventory_forget(j, c->nodes[i]);
                         job_release_node(c, j, c->nodes[i]);
                 }
+        }
         j->dirty = true;
         return 0;
 }
 
-static int place_and_apply(struct controller *c, struct job *j, int dp, bool evacuate) {
+static int place_and_apply(struct controller *c, struct job *j, int dp, bool evacuate, bool keep) {
         _cleanup_free_ struct sched_slot *slots = calloc((size_t)(j->world / j->spec->parallel.dp) * (size_t)dp, sizeof(*slots));
         int r = slots ? job_place_at(c, j, dp, evacuate, slots) : -ENOMEM;
 
-        return r < 0 ? r : apply(c, j, dp, slots);
+        return r < 0 ? r : apply(c, j, dp, slots, keep);
 }
 
 int layout_replan(struct controller *c, struct job *j) {
-        int r = place_and_apply(c, j, j->spec->parallel.dp, true);
+        int r = place_and_apply(c, j, j->spec->parallel.dp, true, false);
 
-        return r < 0 ? place_and_apply(c, j, j->spec->parallel.dp, false) : r;
+        return r < 0 ? place_and_apply(c, j, j->spec->parallel.dp, false, false) : r;
 }
 
 int layout_shrink(struct controller *c, struct job *j) {
@@ -160,7 +166,7 @@ int layout_shrink(struct controller *c, struct job *j) {
         if (j->spec->recovery.min_dp < 1)
                 return r;
         for (int dp = was - 1; dp >= j->spec->recovery.min_dp; dp--) {
-                r = place_and_apply(c, j, dp, false);
+                r = place_and_apply(c, j, dp, false, rescue_may(j));
                 if (r < 0)
                         continue;
                 event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = "warning" }, "shrunk",
@@ -205,7 +211,7 @@ void layout_stopped(struct controller *c, struct job *j, uint64_t step, bool sav
         }
         /* Free devices may be fewer by now. */
         for (; r < 0 && (was < j->resize_dp ? dp >= was : dp == j->resize_dp); dp -= r < 0)
-                r = place_and_apply(c, j, dp, true);
+                r = place_and_apply(c, j, dp, true, false);
         if (r < 0) {
                 snprintf(why, sizeof(why), "%s: the devices are not free any more, nothing is changed", j->stop_reason);
                 recovery_again(c, j, why, false);

@@ -301,6 +301,13 @@ static void describe(struct node *n, const Fp8ctl__V1__Node *m) {
         n->cpus = m->cpus;
 }
 
+bool node_hello_has(const Fp8ctl__V1__WorkerHello *m, const char *feature) {
+        for (size_t i = 0; i < m->n_features; i++)
+                if (m->features[i] && strcmp(m->features[i], feature) == 0)
+                        return true;
+        return false;
+}
+
 static void replace_session(struct controller *c, struct session *s, struct node *n) {
         uint64_t old = n->session;
 
@@ -350,6 +357,7 @@ void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__Worke
         send_welcome(c, n);
         health_hello(c, n, rebooted);
         n->hung_up = false;
+        n->saves_memory = node_hello_has(m, "save-memory");
         take_inventory(c, n, m);
         standbys_hello(c, n, m);
         if (was != NODE_READY)

@@ -25,7 +25,7 @@ static bool room_is_coming(struct controller *c, const struct job *j, struct job
         size_t n = 0;
 
         for (size_t i = 0; i < c->n_jobs; i++)
-                if (c->jobs[i]->state == J(STOPPING) || (!job_placed(c->jobs[i]) && c->jobs[i]->release_deadline))
+                if (c->jobs[i]->state == J(STOPPING) || c->jobs[i]->leaving || (!job_placed(c->jobs[i]) && c->jobs[i]->release_deadline))
                         list[n++] = c->jobs[i];
         return n > 0 && job_fits_without(c, j, list, n);
 }
@@ -38,7 +38,7 @@ void preempt_for(struct controller *c, struct job *j) {
         if (!list || room_is_coming(c, j, list))
                 return;
         for (size_t i = 0; i < c->n_jobs; i++)
-                if (job_placed(c->jobs[i]) && c->jobs[i]->state != J(STOPPING) && c->jobs[i]->spec->priority < j->spec->priority)
+                if (job_placed(c->jobs[i]) && c->jobs[i]->state != J(STOPPING) && !c->jobs[i]->leaving && c->jobs[i]->spec->priority < j->spec->priority)
                         list[n++] = c->jobs[i];
         qsort(list, n, sizeof(*list), by_worth);
         while (needed < n && !job_fits_without(c, j, list, ++needed))

@@ -74,7 +74,7 @@ static void suspect(struct controller *c, struct job *j, struct rank *r, const F
 static void roll_back(struct controller *c, struct job *j, const Fp8ctl__V1__RankFault *m, const char *text) {
         const struct checkpoint *k = checkpoint_newest(j);
 
-        j->min_replica_epoch = j->epoch + 1;
+        j->min_replica_epoch = j->rescue_floor = j->epoch + 1;
         j->skip_from_step = k ? k->step : 0;
         j->skip_to_step = m->step;
         event_add(c, &(struct event_of){ .job = j, .rank = (int32_t)m->rank, .severity = "warning" }, "rollback", "%s; back to step %" PRIu64 ", the data up to step %" PRIu64 " is passed over", text,

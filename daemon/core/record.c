@@ -173,6 +173,7 @@ void record_put_job(struct controller *c, struct job *j) {
         rec.data_digest = STR(j->data_digest);
         rec.cancel_requested = j->stop_kind == STOP_CANCEL;
         rec.min_replica_epoch = j->min_replica_epoch;
+        rec.rescue_floor = j->rescue_floor;
         rec.skip_from_step = j->skip_from_step;
         rec.skip_to_step = j->skip_to_step;
         rec.stop_kind = (uint32_t)j->stop_kind;
@@ -293,6 +294,7 @@ static int load_job(struct controller *c, const void *value, size_t len, struct 
         j->best_step = rec->best_step;
         j->next_attempt = rec->next_attempt;
         j->min_replica_epoch = rec->min_replica_epoch;
+        j->rescue_floor = rec->rescue_floor;
         j->skip_from_step = rec->skip_from_step;
         replicas_load(c, j, rec->holders, rec->n_holders);
         j->skip_to_step = rec->skip_to_step;

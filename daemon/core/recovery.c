@@ -78,6 +78,7 @@ void recovery_free(struct job *j) {
         j->load_path = NULL;
         j->n_generations = j->n_inventory_wait = 0;
         j->gathering = gathering_free(j->gathering);
+        rescue_end(j);
         straggler_forget(j);
         memset(j->mesh_key, 0, sizeof(j->mesh_key));
         j->have_mesh_key = false;
@@ -157,14 +158,15 @@ static void fence(struct controller *c, struct job *j, const char *why) {
         for (size_t i = 0; i < c->n_nodes; i++) {
                 struct node *n = c->nodes[i];
 
-                if (n->hung_up || (!job_on_node(j, n) && !replicas_on_node(j, n)))
+                if (n->hung_up || n->state == NODE_LOST || (!job_on_node(j, n) && !replicas_on_node(j, n)))
                         continue;
                 if (j->inc.survivors && job_on_node(j, n))
                         order_abort(c, j, n, why);
                 if (order_inventory_wanted(j))
                         order_inventory(c, j, n);
         }
-        start_lost(c, j);
+        if (!j->leaving)
+                start_lost(c, j);
         j->rec_deadline = core_now(c) + LOOK_AGAIN_MS * NSEC_PER_MSEC;
 }
 
@@ -186,7 +188,11 @@ void recovery_begin(struct controller *c, struct job *j) {
 void recovery_stop_cut_short(struct controller *c, struct job *j, const char *cause) {
         char why[sizeof(j->reason)];
 
+        uint64_t now = core_now(c);
+
         snprintf(why, sizeof(why), "%.200s; no last save, because %.250s", j->stop_reason, cause);
+        if (j->stop_kind == STOP_REQUEUE && rescue_leave(c, j, j->stop_deadline > now ? (uint32_t)((j->stop_deadline - now) / NSEC_PER_MSEC) : 0, why))
+                return;
         job_finish(c, j, j->stop_kind == STOP_REQUEUE ? JOB_E_REQUEUE : JOB_E_CANCEL, why);
 }
 
@@ -198,6 +204,10 @@ void recovery_act(struct controller *c, struct job *j, const char *cause, const 
                 return;
         if (j->state == J(STOPPING)) {
                 recovery_stop_cut_short(c, j, cause);
+                return;
+        }
+        if (j->leaving) { /* nobody is started any more */
+                rescue_look(c, j);
                 return;
         }
         for (int i = 0; i < j->world; i++)
@@ -279,6 +289,8 @@ void recovery_node_lost(struct controller *c, struct job *j, struct node *n) {
         snprintf(cause, sizeof(cause), "node %.100s was lost with %d rank%s", n->name, lost, text_s((uint64_t)lost));
         recovery_act(c, j, cause, cause, true, false, 0);
         if (job_placed(j))
+                rescue_node_lost(c, j, n);
+        if (job_placed(j))
                 recovery_check(c, j);
 }
 
@@ -354,6 +366,7 @@ static void warn_fingerprints(struct controller *c, struct job *j) {
 static void go_restore(struct controller *c, struct job *j) {
         if (recovery_step(c, j, REC_E_GATHERED) < 0)
                 return;
+        j->rescue_floor = j->min_replica_epoch;
         restore_choose(c, j);
         replicas_begin(c, j);
         c->io.random(c->io.arg, j->mesh_key, sizeof(j->mesh_key));
@@ -390,6 +403,7 @@ static void go_resume(struct controller *c, struct job *j) {
                 job_move(c, j, JOB_E_RUN);
         if (!j->first_run_ms)
                 j->first_run_ms = c->io.wall_ms(c->io.arg);
+        replicas_release_left(c, j);
         snprintf(j->reason, sizeof(j->reason), "all ranks (%d) run", j->world);
         if (j->inc.open) {
                 replicas_say_loaded(j, loaded, sizeof(loaded));
@@ -403,7 +417,11 @@ static void go_resume(struct controller *c, struct job *j) {
 }
 
 void recovery_check(struct controller *c, struct job *j) {
-        if (j->rec == REC_FENCE && gathered(c, j))
+        if (j->leaving) {
+                rescue_look(c, j);
+                return;
+        }
+        if (j->rec == REC_FENCE && gathered(c, j) && !rescue_look(c, j))
                 go_restore(c, j);
         if (j->rec == REC_RESTORE) {
                 for (int i = 0; i < j->world; i++)

@@ -150,7 +150,7 @@ int replicas_message(const struct controller *c, const struct job *j, struct rep
         for (size_t i = 0; i < j->n_generations && j->load.kind == FP8CTL__V1__LOAD_SOURCE__KIND__REPLICA; i++) {
                 const struct generation *g = &j->generations[i];
 
-                if (!g->held || g->step != j->load.step || g->epoch != j->load.generation_epoch || !replicas_give(g->node))
+                if (!g->held || g->rank >= world || g->shard_count != world || g->step != j->load.step || g->epoch != j->load.generation_epoch || !replicas_give(g->node))
                         continue;
                 fp8ctl__v1__replica_source__init(&m->sources[m->n_sources]);
                 m->sources[m->n_sources].rank = g->rank;
@@ -193,6 +193,25 @@ static void send_plan(struct controller *c, struct job *j, const struct node *on
                         note_held(n, j->id);
                 if (only ? only == n && (involved || job_on_node(j, n)) : job_on_node(j, n) ? ranks : involved)
                         node_send(c, n, &m);
+        }
+}
+
+void replicas_keep(struct job *j, struct node *n) {
+        note_held(n, j->id);
+        j->relaid = true;
+}
+
+void replicas_release_left(struct controller *c, struct job *j) {
+        if (!j->relaid)
+                return;
+        j->relaid = false;
+        for (size_t i = 0; i < c->n_nodes; i++) {
+                bool holds_any = job_on_node(j, c->nodes[i]) || !replicas_on_node(j, c->nodes[i]);
+
+                for (int k = 0; j->holders && k < j->world && !holds_any; k++)
+                        holds_any = j->holders[k] == c->nodes[i];
+                if (!holds_any)
+                        job_release_node(c, j, c->nodes[i]);
         }
 }
 
@@ -254,6 +273,12 @@ void replicas_hello(struct controller *c, struct node *n, const Fp8ctl__V1__Work
                 else
                         release(c, n, m->held_jobs[i]);
         }
+        for (size_t i = 0; i < m->n_ranks; i++) { /* memory of ranks that have gone elsewhere */
+                struct job *j = m->ranks[i] ? job_find(c, m->ranks[i]->job_id) : NULL;
+
+                if (j && job_placed(j) && !job_on_node(j, n))
+                        replicas_keep(j, n);
+        }
         for (size_t i = 0; i < c->n_jobs; i++) {
                 struct job *j = c->jobs[i];
 
@@ -287,6 +312,9 @@ void replicas_node_lost(struct controller *c, struct node *n) {
                         if (j->holders[k] == n)
                                 j->holders[k] = NULL;
                 inventory_forget(j, n);
+                rescue_node_lost(c, j, n);
+                if (!job_placed(j))
+                        continue;
                 if (j->rec == REC_FENCE)
                         recovery_check(c, j);
                 else if (j->have_replicas && choose_holders(c, j))

@@ -13,6 +13,8 @@
 
 /* Its own node's memory or disk, or a copy that a peer keeps and gives to whoever proves to be that rank. After a job was taken off its nodes only disks have anything. */
 static bool within_reach(const struct job *j, const struct generation *g) {
+        if (g->rank >= (uint32_t)j->world || (g->shard_count != (uint32_t)j->world && !PLANTED(OLD_LAYOUT)))
+                return false; /* of another layout */
         if (j->start_is_new && !g->disk)
                 return false;
         return g->held ? replicas_give(g->node) : j->ranks[g->rank].node == g->node;
@@ -25,12 +27,16 @@ static bool covers(const struct job *j, const struct generation *want, bool *see
         for (size_t i = 0; i < j->n_generations; i++) {
                 const struct generation *g = &j->generations[i];
 
-                if (g->step != want->step || g->epoch != want->epoch || strcmp(g->layout, want->layout) != 0 || seen[g->rank] || !within_reach(j, g))
+                if (g->step != want->step || g->epoch != want->epoch || strcmp(g->layout, want->layout) != 0 || !within_reach(j, g) || seen[g->rank])
                         continue;
                 seen[g->rank] = true;
                 n++;
         }
         return n == j->world;
+}
+
+bool restore_barred(const struct job *j, const struct generation *g) {
+        return j->bad_generation_step && g->step >= j->bad_generation_step && g->epoch <= j->bad_generation_epoch;
 }
 
 static const struct generation *newest_generation(const struct job *j) {
@@ -40,7 +46,7 @@ static const struct generation *newest_generation(const struct job *j) {
         for (size_t i = 0; seen && i < j->n_generations; i++) {
                 const struct generation *g = &j->generations[i];
 
-                if (g->rank != 0 || g->epoch < j->min_replica_epoch || (j->bad_generation_step && g->step >= j->bad_generation_step && g->epoch <= j->bad_generation_epoch))
+                if (g->rank != 0 || g->epoch < j->min_replica_epoch || restore_barred(j, g))
                         continue;
                 if (best && (g->step < best->step || (g->step == best->step && g->epoch <= best->epoch)))
                         continue;
@@ -102,6 +108,12 @@ static void say_where(struct job *j, const struct generation *chosen) {
                 snprintf(j->inc.source, sizeof(j->inc.source), "from copies on the nodes' disks");
         else
                 snprintf(j->inc.source, sizeof(j->inc.source), "in replica memory%s%s", peer_text, disk_text);
+}
+
+uint64_t restore_generation_step(const struct job *j) {
+        const struct generation *g = newest_generation(j);
+
+        return g ? g->step : 0;
 }
 
 bool restore_has_source(const struct job *j) {

@@ -144,9 +144,7 @@ void standby_status(struct controller *c, struct session *from, const Fp8ctl__V1
 
 /* Those made for the job as it is now are taken over; the node is told to end the others. */
 void standbys_hello(struct controller *c, struct node *n, const Fp8ctl__V1__WorkerHello *m) {
-        n->standbys = false;
-        for (size_t i = 0; i < m->n_features; i++)
-                n->standbys = n->standbys || strcmp(m->features[i], "standby") == 0;
+        n->standbys = node_hello_has(m, "standby");
         standbys_node_lost(c, n);
         for (size_t i = 0; i < m->n_standbys; i++) {
                 const Fp8ctl__V1__StandbyStatus *st = m->standbys[i];

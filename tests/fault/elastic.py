@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""`elastic.py BUILD`: fewer replicas when a node is lost and none is free, all of them again when it is back, and `fp8ctl scale`.
+"""`elastic.py BUILD`: fewer replicas when a node is lost and none is free, from what replica memory has, all of them again when it is back, and `fp8ctl scale`.
 
 Four nodes of two devices, a job of eight ranks in four replicas.  Which samples a step has does not depend on the number of replicas, only the order of sums does, so at every step
 the loss must be that of an undisturbed run within TOLERANCE; each step is there once, and what was not forced costs no step.
@@ -42,12 +42,14 @@ def main():
         calm = submit(c, "calm")
         c.wait_done(calm)
         want = c.final(calm)
-        job = submit(c, "elastic", *paced(100))
+        job = submit(c, "elastic", *paced(100), "--set", "checkpoint.every_steps=1000")  # what is loaded was never saved by a rank
         c.wait_step(job, 12)
         c.kill_node("node-2")
         wait_dp(c, job, 2)  # three replicas would not divide the batch of eight
         print(f"ok  {told(c, job, 'shrunk', 1)}", flush=True)
         print(f"ok  {told(c, job, 'recovered', 1)}", flush=True)
+        if not kinds(c, job, "saving_memory") or kinds(c, job, "memory_not_saved"):
+            raise Failure("expected what replica memory had to be saved for fewer replicas")
         c.wait_step(job, c.step(job) + 3)
         before = c.json("get", str(job))["lost_steps"]
         c.start_worker("node-2")

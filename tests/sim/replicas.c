@@ -224,6 +224,61 @@ bool replica_fetch(struct sim *s, int node, struct proc *p, const Fp8ctl__V1__Ra
         return false;
 }
 
+/* ------------------------------------------------------------------ into a checkpoint */
+static void saved(struct sim *s, struct ev *e) {
+        Fp8ctl__V1__SaveMemory *m = fp8ctl__v1__save_memory__unpack(NULL, e->len, e->data);
+        Fp8ctl__V1__ShardInfo shards[SIM_WORLD_MAX], *ptrs[SIM_WORLD_MAX];
+        Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__MemorySaved x = FP8CTL__V1__MEMORY_SAVED__INIT;
+        struct snode *n = &s->nodes[e->a];
+
+        if (!m || m->n_ranks > SIM_WORLD_MAX)
+                abort();
+        for (size_t i = 0; n->up && n->life == e->b && i < m->n_ranks; i++) {
+                bool there = replica_find(s, (int)e->a, m->job_id, m->ranks[i], m->step, m->generation_epoch, false) ||
+                             replica_find(s, (int)e->a, m->job_id, m->ranks[i], m->step, m->generation_epoch, true);
+
+                /* Once the epoch has its plan this is of no use to anybody: another node could not. */
+                if (!there && n->listed[m->job_id % 16] == m->epoch && s->plan_epoch[m->job_id % 16] < m->epoch && !sim_epoch_over(s, m->job_id, m->epoch))
+                        sim_fail(s, "%s: job %" PRIu64 " rank %u: step %" PRIu64 " was to be saved from memory in epoch %" PRIu64 " and is gone", n->name, m->job_id, m->ranks[i], m->step, m->epoch);
+                fp8ctl__v1__shard_info__init(&shards[i]);
+                shards[i].file = (char *)"shard.safetensors";
+                shards[i].digest = (char *)"00112233445566778899aabbccddeeff";
+                shards[i].bytes = 1000;
+                shards[i].rank = m->ranks[i];
+                ptrs[i] = &shards[i];
+                x.n_shards++;
+                x.state_json = m->ranks[i] == 0 ? (char *)"{\"step\": 1}" : x.state_json;
+                x.error = there ? x.error : (char *)"no such snapshot";
+        }
+        x.job_id = m->job_id;
+        x.epoch = m->epoch;
+        x.step = m->step;
+        x.attempt = m->attempt;
+        x.shards = ptrs;
+        if (s->rank_faults && sim_chance(s, 3))
+                x.error = (char *)"No space left on device";
+        out.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_MEMORY_SAVED;
+        out.memory_saved = &x;
+        if (x.n_shards)
+                worker_send(s, (int)e->a, &out);
+        fp8ctl__v1__save_memory__free_unpacked(m, NULL);
+}
+
+void replica_save(struct sim *s, int node, const Fp8ctl__V1__SaveMemory *m) {
+        struct ev *e = sim_after(s, MS + sim_random(s, sim_chance(s, 5) ? 4 * SEC : 50 * MS), saved);
+
+        e->a = (uint64_t)node;
+        e->b = s->nodes[node].life;
+        e->len = fp8ctl__v1__save_memory__get_packed_size(m);
+        e->data = malloc(e->len + 1);
+        if (!e->data)
+                abort();
+        fp8ctl__v1__save_memory__pack(m, e->data);
+        s->saved_world[m->job_id % 16] = m->shard_count;
+        s->saved_attempt[m->job_id % 16] = m->attempt;
+}
+
 /* Its segment is sized anew, and what was in it is gone. */
 void replica_other_layout(struct sim *s, int node, const struct proc *p) {
         for (int i = 0; i < s->nodes[node].n_replicas; i++) {

@@ -159,6 +159,8 @@ struct sim {
         uint64_t n_old, injected, doubled, replayed, overtaken, partitions, slow_commits;
         int n_jobs, steps;
         uint64_t plan_world[16], relayouts;
+        uint64_t saved_world[16], saved_attempt[16]; /* by job: of the newest that replica memory was saved for */
+        uint64_t rescued; /* commits of replica memory */
         uint64_t commits_under_way; /* transactions that the store holds */
         uint64_t struck[N_VICTIMS][N_SIM_SAVES];
         uint64_t turns, kills, lease_kills, crashes, drops, losses, commits, recoveries;
@@ -212,6 +214,7 @@ void replica_agreed(struct sim *s, struct proc *const *p, const int *node, int n
 void replica_begin_epoch(struct sim *s, int node, struct proc *p, const Fp8ctl__V1__RankPlan *m);
 void replica_send(struct sim *s, int node, struct proc *p);
 bool replica_fetch(struct sim *s, int node, struct proc *p, const Fp8ctl__V1__RankPlan *m); /* false: no source has it any more */
+void replica_save(struct sim *s, int node, const Fp8ctl__V1__SaveMemory *m); /* answered later */
 void replica_plan_told(struct sim *s, int node, const Fp8ctl__V1__ReplicaPlan *m, bool alone);
 void replica_fenced(struct sim *s, int node, uint64_t job, uint64_t epoch);
 void replica_forget_told(struct sim *s, int node);

@@ -414,6 +414,7 @@ static int run(uint64_t seed, bool verbose, bool faults, int nodes, struct sim *
         total->relayouts += s.relayouts;
         if (s.big)
                 scale_print(&s, clock_mono_ns() - began);
+        total->rescued += s.rescued;
         failures = s.failures;
         sim_free(&s);
         return failures;
@@ -547,8 +548,8 @@ int main(int argc, char **argv) {
                 return bad ? 1 : 0;
         }
         printf("%" PRIu64 " seeds, %" PRIu64 " failed; %" PRIu64 " kills, %" PRIu64 " node losses, %" PRIu64 " broken streams, %" PRIu64 " controller deaths, %" PRIu64 " recoveries, %" PRIu64
-               " commits, %" PRIu64 " slices from peers, %" PRIu64 " changes of dp\n",
-               seeds, bad, total.kills, total.losses, total.drops, total.crashes, total.recoveries, total.commits, total.from_peers, total.relayouts);
+               " commits, %" PRIu64 " slices from peers, %" PRIu64 " changes of dp, %" PRIu64 " commits of replica memory\n",
+               seeds, bad, total.kills, total.losses, total.drops, total.crashes, total.recoveries, total.commits, total.from_peers, total.relayouts, total.rescued);
         if (pairs)
                 print_moves(false);
         save_print_struck(&total);

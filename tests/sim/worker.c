@@ -534,6 +534,7 @@ static void hello(struct sim *s, int node, uint64_t stream) {
         Fp8ctl__V1__RankExited exited[SIM_RANKS_MAX];
         char endpoints[SIM_RANKS_MAX][64], replica_endpoint[64], rack[16];
         uint64_t held[SIM_REPLICAS_MAX];
+        char *features[] = { (char *)"save-memory" };
 
         for (uint32_t i = 0; i < (uint32_t)s->n_devices; i++) {
                 fp8ctl__v1__node_device__init(&dev[i]);
@@ -588,6 +589,8 @@ static void hello(struct sim *s, int node, uint64_t stream) {
         }
         n->hello_sent = s->now;
         h.protocol_min = h.protocol_max = 1;
+        h.features = features;
+        h.n_features = s->seed % 8 != 3; /* else a worker of the version before */
         h.node = &nd;
         h.ranks = ptrs;
         m.body_case = BODY(HELLO);
@@ -725,6 +728,7 @@ void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_REPLICA_PLAN: replica_plan_told(s, node, m->replica_plan, true); break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_INVENTORY_REQUEST: on_inventory(s, node, m->inventory_request); break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_MEMORY: replica_save(s, node, m->save_memory); break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_NOW: on_save_now(s, node, m->save_now); break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_STOP_RANKS: on_stop(s, node, m->stop_ranks); break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB: on_release(s, node, m->release_job); break;

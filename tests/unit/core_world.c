@@ -178,7 +178,7 @@ static void attach(struct world *w, uint64_t session, const char *name, bool wit
         Fp8ctl__V1__NodeDevice d[2] = { FP8CTL__V1__NODE_DEVICE__INIT, FP8CTL__V1__NODE_DEVICE__INIT }, *ds[2] = { &d[0], &d[1] };
         Fp8ctl__V1__Node n = FP8CTL__V1__NODE__INIT;
         Fp8ctl__V1__WorkerHello h = FP8CTL__V1__WORKER_HELLO__INIT;
-        char *features[] = { (char *)"standby" };
+        char *features[] = { (char *)"standby", (char *)"save-memory" };
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
 
         d[1].index = 1;
@@ -188,7 +188,7 @@ static void attach(struct world *w, uint64_t session, const char *name, bool wit
         n.n_devices = 2;
         h.protocol_min = h.protocol_max = 1;
         h.features = features;
-        h.n_features = 1;
+        h.n_features = 1 + w->saves_memory;
         h.node = &n;
         h.ranks = ptrs;
         for (uint32_t r = 0; with_ranks && r < WORLD_RANKS; r++) {
@@ -513,17 +513,26 @@ static void run_plan(struct world *w, uint64_t session, const Fp8ctl__V1__RankPl
                 }
 }
 
+/* Its own ranks', or of the four that there were first those that it keeps for another node. */
+static bool has_generation(const struct world *w, uint64_t session, uint64_t id, uint32_t r, bool held, bool disk, uint64_t step) {
+        bool own = w->ranks[r].job == id && w->ranks[r].session == session;
+
+        if (held)
+                return !own && !disk && r < 4 && (w->held >> step & 1);
+        return own && ((disk ? w->disks : w->replicas) >> step & 1);
+}
+
 static void inventory(struct world *w, uint64_t session, const Fp8ctl__V1__InventoryRequest *m) {
         Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__Inventory x = FP8CTL__V1__INVENTORY__INIT;
-        Fp8ctl__V1__Generation list[WORLD_RANKS * 128], *ptrs[WORLD_RANKS * 128];
+        Fp8ctl__V1__Generation list[WORLD_RANKS * 192], *ptrs[WORLD_RANKS * 192];
 
         for (uint32_t r = 0; r < WORLD_RANKS; r++)
-                for (uint64_t i = 0; i < 128; i++) {
+                for (uint64_t i = 0; i < 192; i++) {
                         Fp8ctl__V1__Generation *g = &list[x.n_generations];
-                        bool disk = i >= 64;
+                        bool disk = i / 64 == 1, held = i / 64 == 2;
 
-                        if (w->ranks[r].job != m->job_id || w->ranks[r].session != session || !((disk ? w->disks : w->replicas) >> i % 64 & 1))
+                        if (!has_generation(w, session, m->job_id, r, held, disk, i % 64))
                                 continue;
                         fp8ctl__v1__generation__init(g);
                         g->rank = r;
@@ -532,6 +541,7 @@ static void inventory(struct world *w, uint64_t session, const Fp8ctl__V1__Inven
                         g->shard_count = 4;
                         g->layout = (char *)"tp2.pp1.dp2/test";
                         g->disk = disk;
+                        g->held = held;
                         ptrs[x.n_generations++] = g;
                 }
         x.generations = ptrs;
@@ -539,6 +549,35 @@ static void inventory(struct world *w, uint64_t session, const Fp8ctl__V1__Inven
         x.epoch = m->epoch;
         out.body_case = BODY(INVENTORY);
         out.inventory = &x;
+        say(w, session, &out);
+}
+
+static void save_memory(struct world *w, uint64_t session, const Fp8ctl__V1__SaveMemory *m) {
+        Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__MemorySaved x = FP8CTL__V1__MEMORY_SAVED__INIT;
+        Fp8ctl__V1__ShardInfo shards[WORLD_RANKS], *ptrs[WORLD_RANKS];
+
+        if (w->lose_memory)
+                return;
+        for (; x.n_shards < m->n_ranks && x.n_shards < WORLD_RANKS; x.n_shards++) {
+                Fp8ctl__V1__ShardInfo *s = ptrs[x.n_shards] = &shards[x.n_shards];
+
+                fp8ctl__v1__shard_info__init(s);
+                s->rank = m->ranks[x.n_shards];
+                s->file = (char *)"shard.safetensors";
+                s->bytes = 10;
+                s->digest = (char *)"00112233445566778899aabbccddeeff";
+                if (s->rank == 0)
+                        x.state_json = (char *)"{\"step\": 4}";
+        }
+        x.job_id = m->job_id;
+        x.epoch = m->epoch;
+        x.step = m->step;
+        x.attempt = m->attempt;
+        x.shards = ptrs;
+        x.error = (char *)(w->save_error ? w->save_error : "");
+        out.body_case = BODY(MEMORY_SAVED);
+        out.memory_saved = &x;
         say(w, session, &out);
 }
 
@@ -625,6 +664,7 @@ void world_pump(struct world *w) {
                 case TOLD(ABORT_EPOCH): abort_epoch(w, s.session, s.m->abort_epoch); break;
                 case TOLD(RANK_PLAN): run_plan(w, s.session, s.m->rank_plan); break;
                 case TOLD(INVENTORY_REQUEST): inventory(w, s.session, s.m->inventory_request); break;
+                case TOLD(SAVE_MEMORY): save_memory(w, s.session, s.m->save_memory); break;
                 case TOLD(KILL_RANKS): kill_ranks(w, s.session, s.m->kill_ranks); break;
                 case TOLD(DIAGNOSE_REQUEST): diagnose(w, s.session, s.m->diagnose_request); break;
                 case TOLD(RELEASE_JOB): release(w, s.session, s.m->release_job); break;

@@ -61,6 +61,9 @@ struct world {
         uint64_t bad_checkpoints, bad_replicas; /* bit s: rank 0 cannot load step s */
         uint64_t replicas;                      /* bit s: every rank has step s of epoch 1 in replica memory */
         uint64_t disks;                         /* ... on its node's disk */
+        uint64_t held;                          /* bit s: each node has step s of epoch 1 of the other nodes' ranks */
+        bool saves_memory, lose_memory;         /* workers can save replica memory; are asked in vain */
+        const char *save_error;                 /* what they say instead */
         int local_every;                        /* of world_submit */
         const char *from_checkpoint;            /* of world_submit */
         const char *device_kind;                /* of world_attach; NULL: cpu */

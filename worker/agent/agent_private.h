@@ -149,8 +149,17 @@ void local_files_say(struct agent *a);                                     /* of
 void local_files_prune(struct agent *a, const Fp8ctl__V1__StartRanks *m); /* ranks come */
 void local_files_release(struct agent *a, uint64_t job);
 
-/* inventory.c, preflight.c, fetch.c: answered later through stream_send */
+/* memory.c: a job's replica memory on this node */
+struct memory {
+        int *fds; /* duplicates, for a thread */
+        size_t n, n_own; /* those of ranks of this node come first */
+};
+int memory_collect(struct agent *a, uint64_t job, struct memory *ret); /* -ENOMEM */
+void memory_free(struct memory *m);
+
+/* inventory.c, save_memory.c, preflight.c, fetch.c: answered later through stream_send */
 void inventory_begin(struct agent *a, const Fp8ctl__V1__InventoryRequest *m);
+void save_memory_begin(struct agent *a, const Fp8ctl__V1__SaveMemory *m);
 void preflight_begin(struct agent *a, const Fp8ctl__V1__PreflightRequest *m);
 void fetch_answer(struct agent *a, const Fp8ctl__V1__FetchRequest *m);
 /* node_test.c */

@@ -4,12 +4,10 @@
  * when they are loaded, and verified then.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/hash.h"
@@ -30,8 +28,7 @@ struct found {
 struct inventory {
         struct agent *agent;
         uint64_t job_id, epoch;
-        int *fds; /* duplicates */
-        size_t n_fds, n_own; /* those of ranks of this node come first */
+        struct memory memory;
         struct found *found;
         size_t n_found;
         char damaged[DAMAGED_MAX][200];
@@ -117,8 +114,8 @@ static void look_on_disk(struct inventory *v) {
 static void work(void *arg) {
         struct inventory *v = arg;
 
-        for (size_t i = 0; i < v->n_fds; i++)
-                look(v, v->fds[i], i >= v->n_own);
+        for (size_t i = 0; i < v->memory.n; i++)
+                look(v, v->memory.fds[i], i >= v->memory.n_own);
         if (v->local_dir)
                 look_on_disk(v);
 }
@@ -126,9 +123,7 @@ static void work(void *arg) {
 static struct inventory *inventory_free(struct inventory *v) {
         if (!v)
                 return NULL;
-        for (size_t i = 0; i < v->n_fds; i++)
-                close(v->fds[i]);
-        free(v->fds);
+        memory_free(&v->memory);
         free(v->found);
         free(v->local_dir);
         free(v);
@@ -182,32 +177,20 @@ static void done(void *arg) {
 void inventory_begin(struct agent *a, const Fp8ctl__V1__InventoryRequest *m) {
         struct inventory *v = calloc(1, sizeof(*v));
         struct error e = { 0 };
-        size_t n = holder_count(a->holder, m->job_id), n_held = n;
 
-        for (struct local_rank *r = a->ranks; r; r = r->next)
-                n += r->job_id == m->job_id && r->replica_fd >= 0;
         if (!v)
                 return;
         v->agent = a;
         v->job_id = m->job_id;
         v->epoch = m->epoch;
         v->local_dir = a->config->local_dir ? strdup(a->config->local_dir) : NULL;
-        v->fds = calloc(n + 1, sizeof(*v->fds));
-        v->found = calloc(n * REPLICA_SLOTS + 1, sizeof(*v->found));
-        if (!v->fds || !v->found) {
+        if (memory_collect(a, m->job_id, &v->memory) == 0)
+                v->found = calloc(v->memory.n * REPLICA_SLOTS + 1, sizeof(*v->found));
+        if (!v->found) {
                 inventory_free(v);
                 return;
         }
         memcpy(v->cluster, a->cluster, sizeof(v->cluster));
-        for (struct local_rank *r = a->ranks; r; r = r->next)
-                if (r->job_id == m->job_id && r->replica_fd >= 0) {
-                        int fd = fcntl(r->replica_fd, F_DUPFD_CLOEXEC, 3);
-
-                        if (fd >= 0)
-                                v->fds[v->n_fds++] = fd;
-                }
-        v->n_own = v->n_fds;
-        v->n_fds += holder_segments(a->holder, m->job_id, v->fds + v->n_fds, n_held);
         if (tasks_run(a->tasks, work, done, v, &e) < 0) {
                 log_warning("inventory of job %" PRIu64 ": %s", m->job_id, e.text);
                 done(v); /* an empty one: better than none, the job falls back to its last commit */

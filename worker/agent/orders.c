@@ -184,6 +184,9 @@ void orders_dispatch(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_STANDBY_PLAN:
                 on_standbys(a, m->standby_plan);
                 break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_MEMORY:
+                save_memory_begin(a, m->save_memory);
+                break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_NOW:
                 relay_to_job(a, m->save_now->job_id, m);
                 break;

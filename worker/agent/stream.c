@@ -179,7 +179,7 @@ void stream_watch_steps(struct agent *a) {
 static void say_hello(struct agent *a) {
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__WorkerHello hello = FP8CTL__V1__WORKER_HELLO__INIT;
-        char *features[] = { (char *)"replica-memory", (char *)"flight-recorder", (char *)"standby" };
+        char *features[] = { (char *)"replica-memory", (char *)"flight-recorder", (char *)"standby", (char *)"save-memory" };
         size_t n_standbys = local_standbys(a);
         _cleanup_free_ Fp8ctl__V1__StandbyStatus *standbys = calloc(n_standbys + 1, sizeof(*standbys));
         _cleanup_free_ Fp8ctl__V1__StandbyStatus **standby_list = calloc(n_standbys + 1, sizeof(*standby_list));

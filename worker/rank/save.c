@@ -148,28 +148,6 @@ static void on_written(void *arg, int rc, const char *text, struct digest d, con
                 raise(SIGKILL);
 }
 
-/* From rank 0 only: the trainer's small state with what a reader of the manifest wants to know besides. */
-static char *manifest_state(const struct save *s, const char *state) {
-        json_error_t je;
-        json_t *root = json_loads(state, 0, &je), *model;
-        char *text = NULL, *config = NULL;
-
-        if (!root)
-                return NULL;
-        json_object_set_new(root, "recipe", json_string(job_recipe_name(s->spec->precision.recipe)));
-        json_object_set_new(root, "layout", json_string(snapshot_layout(s->snapshot)));
-        json_object_set_new(root, "data_path", json_string(s->spec->data.path));
-        if (model_config_to_json(&s->spec->model, &config, NULL) == 0) {
-                model = json_loads(config, 0, &je);
-                if (model)
-                        json_object_set_new(root, "model", model);
-                free(config);
-        }
-        text = json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17));
-        json_decref(root);
-        return text;
-}
-
 void save_refuse(struct save *s, uint64_t step, uint64_t epoch, uint32_t attempt, const char *why) {
         prepared(s, step, epoch, attempt, NULL, NULL, NULL, why);
 }
@@ -188,7 +166,7 @@ static int begin(struct save *s, uint64_t step, uint64_t epoch, uint32_t attempt
                 return error_set(e, -ENOENT, "no snapshot of that step is held");
         checkpoint_step_name(step, epoch, attempt, name, sizeof(name));
         folder = file_path("%s/%s", s->spec->checkpoint.dir, name);
-        text = s->id->rank == 0 ? manifest_state(s, state) : strdup("");
+        text = s->id->rank == 0 ? job_manifest_state(s->spec, snapshot_layout(s->snapshot), state) : strdup(""); /* one is enough */
         if (!folder || !text)
                 return error_errno(e, ENOMEM, "save");
         r = snapshot_pin(s->snapshot);
