@@ -84,11 +84,13 @@ static uint64_t sooner(uint64_t a, uint64_t b) {
         return !a ? b : !b ? a : a < b ? a : b;
 }
 
-static void settle(struct controller *c) {
+/* nodes_as_were: no node's deadline came nearer. With thousands of nodes all of them are not looked at after each of a rank's words. */
+static void settle_after(struct controller *c, bool nodes_as_were) {
         uint64_t at;
 
         if (!c->running || c->failed)
                 return;
+        nodes_as_were = nodes_as_were && !c->schedule_wanted && !c->cluster_dirty;
         if (c->schedule_wanted) {
                 job_schedule(c);
                 layout_look(c);
@@ -104,11 +106,17 @@ static void settle(struct controller *c) {
                 c->events_new = false;
                 request_events_new(c);
         }
-        at = sooner(node_next_deadline(c), request_next_deadline(c));
+        if (!nodes_as_were || core_now(c) >= c->nodes_deadline)
+                c->nodes_deadline = node_next_deadline(c);
+        at = sooner(c->nodes_deadline, request_next_deadline(c));
         for (size_t i = 0; i < c->n_jobs; i++)
                 at = sooner(at, job_next_deadline(c->jobs[i]));
         if (at)
                 c->io.wake_at(c->io.arg, at);
+}
+
+static void settle(struct controller *c) {
+        settle_after(c, false);
 }
 
 /* ------------------------------------------------------------------ life */
@@ -494,6 +502,13 @@ void controller_worker_opened(struct controller *c, uint64_t session, const stru
         list[at] = s;
 }
 
+/* What ranks say as they come and go on. */
+static bool leaves_nodes_as_were(const Fp8ctl__V1__WorkerMessage *m) {
+        return m->body_case == FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_READY || m->body_case == FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_PARKED ||
+               m->body_case == FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_RUNNING || m->body_case == FP8CTL__V1__WORKER_MESSAGE__BODY_INVENTORY ||
+               m->body_case == FP8CTL__V1__WORKER_MESSAGE__BODY_CHECKPOINT_PREPARED;
+}
+
 void controller_worker_message(struct controller *c, uint64_t session, const Fp8ctl__V1__WorkerMessage *m) {
         struct session *s = session_find(c, session);
 
@@ -512,7 +527,7 @@ void controller_worker_message(struct controller *c, uint64_t session, const Fp8
                 if (m->body_case == FP8CTL__V1__WORKER_MESSAGE__BODY_HEARTBEAT && !c->schedule_wanted && !c->cluster_dirty && !c->events_new)
                         return;
         }
-        settle(c);
+        settle_after(c, s->node && leaves_nodes_as_were(m));
 }
 
 void controller_worker_closed(struct controller *c, uint64_t session) {

@@ -219,6 +219,8 @@ struct job {
         bool have_replicas;
         struct node **holders; /* [world], kept over epochs; NULL: nobody */
         int without_holder;    /* ranks, when it was last said; -1: never */
+        bool holders_judged, holders_shared; /* since the nodes were last looked at: what follows holds; one of them holds for several ranks */
+        int holder_worst;                    /* the worst replica_grade() among them */
         Fp8ctl__V1__LoadSource load;
         char *load_path;
         uint32_t same_cause;
@@ -323,6 +325,7 @@ struct controller {
         struct pending *pending;
         uint64_t drops[N_DROPS];
         bool running, failed, cluster_dirty, schedule_wanted, events_new;
+        uint64_t nodes_deadline;   /* the next of all nodes, looked for after all but what ranks say */
         bool standbys_yield; /* a job waits for the devices of warm standbys */
         char failed_why[256];
 };

@@ -12,14 +12,15 @@
 
 #include "base/cleanup.h"
 
-/* Lower is better; -1: cannot hold. */
-static int grade(const struct replica_node *nodes, int own, int at) {
-        const struct replica_node *n = &nodes[at];
-        bool apart = n->rack[0] && nodes[own].rack[0] && strcmp(n->rack, nodes[own].rack) != 0;
+int replica_grade(const struct replica_node *own, const struct replica_node *at) {
+        bool apart = at->rack[0] && own->rack[0] && strcmp(at->rack, own->rack) != 0;
 
-        if (at == own || !n->holds)
-                return -1;
-        return (apart ? 0 : 2) + (n->of_job ? 0 : 1);
+        return (apart ? 0 : 2) + (at->of_job ? 0 : 1);
+}
+
+/* -1: cannot hold. */
+static int grade(const struct replica_node *nodes, int own, int at) {
+        return at == own || !nodes[at].holds ? -1 : replica_grade(&nodes[own], &nodes[at]);
 }
 
 static int best_grade(const struct replica_node *nodes, int n_nodes, int own) {

@@ -13,6 +13,9 @@ struct replica_node {
         bool of_job;      /* ranks of the job run there */
 };
 
+/* How well the second node keeps what is made on the first, another one: lower is better, 0 to 3. */
+int replica_grade(const struct replica_node *own, const struct replica_node *at);
+
 /*
  * place[world]: the node of each rank, grouped by rank order.  before[world]: the holders until now, -1 none; may be NULL.  ret[world]: index of the holder,
  * -1: there is none.  Returns how many ranks have none, or -ENOMEM.

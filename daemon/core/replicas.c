@@ -67,6 +67,34 @@ static bool holds(const struct node *n) {
         return n->state == NODE_READY && n->replica_endpoint[0] && n->duty != NODE_DRAINING;
 }
 
+/* So that nodes which come later need be looked at only where they could be better. */
+static void judge_holders(struct job *j, const struct replica_node *nodes, int n_nodes, const int *place, const int *after) {
+        _cleanup_free_ bool *taken = calloc((size_t)n_nodes + 1, sizeof(*taken));
+
+        j->holders_judged = taken != NULL;
+        j->holders_shared = false;
+        j->holder_worst = 0;
+        for (int i = 0; taken && i < j->world; i++) {
+                if (place[i] < 0 || after[i] < 0) {
+                        j->holders_judged = false;
+                        return;
+                }
+                if (replica_grade(&nodes[place[i]], &nodes[after[i]]) > j->holder_worst)
+                        j->holder_worst = replica_grade(&nodes[place[i]], &nodes[after[i]]);
+                j->holders_shared = j->holders_shared || taken[after[i]];
+                taken[after[i]] = true;
+        }
+}
+
+/* A node came. Without ranks of the job its grade is 1 for those of other racks, and 3 for others. */
+static bool could_hold_better(const struct job *j, const struct node *n) {
+        if (!j->holders_judged || job_on_node(j, n) || replicas_on_node(j, n))
+                return true;
+        if (!holds(n))
+                return false;
+        return n->rack[0] ? j->holder_worst > 1 || (j->holder_worst == 1 && j->holders_shared) : j->holder_worst == 3 && j->holders_shared;
+}
+
 /* New holders for every rank; true when one of them is another than before. */
 static bool choose_holders(struct controller *c, struct job *j) {
         _cleanup_free_ struct replica_node *nodes = calloc(c->n_nodes + 1, sizeof(*nodes));
@@ -79,14 +107,17 @@ static bool choose_holders(struct controller *c, struct job *j) {
         if (!nodes || !place || !before || !after || !j->holders)
                 return false;
         for (size_t i = 0; i < c->n_nodes; i++)
-                nodes[i] = (struct replica_node){ .rack = c->nodes[i]->rack, .holds = holds(c->nodes[i]), .of_job = job_on_node(j, c->nodes[i]) };
+                nodes[i] = (struct replica_node){ .rack = c->nodes[i]->rack, .holds = holds(c->nodes[i]) };
         for (int i = 0; i < j->world; i++) {
                 place[i] = job_node_index(c, j->ranks[i].node);
+                if (place[i] >= 0)
+                        nodes[place[i]].of_job = true;
                 before[i] = job_node_index(c, j->holders[i]);
         }
         without = replica_plan(nodes, (int)c->n_nodes, place, before, j->world, after);
         if (without < 0)
                 return false;
+        judge_holders(j, nodes, (int)c->n_nodes, place, after);
         for (int i = 0; i < j->world; i++) {
                 struct node *n = after[i] >= 0 ? c->nodes[after[i]] : NULL;
 
@@ -293,9 +324,9 @@ void replicas_hello(struct controller *c, struct node *n, const Fp8ctl__V1__Work
                 }
                 if (!j->have_replicas)
                         begin_again(c, j);
-                else if (choose_holders(c, j) || moved)
+                else if ((could_hold_better(j, n) && choose_holders(c, j)) || moved)
                         send_plan(c, j, NULL, true);
-                else
+                else if (job_on_node(j, n) || replicas_on_node(j, n))
                         send_plan(c, j, n, true); /* what it knew may have gone with its worker process */
         }
 }
@@ -305,19 +336,22 @@ void replicas_node_lost(struct controller *c, struct node *n) {
         n->replica_endpoint[0] = 0;
         for (size_t i = 0; i < c->n_jobs; i++) {
                 struct job *j = c->jobs[i];
+                bool matters = job_on_node(j, n);
 
                 if (!job_placed(j))
                         continue;
                 for (int k = 0; j->holders && k < j->world; k++)
-                        if (j->holders[k] == n)
+                        if (j->holders[k] == n) {
                                 j->holders[k] = NULL;
+                                matters = true;
+                        }
                 inventory_forget(j, n);
                 rescue_node_lost(c, j, n);
                 if (!job_placed(j))
                         continue;
                 if (j->rec == REC_FENCE)
                         recovery_check(c, j);
-                else if (j->have_replicas && choose_holders(c, j))
+                else if (j->have_replicas && matters && choose_holders(c, j))
                         send_plan(c, j, NULL, true);
         }
 }

@@ -7,13 +7,13 @@
 
 #include "tests/sim/sim.h"
 
-/* Twelve jobs, the largest of them a sixteenth of all devices, where a job may have so many ranks. */
+/* Twelve jobs, the largest of 256 ranks: a plan is sent to every node of its job, and what unpacks larger ones here would take most of the time. */
 int scale_replicas_of(const struct sim *s, int i) {
         int largest = s->n_nodes * s->n_devices / 16 / 2, dp = 4;
 
         if (i >= 6)
                 return 4;
-        while (2 * dp <= largest && 2 * (2 * dp) <= SIM_WORLD_MAX / 4)
+        while (2 * dp <= largest && 2 * (2 * dp) <= 256)
                 dp *= 2;
         return dp >> i > 4 ? dp >> i : 4;
 }

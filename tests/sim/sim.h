@@ -14,7 +14,7 @@
 #define SEC UINT64_C(1000000000)
 
 enum { SIM_KEEP_LAST = 3, SIM_WORDS_MAX = 8 /* as AGENT_PREPARED_MAX */ };
-enum { SIM_NODES = 5, SIM_DEVICES = 2, SIM_BIG_DEVICES = 8 /* in runs of more nodes (scale.c) */, SIM_RANKS_MAX = 64, SIM_REPLICAS_MAX = 256, SIM_WORLD_MAX = 4096 };
+enum { SIM_NODES = 5, SIM_DEVICES = 2, SIM_BIG_DEVICES = 8 /* in runs of more nodes (scale.c) */, SIM_RANKS_MAX = 64, SIM_REPLICAS_MAX = 1024, SIM_WORLD_MAX = 4096 };
 
 struct sim;
 
