@@ -67,22 +67,24 @@ static bool holds(const struct node *n) {
         return n->state == NODE_READY && n->replica_endpoint[0] && n->duty != NODE_DRAINING;
 }
 
-/* So that nodes which come later need be looked at only where they could be better. */
+/* So that nodes which come later need be looked at only where they could be better: always, where somebody has none or one holds more than is fair. */
 static void judge_holders(struct job *j, const struct replica_node *nodes, int n_nodes, const int *place, const int *after) {
-        _cleanup_free_ bool *taken = calloc((size_t)n_nodes + 1, sizeof(*taken));
+        _cleanup_free_ int *load = calloc((size_t)n_nodes + 1, sizeof(*load));
+        int fair = replica_fair_load(n_nodes, place, j->world);
 
-        j->holders_judged = taken != NULL;
+        j->holders_judged = load != NULL;
         j->holders_shared = false;
         j->holder_worst = 0;
-        for (int i = 0; taken && i < j->world; i++) {
-                if (place[i] < 0 || after[i] < 0) {
+        for (int i = 0; load && i < j->world; i++) {
+                int g = place[i] < 0 || after[i] < 0 ? -1 : replica_grade(&nodes[place[i]], &nodes[after[i]]);
+
+                if (g < 0 || ++load[after[i]] > fair) {
                         j->holders_judged = false;
                         return;
                 }
-                if (replica_grade(&nodes[place[i]], &nodes[after[i]]) > j->holder_worst)
-                        j->holder_worst = replica_grade(&nodes[place[i]], &nodes[after[i]]);
-                j->holders_shared = j->holders_shared || taken[after[i]];
-                taken[after[i]] = true;
+                if (g > j->holder_worst)
+                        j->holder_worst = g;
+                j->holders_shared = j->holders_shared || load[after[i]] > 1;
         }
 }
 

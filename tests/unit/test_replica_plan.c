@@ -100,6 +100,33 @@ TEST(holders_stay_over_a_recovery) {
         CU_ASSERT_EQUAL(most(after, 8, 5), 2);
 }
 
+/* The job's one node in the other rack is not given the copies of all others while nodes beside the job could take them. */
+TEST(few_nodes_across_a_rack_do_not_get_all) {
+        struct replica_node n[16];
+        int place[32], holder[32], again[32], here = 0;
+
+        for (int r = 0; r < 32; r++)
+                place[r] = r / 4;
+        nodes_of(n, 16, place, 32);
+        for (int i = 0; i < 16; i++)
+                n[i].rack = i > 0 && i < 8 ? "b" : "a";
+        CU_ASSERT_EQUAL(replica_plan(n, 16, place, NULL, 32, holder), 0);
+        for (int r = 0; r < 32; r++) {
+                CU_ASSERT_NOT_EQUAL(n[holder[r]].rack[0], n[place[r]].rack[0]);
+                here += holder[r] == 0;
+        }
+        CU_ASSERT_EQUAL(here, 8);
+        CU_ASSERT_EQUAL(most(holder, 32, 16), 8);
+        CU_ASSERT_EQUAL(replica_plan(n, 16, place, holder, 32, again), 0);
+        for (int r = 0; r < 32; r++)
+                CU_ASSERT_EQUAL(again[r], holder[r]);
+        for (int i = 8; i < 16; i++) /* nobody else there: then all of them after all */
+                n[i].holds = false;
+        CU_ASSERT_EQUAL(replica_plan(n, 16, place, holder, 32, again), 0);
+        for (int r = 4; r < 32; r++)
+                CU_ASSERT_EQUAL(again[r], 0);
+}
+
 /* Every shape up to a bound: never the own node, nobody without while another can hold, nobody more than an even share and one rank of rounding. */
 TEST(every_small_cluster) {
         for (int nodes = 2; nodes <= 6; nodes++)
