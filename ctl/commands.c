@@ -42,8 +42,9 @@ const struct command commands[] = {
         { "node describe", "NODE", 1, 1, FORMATS_PLAIN, NULL, node_describe_run, "show all about one node", NULL, false },
         { "node diff", "[NODE...]", 0, -1, FORMATS_PLAIN, NULL, node_diff_run, "tell in what nodes are not made alike: versions, firmware, models, settings",
           "Of the nodes given, or of all; what is a node's own, as serial numbers are, is left out. Exit code 0: made alike; 1: not.", false },
-        { "node test", "NODE", 1, 1, FORMATS_PLAIN, NULL, node_test_run, "test a node's arithmetic, memory, copies, disk and clock",
+        { "node test", "NODE...", 1, -1, FORMATS_PLAIN, node_test_opts, node_test_run, "test a node's arithmetic, memory, copies, disk and clock; or the network between nodes",
           "Its ranks compute beside the test, so it should have none: drain it first. A part that fails keeps the node from ranks until `node uncordon`.\n"
+          "--pairwise: two or more nodes measure what is between them, in rounds of pairs; what is slow with most others is a bad node, else a bad link.\n"
           "Exit code 0: passed; 1: not.", false },
         { "node cordon", "NODE", 1, 1, FORMATS_USUAL, node_cordon_opts, node_cordon_run, "give a node no new ranks", NULL, false },
         { "node drain", "NODE", 1, 1, FORMATS_USUAL, node_drain_opts, node_drain_run, "give a node no new ranks, and move those it has to other nodes",

@@ -11,6 +11,7 @@ extern const struct opt cancel_opts[];
 extern const struct opt scale_opts[];
 extern const struct opt node_cordon_opts[];
 extern const struct opt node_drain_opts[];
+extern const struct opt node_test_opts[];
 extern const struct opt logs_opts[];
 extern const struct opt events_opts[];
 extern const struct opt metrics_opts[];

@@ -2,6 +2,7 @@
 /* node test, and the health of a node for `node describe`. */
 #include "ctl/node_health.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 
@@ -104,6 +105,16 @@ void node_health_print(const Fp8ctl__V1__Node *nd) {
         print_facts(nd);
 }
 
+static struct {
+        bool pairwise, all;
+} given;
+
+const struct opt node_test_opts[] = {
+        { "pairwise", 0, OPT_FLAG, NULL, "measure the network between the nodes, in pairs", &given.pairwise, 0, 0, NULL },
+        { "all-pairs", 0, OPT_FLAG, NULL, "with --pairwise: every pair, not only as many as tell a node from a link", &given.all, 0, 0, NULL },
+        { 0 },
+};
+
 int node_test_run(struct ctl *c, int n, char **args) {
         Fp8ctl__V1__TestNodeRequest rq = FP8CTL__V1__TEST_NODE_REQUEST__INIT;
         _cleanup_(client_freep) struct client *cl = NULL;
@@ -111,6 +122,12 @@ int node_test_run(struct ctl *c, int n, char **args) {
         _cleanup_json_ json_t *o = NULL;
         struct error e;
 
+        if (given.pairwise)
+                return node_pairs(c, n, args, given.all);
+        if (n > 1 || given.all) {
+                error_set(&e, -EINVAL, n > 1 ? "node test: found %d nodes, expected one, or --pairwise" : "node test: found --all-pairs, expected --pairwise with it", n);
+                return ctl_usage(&e);
+        }
         rq.name = args[0];
         if (client_new(c, &cl, &e) < 0 || client_call_once(cl, "TestNode", &rq.base, &fp8ctl__v1__node_test__descriptor, TEST_TIMEOUT_MS, (ProtobufCMessage **)&t, &e) < 0)
                 return ctl_fail(&e);

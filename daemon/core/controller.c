@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "daemon/core/core.h"
 #include "daemon/core/diagnose.h"
+#include "daemon/core/node_pairs.h"
 
 #define NOTICE_WINDOW_MS 10000u /* events from one job's ranks: */
 #define NOTICES_PER_WINDOW 20u  /* at most so many in the window; the rest is counted as one */
@@ -456,6 +457,7 @@ static void dispatch(struct controller *c, struct session *s, const Fp8ctl__V1__
         case FP8CTL__V1__WORKER_MESSAGE__BODY_STANDBY_STATUS: NODE_MESSAGE(m->standby_status, standby_status); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_HEALTH_REPORT: NODE_MESSAGE(m->health_report, health_report); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_DIAGNOSE_REPLY: NODE_MESSAGE(m->diagnose_reply, diagnose_reply); break;
+        case FP8CTL__V1__WORKER_MESSAGE__BODY_NODE_PAIR_REPLY: NODE_MESSAGE(m->node_pair_reply, node_pair_reply); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_NODE_TEST_REPLY: NODE_MESSAGE(m->node_test_reply, node_test_reply); break;
         default: core_drop(c, DROP_MALFORMED, "worker message"); break;
         }

@@ -279,7 +279,7 @@ struct event {
         char *text;
 };
 
-enum pending_kind { PENDING_EVENTS, PENDING_SAVE, PENDING_SUBMIT, PENDING_READ, PENDING_TEST, PENDING_DIAGNOSE };
+enum pending_kind { PENDING_EVENTS, PENDING_SAVE, PENDING_SUBMIT, PENDING_READ, PENDING_TEST, PENDING_DIAGNOSE, PENDING_PAIRS };
 
 struct preflight {
         uint64_t id;
@@ -303,6 +303,7 @@ struct pending {
         struct sched_slot *slots;
         bool dry_run;
         struct gathering *gathering;                              /* diagnose */
+        struct pairs *pairs;                                      /* pairs */
 };
 
 enum drop_kind { DROP_MALFORMED, DROP_JOB, DROP_EPOCH, DROP_INCARNATION, DROP_LEASE, N_DROPS };

@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "daemon/core/diagnose.h"
+#include "daemon/core/node_pairs.h"
 #include "daemon/core/rank_plan.h"
 #include "daemon/core/request_private.h"
 
@@ -50,6 +51,7 @@ static struct pending *pending_free(struct pending *p) {
         free(p->slots);
         job_free(p->draft);
         gathering_free(p->gathering);
+        node_pairs_free(p->pairs);
         free(p);
         return NULL;
 }
@@ -303,6 +305,8 @@ void request_node_gone(struct controller *c, struct node *n) {
                 }
                 if (p->kind == PENDING_SUBMIT)
                         submit_node_gone(c, p, n);
+                else if (p->kind == PENDING_PAIRS)
+                        node_pairs_gone(c, p, n);
                 else if (p->kind == PENDING_DIAGNOSE)
                         diagnose_node_gone(c, p, n);
         }
@@ -328,6 +332,9 @@ void request_tick(struct controller *c, uint64_t now) {
                 case PENDING_TEST:
                         request_refuse(c, p->request, ST_DEADLINE, "node %s did not end its test in time", p->node->name);
                         break;
+                case PENDING_PAIRS:
+                        node_pairs_late(c, p);
+                        continue;
                 case PENDING_DIAGNOSE:
                         diagnose_answer(c, p);
                         break;
@@ -366,6 +373,7 @@ void request_handle(struct controller *c, uint64_t request, enum request_kind ki
                 [REQ_LIST_CHECKPOINTS] = { &fp8ctl__v1__list_checkpoints_request__descriptor, read_list_checkpoints },
                 [REQ_SCALE_JOB] = { &fp8ctl__v1__scale_job_request__descriptor, layout_request_scale },
                 [REQ_SET_NODE] = { &fp8ctl__v1__set_node_request__descriptor, node_request_set },
+                [REQ_TEST_PAIRS] = { &fp8ctl__v1__test_pairs_request__descriptor, node_pairs_request },
                 [REQ_TEST_NODE] = { &fp8ctl__v1__test_node_request__descriptor, node_test_request },
                 [REQ_DIAGNOSE_JOB] = { &fp8ctl__v1__diagnose_job_request__descriptor, diagnose_request },
                 [REQ_REMOVE_CHECKPOINT] = { &fp8ctl__v1__remove_checkpoint_request__descriptor, checkpoint_request_remove },

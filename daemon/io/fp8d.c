@@ -276,6 +276,7 @@ static const struct {
         { "SetNode", REQ_SET_NODE, &fp8ctl__v1__set_node_request__descriptor },
         { "DiagnoseJob", REQ_DIAGNOSE_JOB, &fp8ctl__v1__diagnose_job_request__descriptor },
         { "TestNode", REQ_TEST_NODE, &fp8ctl__v1__test_node_request__descriptor },
+        { "TestPairs", REQ_TEST_PAIRS, &fp8ctl__v1__test_pairs_request__descriptor },
 };
 #define N_REQUESTS ARRAY_SIZE(requests)
 
@@ -326,6 +327,7 @@ REQUEST(12)
 REQUEST(13)
 REQUEST(14)
 REQUEST(15)
+REQUEST(16)
 
 static void on_request_gone(void *arg, struct rpc_call *call) {
         struct fp8d *d = arg;
@@ -404,6 +406,7 @@ static const struct rpc_method methods[] = {
         UNARY("SetNode", 13),
         UNARY("DiagnoseJob", 14),
         UNARY("TestNode", 15),
+        UNARY("TestPairs", 16),
         { .path = "/fp8ctl.v1.WorkerService/Attach", .stream = true, .on_opened = on_worker_opened, .on_message = on_worker_message, .on_closed = on_worker_closed },
 };
 _Static_assert(ARRAY_SIZE(methods) == N_REQUESTS + 1, "a method for each request, and the workers' stream");

@@ -168,6 +168,9 @@ void node_test_start(struct agent *a, const Fp8ctl__V1__NodeTestRequest *m);
 size_t node_test_parts(char *output, Fp8ctl__V1__NodeTestPart *parts, json_t **objects, size_t max);
 char *node_test_wrong(const struct agent *a); /* not NULL: a test wants it to fail; free() it */
 
+/* pair_test.c: one end of a pair of nodes that measure what is between them */
+void pair_test_start(struct agent *a, const Fp8ctl__V1__NodePairRequest *m);
+
 /* canary.c: products with known digests on devices that nobody uses */
 int canary_open(struct agent *a, struct error *e);
 void canary_stop(struct agent *a); /* ranks come: the one that runs is ended */

@@ -217,6 +217,9 @@ void orders_dispatch(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_FETCH_REQUEST:
                 fetch_answer(a, m->fetch_request);
                 break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_NODE_PAIR_REQUEST:
+                pair_test_start(a, m->node_pair_request);
+                break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_NODE_TEST_REQUEST:
                 node_test_start(a, m->node_test_request);
                 break;
