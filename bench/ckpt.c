@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/opt.h"
+#include "bench/report.h"
 #include "worker/ckpt/checkpoint.h"
 
 #define TENSORS 48
@@ -237,23 +238,15 @@ static void print_table(const struct bench *b) {
 }
 
 static int print_json(const struct bench *b) {
-        json_t *a = json_array();
+        json_t *rows = json_array();
         struct ratio x[2];
-        int r;
 
-        for (int f = 0; a && f < FIGURES; f++) {
-                double ms = median(b, (enum figure)f);
-                json_t *peer = b->peer[f] > 0 ? json_real(b->peer[f]) : json_null(), *ratio = b->peer[f] > 0 ? json_real(ms / b->peer[f]) : json_null();
-
-                json_array_append_new(a, json_pack("{s:s, s:f, s:s, s:o, s:o}", "name", names[f], "value", ms, "unit", "ms", "peer", peer, "ratio", ratio));
-        }
+        for (int f = 0; f < FIGURES; f++)
+                report_add(rows, names[f], median(b, (enum figure)f), "ms", b->peer[f]);
         ratios(b, x);
-        for (size_t i = 0; a && i < ARRAY_SIZE(x); i++)
-                json_array_append_new(a, json_pack("{s:s, s:f, s:s, s:n, s:n}", "name", x[i].name, "value", x[i].value, "unit", "ratio", "peer", "ratio"));
-        r = a ? json_dumpf(a, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) : -1;
-        (void)putchar('\n');
-        json_decref(a);
-        return r == 0 ? 0 : 1;
+        for (size_t i = 0; i < ARRAY_SIZE(x); i++)
+                report_add(rows, x[i].name, x[i].value, "ratio", NAN);
+        return report_print(rows, 6);
 }
 
 int main(int argc, char **argv) {

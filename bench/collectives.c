@@ -13,6 +13,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/opt.h"
+#include "bench/report.h"
 #include "tests/comm/ranks.h"
 
 #define BATCHES 5
@@ -143,19 +144,11 @@ static void print_table(const struct bench *b) {
 }
 
 static int print_json(const struct bench *b) {
-        json_t *a = json_array();
-        int r;
+        json_t *rows = json_array();
 
-        for (int i = 0; a && i < b->n_rows; i++) {
-                const struct row *x = &b->rows[i];
-                json_t *peer = x->peer_ms > 0 ? json_real(x->peer_ms) : json_null(), *ratio = x->peer_ms > 0 ? json_real(x->ms / x->peer_ms) : json_null();
-
-                json_array_append_new(a, json_pack("{s:s, s:f, s:s, s:o, s:o}", "name", x->name, "value", x->ms, "unit", "ms", "peer", peer, "ratio", ratio));
-        }
-        r = a ? json_dumpf(a, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) : -1;
-        (void)putchar('\n');
-        json_decref(a);
-        return r == 0 ? 0 : 1;
+        for (int i = 0; i < b->n_rows; i++)
+                report_add(rows, b->rows[i].name, b->rows[i].ms, "ms", b->rows[i].peer_ms);
+        return report_print(rows, 6);
 }
 
 int main(int argc, char **argv) {

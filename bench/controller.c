@@ -14,6 +14,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/opt.h"
+#include "bench/report.h"
 #include "daemon/core/controller.h"
 
 #define BODY(x) FP8CTL__V1__WORKER_MESSAGE__BODY_##x
@@ -341,7 +342,7 @@ static int run(size_t n, int64_t rounds, json_t *rows, bool table) {
                 events += b.events[k];
                 ns += b.ns[k];
                 snprintf(name, sizeof(name), "%s_ns_at_%zu_nodes", kind_names[k], n);
-                json_array_append_new(rows, json_pack("{s:s, s:f, s:s, s:n, s:n}", "name", name, "value", b.events[k] ? (double)b.ns[k] / (double)b.events[k] : 0.0, "unit", "ns", "peer", "ratio"));
+                report_add(rows, name, b.events[k] ? (double)b.ns[k] / (double)b.events[k] : 0.0, "ns", NAN);
                 if (table)
                         printf("%8zu %-14s %10" PRIu64 " %12.0f %12.0f\n", n, kind_names[k], b.events[k], b.events[k] ? (double)b.ns[k] / (double)b.events[k] : 0.0, (double)b.worst[k] / 1e3);
         }
@@ -349,7 +350,7 @@ static int run(size_t n, int64_t rounds, json_t *rows, bool table) {
                 char name[64];
 
                 snprintf(name, sizeof(name), "event_ns_at_%zu_nodes", n);
-                json_array_append_new(rows, json_pack("{s:s, s:f, s:s, s:n, s:n}", "name", name, "value", (double)ns / (double)events, "unit", "ns", "peer", "ratio"));
+                report_add(rows, name, (double)ns / (double)events, "ns", NAN);
                 if (table)
                         printf("%8zu %-14s %10" PRIu64 " %12.0f   (%" PRIu64 " jobs of %" PRIu64 " ranks)\n", n, "all", events, (double)ns / (double)events, b.jobs, b.taken);
         } else {
@@ -389,10 +390,8 @@ int main(int argc, char **argv) {
         r = 0;
         for (size_t i = 0; r == 0 && i < (nodes ? 1 : ARRAY_SIZE(sizes)); i++)
                 r = run(nodes ? (size_t)nodes : sizes[i], rounds, rows, !json);
-        if (r == 0 && json) {
-                json_dumpf(rows, stdout, JSON_INDENT(2));
-                putchar('\n');
-        }
+        if (r == 0 && json)
+                return report_print(rows, 0);
         json_decref(rows);
         return r < 0 ? 1 : 0;
 }

@@ -14,6 +14,7 @@
 
 #include "base/cleanup.h"
 #include "base/opt.h"
+#include "bench/report.h"
 #include "kernels/cuda/hopper.h"
 #include "kernels/cuda/plan.h"
 #include "kernels/fp8.h"
@@ -232,11 +233,6 @@ static void run_product(struct bench *b, void *arg, int way) {
         }
 }
 
-static void add_row(struct bench *b, const char *name, double value, const char *unit, double peer) {
-        json_array_append_new(b->rows, json_pack("{s:s, s:f, s:s, s:o, s:o}", "name", name, "value", value, "unit", unit, "peer", isfinite(peer) ? json_real(peer) : json_null(),
-                                                 "ratio", isfinite(peer) ? json_real(value / peer) : json_null()));
-}
-
 /* Ratio of ours to the peer. */
 static double product(struct bench *b, bool wgrad, int64_t M, int64_t N, int64_t K, bool table) {
         struct operands o = { .M = M, .N = N, .K = K, .wgrad = wgrad };
@@ -267,7 +263,7 @@ static double product(struct bench *b, bool wgrad, int64_t M, int64_t N, int64_t
         }
         if (table)
                 printf("\n");
-        add_row(b, name, tflop / t[OURS], "TFLOP/s", tflop / t[PER_TENSOR]);
+        report_add(b->rows, name, tflop / t[OURS], "TFLOP/s", tflop / t[PER_TENSOR]);
         for (int i = PER_TENSOR; i < N_WAYS; i++)
                 lt_free(&l[i]);
         release(&o.a);
@@ -289,7 +285,7 @@ static void products(struct bench *b, bool wgrad, bool table) {
                 log_sum += log(product(b, wgrad, shape[i][0], shape[i][1], shape[i][2], table));
         if (table)
                 printf("%s: geometric mean %.3f of cuBLASLt per-tensor without fast accumulation\n\n", wgrad ? "wgrad" : "fprop", exp(log_sum / (double)n));
-        add_row(b, wgrad ? "wgrad geometric mean" : "fprop geometric mean", exp(log_sum / (double)n), "ratio", 1);
+        report_add(b->rows, wgrad ? "wgrad geometric mean" : "fprop geometric mean", exp(log_sum / (double)n), "ratio", 1);
 }
 
 struct quantise_work {
@@ -334,7 +330,7 @@ static void quantisers(struct bench *b, bool table) {
                 if (table)
                         printf("%-28s %8.0f GB/s  %5.3f of a copy\n", names[i], rate, rate / copy);
                 if (i != Q_COPY)
-                        add_row(b, names[i], rate, "GB/s", copy);
+                        report_add(b->rows, names[i], rate, "GB/s", copy);
         }
         release(&w.t);
         must(cudaFree((void *)(uintptr_t)w.x), "free");

@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/opt.h"
+#include "bench/report.h"
 #include "kernels/dev.h"
 #include "kernels/fp8.h"
 
@@ -418,16 +419,11 @@ static void print_table(const struct bench *b) {
 }
 
 static int print_json(const struct bench *b) {
-        json_t *a = json_array();
-        int r;
+        json_t *rows = json_array();
 
-        for (int i = 0; a && i < b->n; i++)
-                json_array_append_new(a, json_pack("{s:s, s:f, s:s, s:f, s:f}", "name", b->rows[i].name, "value", b->rows[i].value, "unit", b->rows[i].unit, "peer",
-                                                   b->rows[i].peer, "ratio", b->rows[i].value / b->rows[i].peer));
-        r = a ? json_dumpf(a, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) : -1;
-        (void)putchar('\n');
-        json_decref(a);
-        return r == 0 ? 0 : 1;
+        for (int i = 0; i < b->n; i++)
+                report_add(rows, b->rows[i].name, b->rows[i].value, b->rows[i].unit, b->rows[i].peer);
+        return report_print(rows, 6);
 }
 
 int main(int argc, char **argv) {

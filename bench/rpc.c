@@ -15,6 +15,7 @@
 #include "base/file.h"
 #include "base/loop.h"
 #include "base/opt.h"
+#include "bench/report.h"
 #include "proto/rpc_client.h"
 #include "proto/rpc_server.h"
 
@@ -130,15 +131,14 @@ static void print(const struct bench *b, bool json) {
         if (!json)
                 printf("%-24s %12s  %s\n", "NAME", "VALUE", "UNIT");
         for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
-                json_array_append_new(all, json_pack("{s:s, s:f, s:s, s:n, s:n}", "name", rows[i].name, "value", rows[i].value, "unit", rows[i].unit, "peer", "ratio"));
+                report_add(all, rows[i].name, rows[i].value, rows[i].unit, NAN);
                 if (!json)
                         printf("%-24s %12.0f  %s\n", rows[i].name, rows[i].value, rows[i].unit);
         }
-        if (json) {
-                json_dumpf(all, stdout, JSON_INDENT(2));
-                putchar('\n');
-        }
-        json_decref(all);
+        if (json)
+                (void)report_print(all, 0);
+        else
+                json_decref(all);
 }
 
 int main(int argc, char **argv) {
