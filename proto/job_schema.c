@@ -167,6 +167,12 @@ const struct job_key job_keys[] = {
           .doc = "When devices are lost and no others are free the job goes on with fewer replicas, at least so many, and the same global batch; 0: it waits for devices." },
         { "recovery.grow_delay_ms", INTS(0, 86400000), .offset = AT(recovery.grow_delay_ms), .def = "10000",
           .doc = "How long it runs with fewer replicas before it takes free devices again, at the end of a step." },
+        { "recovery.park_timeout_ms", INTS(100, 86400000), .offset = AT(recovery.park_timeout_ms), .def = "5000",
+          .doc = "How long a surviving rank may take to leave an epoch that is over; then it is killed and replaced." },
+        { "recovery.peer_grace_ms", INTS(0, 86400000), .offset = AT(recovery.peer_grace_ms), .def = "2000",
+          .doc = "When a rank has lost its connection to another: how long that one's own worker has to say what happened, before all begin a new round." },
+        { "recovery.inventory_timeout_ms", INTS(100, 86400000), .offset = AT(recovery.inventory_timeout_ms), .def = "5000",
+          .doc = "How long a node may take to list what it has in replica memory; then the others' lists decide." },
         { "recovery.rescue_ms", INTS(0, 86400000), .offset = AT(recovery.rescue_ms), .def = "60000",
           .doc = "How long it may take to save what only replica memory has, when the job must leave its devices while it recovers, or goes on with fewer replicas; then, and with 0, the last checkpoint is what "
                  "is left." },

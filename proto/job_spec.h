@@ -109,6 +109,9 @@ struct job_spec {
                 int64_t grace_ms;           /* for the last save on SIGTERM or cancel */
                 int64_t min_dp;             /* replicas it goes on with when devices are lost and none are free; 0: parallel.dp */
                 int64_t grow_delay_ms;      /* so long it must have run with fewer before it takes free devices again */
+                int64_t park_timeout_ms;    /* for a survivor to leave its epoch */
+                int64_t peer_grace_ms;      /* for a lost peer's own worker to say what happened */
+                int64_t inventory_timeout_ms; /* for a node to list its replica memory */
                 int64_t rescue_ms;          /* so long what only replica memory has may take to be saved; 0: it is not */
                 int64_t in_place;           /* so often a rank that died is started on its device without a step gained */
                 int64_t standby;            /* processes kept ready to become ranks */

@@ -463,18 +463,28 @@ static void dispatch(struct controller *c, struct session *s, const Fp8ctl__V1__
         }
 }
 
-static size_t session_position(const struct controller *c, uint64_t id) {
-        size_t lo = 0, hi = c->n_sessions;
+size_t core_position(const void *list, size_t n, int (*order)(const void *list, size_t i, const void *key), const void *key) {
+        size_t lo = 0, hi = n;
 
         while (lo < hi) {
                 size_t mid = (lo + hi) / 2;
 
-                if (c->sessions[mid]->id < id)
+                if (order(list, mid, key) < 0)
                         lo = mid + 1;
                 else
                         hi = mid;
         }
         return lo;
+}
+
+static int by_id(const void *list, size_t i, const void *key) {
+        uint64_t id = ((struct session *const *)list)[i]->id, wanted = *(const uint64_t *)key;
+
+        return id < wanted ? -1 : id > wanted;
+}
+
+static size_t session_position(const struct controller *c, uint64_t id) {
+        return core_position(c->sessions, c->n_sessions, by_id, &id);
 }
 
 struct session *session_find(const struct controller *c, uint64_t id) {

@@ -338,6 +338,8 @@ void core_cause(char *dst, size_t size, const Fp8ctl__V1__RankExited *m);
 uint64_t core_now(const struct controller *c);
 void core_drop(struct controller *c, enum drop_kind why, const char *what);
 struct session *session_find(const struct controller *c, uint64_t id);
+/* In a list that is in order: the first item that does not come before key, or where it would be. order: as strcmp(item i, key). */
+size_t core_position(const void *list, size_t n, int (*order)(const void *list, size_t i, const void *key), const void *key);
 void core_persist(struct controller *c, enum store_op_kind kind, const char *key, const void *value, size_t len);
 void core_log(const struct controller *c, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 

@@ -68,18 +68,16 @@ void rank_set(struct controller *c, struct rank *r, enum rank_state s) {
 }
 
 /* ------------------------------------------------------------------ the list */
+static int by_id(const void *list, size_t i, const void *key) {
+        uint64_t id = ((struct job *const *)list)[i]->id, wanted = *(const uint64_t *)key;
+
+        return id < wanted ? -1 : id > wanted;
+}
+
 struct job *job_find(const struct controller *c, uint64_t id) {
-        size_t lo = 0, hi = c->n_jobs;
+        size_t at = core_position(c->jobs, c->n_jobs, by_id, &id);
 
-        while (lo < hi) {
-                size_t mid = (lo + hi) / 2;
-
-                if (c->jobs[mid]->id < id)
-                        lo = mid + 1;
-                else
-                        hi = mid;
-        }
-        return lo < c->n_jobs && c->jobs[lo]->id == id ? c->jobs[lo] : NULL;
+        return at < c->n_jobs && c->jobs[at]->id == id ? c->jobs[at] : NULL;
 }
 
 struct job *job_new(uint64_t id) {

@@ -55,18 +55,12 @@ bool node_takes(const struct node *n) {
         return node_usable(n) && n->duty == NODE_OPEN && !health_untested(n);
 }
 
+static int by_name(const void *list, size_t i, const void *key) {
+        return strcmp(((struct node *const *)list)[i]->name, key);
+}
+
 size_t node_position(const struct controller *c, const char *name) {
-        size_t lo = 0, hi = c->n_nodes;
-
-        while (lo < hi) {
-                size_t mid = (lo + hi) / 2;
-
-                if (strcmp(c->nodes[mid]->name, name) < 0)
-                        lo = mid + 1;
-                else
-                        hi = mid;
-        }
-        return lo;
+        return core_position(c->nodes, c->n_nodes, by_name, name);
 }
 
 struct node *node_find(const struct controller *c, const char *name) {
@@ -322,6 +316,29 @@ static void replace_session(struct controller *c, struct session *s, struct node
         n->session = s->id;
 }
 
+static void leave(struct controller *c, struct node *n, const Fp8ctl__V1__WorkerLeaving *m, bool say) {
+        char text[TEXT_MAX_LEN], reason[TEXT_MAX_LEN - 64];
+
+        if (node_move(c, n, NODE_E_LEAVE) < 0)
+                return;
+        core_text(reason, sizeof(reason), m->reason && m->reason[0] ? m->reason : "asked to stop");
+        core_text(n->reason, sizeof(n->reason), reason);
+        record_put_node(c, n);
+        if (say)
+                event_add(c, &(struct event_of){ .node = n, .rank = -1, .severity = "warning" }, "node_leaving", "%s is leaving in %.1f s: %s", n->name, m->grace_ms / 1e3, reason);
+        snprintf(text, sizeof(text), "%.60s is leaving (%.300s)", n->name, reason);
+        for (size_t i = 0; i < c->n_jobs; i++) {
+                struct job *j = c->jobs[i];
+                uint32_t grace = m->grace_ms;
+
+                if (!job_placed(j) || !job_on_node(j, n))
+                        continue;
+                if (j->spec->recovery.grace_ms >= 0 && (uint64_t)j->spec->recovery.grace_ms < grace)
+                        grace = (uint32_t)j->spec->recovery.grace_ms;
+                job_stop(c, j, STOP_REQUEUE, grace > 500 ? grace - 500 : grace, false, text);
+        }
+}
+
 void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__WorkerHello *m) {
         char why[400];
         struct node *n;
@@ -348,6 +365,8 @@ void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__Worke
         describe(n, m->node);
         node_move(c, n, NODE_E_HELLO);
         n->reason[0] = 0;
+        if (m->leaving)
+                node_move(c, n, NODE_E_LEAVE); /* it gets nothing new while the jobs are told */
         n->dropped = 0; /* it may have started anew; its first heartbeat comes with the welcome */
         n->lease_number = c->next_lease++;
         c->cluster_dirty = true;
@@ -360,13 +379,15 @@ void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__Worke
         n->saves_memory = node_hello_has(m, "save-memory");
         take_inventory(c, n, m);
         standbys_hello(c, n, m);
-        if (was != NODE_READY)
+        if (was != NODE_READY && !m->leaving)
                 event_add(c, &(struct event_of){ .node = n, .rank = -1 }, was == NODE_LOST ? "node_returned" : "node_ready", "%s %s: %zu device%s, %zu rank%s alive", n->name,
                           was == NODE_LOST ? "is back" : was_seen ? "was heard again" : "joined", n->n_devices, text_s(n->n_devices), m->n_ranks, text_s(m->n_ranks));
         for (size_t i = 0; i < c->n_jobs; i++)
                 if (job_placed(c->jobs[i]) && job_on_node(c->jobs[i], n))
                         recovery_hello(c, c->jobs[i], n, m);
         replicas_hello(c, n, m, moved);
+        if (m->leaving)
+                leave(c, n, m->leaving, was != NODE_LEAVING);
         c->schedule_wanted = true;
 }
 
@@ -394,26 +415,7 @@ void node_heartbeat(struct controller *c, struct session *s, const Fp8ctl__V1__H
 }
 
 void node_leaving(struct controller *c, struct session *s, const Fp8ctl__V1__WorkerLeaving *m) {
-        struct node *n = s->node;
-        char text[TEXT_MAX_LEN], reason[TEXT_MAX_LEN - 64];
-
-        if (node_move(c, n, NODE_E_LEAVE) < 0)
-                return;
-        core_text(reason, sizeof(reason), m->reason && m->reason[0] ? m->reason : "asked to stop");
-        core_text(n->reason, sizeof(n->reason), reason);
-        record_put_node(c, n);
-        event_add(c, &(struct event_of){ .node = n, .rank = -1, .severity = "warning" }, "node_leaving", "%s is leaving in %.1f s: %s", n->name, m->grace_ms / 1e3, reason);
-        snprintf(text, sizeof(text), "%.60s is leaving (%.300s)", n->name, reason);
-        for (size_t i = 0; i < c->n_jobs; i++) {
-                struct job *j = c->jobs[i];
-                uint32_t grace = m->grace_ms;
-
-                if (!job_placed(j) || !job_on_node(j, n))
-                        continue;
-                if (j->spec->recovery.grace_ms >= 0 && (uint64_t)j->spec->recovery.grace_ms < grace)
-                        grace = (uint32_t)j->spec->recovery.grace_ms;
-                job_stop(c, j, STOP_REQUEUE, grace > 500 ? grace - 500 : grace, false, text);
-        }
+        leave(c, s->node, m, s->node->state != NODE_LEAVING); /* after its hello it says so once more, for controllers that do not read it there */
 }
 
 void node_stream_closed(struct controller *c, struct session *s) {

@@ -10,7 +10,6 @@
 #include "daemon/core/recovery_private.h"
 
 /* Thresholds. */
-#define PEER_GRACE_MS 2000u        /* a lost peer's own worker has so long to say what happened */
 #define DIAGNOSIS_MS 200u          /* ... and when all have, workers have so long to tell where the ranks are */
 #define STUCK_VOTE_MS 500u         /* after the first rank that waited in vain for a peer, the others have so long to say for whom they wait */
 
@@ -38,7 +37,8 @@ void rank_diagnosed(struct controller *c, struct job *j) {
 
 static void suspect(struct controller *c, struct job *j, struct rank *r, const Fp8ctl__V1__RankFault *m, const char *text) {
         bool timeout = m->kind == FP8CTL__V1__RANK_FAULT__KIND__TIMEOUT;
-        uint64_t ms = timeout ? STUCK_VOTE_MS : PEER_GRACE_MS, deadline = core_now(c) + ms * NSEC_PER_MSEC;
+        uint64_t ms = timeout ? STUCK_VOTE_MS : (uint64_t)j->spec->recovery.peer_grace_ms, /* a lost peer's own worker has so long to say what happened */
+                 deadline = core_now(c) + ms * NSEC_PER_MSEC;
 
         stuck_note(j, m->rank, m->peer, timeout);
         if (j->rec != REC_SUSPECT) {

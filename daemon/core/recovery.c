@@ -6,7 +6,7 @@
  *   restore  everyone is there: what to load is chosen, RankPlan is out, ranks load and mesh
  *   resume   all run; waiting for the first step that is new
  *   watch    nothing is amiss
- *   suspect  (detect) a rank lost a peer and nobody has said why: its worker has PEER_GRACE_MS to tell; or waited for one in vain: the others have STUCK_VOTE_MS to tell for whom they wait
+ *   suspect  (detect) a rank lost a peer and nobody has said why: its worker has recovery.peer_grace_ms to tell; or waited for one in vain: the others have STUCK_VOTE_MS to tell for whom they wait
  *
  * Rules: an epoch gets at most one RankPlan.  Everything older is over once the new epoch is stored.  A failure before the plan went out joins the round; after it,
  * the next epoch begins.  A node without a stream is waited for until its lease is over, never longer; no deadline runs against a rank whose node cannot be asked.
@@ -23,9 +23,7 @@
 #include "daemon/core/ladder.h"
 #include "daemon/core/recovery_private.h"
 
-/* Thresholds. start_timeout_ms, same_cause_limit and max_restarts are the job's. */
-#define PARK_TIMEOUT_MS 5000u      /* a survivor that has not parked is killed and replaced: NCCL's abort may hang on its proxy thread */
-#define INVENTORY_TIMEOUT_MS 5000u /* then what is known decides */
+/* Thresholds that are not the job's (recovery.*). */
 #define ZOMBIE_MS 5000u            /* a rank whose death was seen and that is not reaped is killed */
 #define LOOK_AGAIN_MS 1000u        /* deadlines that wait for a node's stream are looked at again */
 
@@ -468,7 +466,7 @@ void recovery_kill_zombies(struct controller *c, struct job *j) {
 
 /* Ranks that can be asked and did not come in time. True: the job is in a new round or over. */
 static bool late(struct controller *c, struct job *j, uint64_t now) {
-        uint64_t start_ns = (uint64_t)j->spec->recovery.start_timeout_ms * NSEC_PER_MSEC;
+        uint64_t start_ns = (uint64_t)j->spec->recovery.start_timeout_ms * NSEC_PER_MSEC, park_ms = (uint64_t)j->spec->recovery.park_timeout_ms; /* NCCL's abort may hang on its proxy thread */
         char why[160];
 
         for (int i = 0; i < j->world; i++) {
@@ -477,11 +475,11 @@ static bool late(struct controller *c, struct job *j, uint64_t now) {
 
                 if (!r->node->session || !r->heard || r->start_pending)
                         continue;
-                if (r->state == RANK_PARKING && waited >= PARK_TIMEOUT_MS * NSEC_PER_MSEC)
-                        snprintf(why, sizeof(why), "did not park within %u ms", PARK_TIMEOUT_MS);
+                if (r->state == RANK_PARKING && waited >= park_ms * NSEC_PER_MSEC)
+                        snprintf(why, sizeof(why), "did not park within recovery.park_timeout_ms (%" PRIu64 ")", park_ms);
                 else if (r->state == RANK_STARTED && waited >= start_ns)
                         snprintf(why, sizeof(why), "was not ready within recovery.start_timeout_ms (%" PRId64 ")", j->spec->recovery.start_timeout_ms);
-                else if (r->state == RANK_PARKED && !r->endpoint && waited >= PARK_TIMEOUT_MS * NSEC_PER_MSEC)
+                else if (r->state == RANK_PARKED && !r->endpoint && waited >= park_ms * NSEC_PER_MSEC)
                         snprintf(why, sizeof(why), "parked without an endpoint");
                 else if (r->state == RANK_LOADED && j->rec == REC_RESTORE && waited >= start_ns)
                         snprintf(why, sizeof(why), "had not loaded and met its peers within recovery.start_timeout_ms (%" PRId64 ")", j->spec->recovery.start_timeout_ms);
@@ -506,9 +504,9 @@ void recovery_tick(struct controller *c, struct job *j, uint64_t now) {
                 for (int i = 0; i <= j->world; i++)
                         if (!job_placed(j) || !late(c, j, now))
                                 break;
-                if (j->rec == REC_FENCE && j->n_inventory_wait && now >= j->rec_since + INVENTORY_TIMEOUT_MS * NSEC_PER_MSEC) {
+                if (j->rec == REC_FENCE && j->n_inventory_wait && now >= j->rec_since + (uint64_t)j->spec->recovery.inventory_timeout_ms * NSEC_PER_MSEC) {
                         event_add(c, &(struct event_of){ .job = j, .node = j->inventory_wait[0], .rank = -1, .severity = "warning" }, "inventory_late",
-                                  "%zu node%s sent no list of replica memory within %.1f s; going on without", j->n_inventory_wait, text_s(j->n_inventory_wait), INVENTORY_TIMEOUT_MS / 1e3);
+                                  "%zu node%s sent no list of replica memory within %.1f s; going on without", j->n_inventory_wait, text_s(j->n_inventory_wait), (double)j->spec->recovery.inventory_timeout_ms / 1e3);
                         j->n_inventory_wait = 0;
                 }
                 if (job_placed(j))

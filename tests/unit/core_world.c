@@ -179,6 +179,7 @@ static void attach(struct world *w, uint64_t session, const char *name, bool wit
         Fp8ctl__V1__Node n = FP8CTL__V1__NODE__INIT;
         Fp8ctl__V1__WorkerHello h = FP8CTL__V1__WORKER_HELLO__INIT;
         char *features[] = { (char *)"standby", (char *)"save-memory" };
+        Fp8ctl__V1__WorkerLeaving leaving = FP8CTL__V1__WORKER_LEAVING__INIT;
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
 
         d[1].index = 1;
@@ -189,6 +190,9 @@ static void attach(struct world *w, uint64_t session, const char *name, bool wit
         h.protocol_min = h.protocol_max = 1;
         h.features = features;
         h.n_features = 1 + w->saves_memory;
+        leaving.grace_ms = w->leaving_ms;
+        leaving.reason = (char *)"SIGTERM";
+        h.leaving = w->leaving_ms ? &leaving : NULL;
         h.node = &n;
         h.ranks = ptrs;
         for (uint32_t r = 0; with_ranks && r < WORLD_RANKS; r++) {

@@ -289,4 +289,29 @@ TEST(who_has_more_claim_takes_devices_from_who_has_less) {
         world_stop(&w);
 }
 
+/* Its stream broke over it: the next one begins where the last ended. */
+TEST(a_worker_that_leaves_and_says_hello_again_gets_no_ranks) {
+        char text[300];
+        struct world w;
+        uint64_t id;
+
+        world_start(&w, false);
+        world_attach(&w, 1, "a");
+        world_attach(&w, 2, "b");
+        world_leaving(&w, 2);
+        controller_worker_closed(w.c, 2);
+        w.leaving_ms = 2000;
+        world_attach(&w, 3, "b");
+        world_submit(&w, "", 2, 1, "", false, &world_admin);
+        id = world_submitted(&w);
+        world_pump(&w);
+        EXPECT(&w, id, S(PENDING), 2, 2);
+        CU_ASSERT_STRING_EQUAL(world_event(&w, "node_leaving", text, sizeof(text)), "b is leaving in 3.0 s: SIGTERM"); /* said once */
+        w.leaving_ms = 0;
+        world_attach(&w, 4, "b"); /* started anew */
+        world_pump(&w);
+        EXPECT(&w, id, S(RUNNING), 2, 2);
+        world_stop(&w);
+}
+
 TEST_MAIN("layout")

@@ -54,15 +54,23 @@ static void on_leave_due(void *arg) {
         loop_timer_set(a->leave_timer, now + LEAVE_POLL_NS);
 }
 
-void agent_say_leaving(struct agent *a) {
-        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
-        Fp8ctl__V1__WorkerLeaving leaving = FP8CTL__V1__WORKER_LEAVING__INIT;
+bool agent_leaving(const struct agent *a, Fp8ctl__V1__WorkerLeaving *ret) {
         uint64_t now = clock_mono_ns();
 
-        if (!a->welcomed || a->leave_deadline_ns <= now)
+        if (!a->leaving || a->leave_deadline_ns <= now)
+                return false;
+        fp8ctl__v1__worker_leaving__init(ret);
+        ret->grace_ms = (uint32_t)((a->leave_deadline_ns - now) / NSEC_PER_MSEC);
+        ret->reason = (char *)"SIGTERM";
+        return true;
+}
+
+void agent_say_leaving(struct agent *a) {
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        Fp8ctl__V1__WorkerLeaving leaving;
+
+        if (!a->welcomed || !agent_leaving(a, &leaving))
                 return; /* the next welcome, if there is time left */
-        leaving.grace_ms = (uint32_t)((a->leave_deadline_ns - now) / NSEC_PER_MSEC);
-        leaving.reason = (char *)"SIGTERM";
         m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_LEAVING;
         m.leaving = &leaving;
         stream_send(a, &m);

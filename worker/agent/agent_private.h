@@ -137,6 +137,7 @@ void local_rank_progress(const struct local_rank *r, Fp8ctl__V1__RankProgress *r
 
 /* agent.c */
 void agent_say_leaving(struct agent *a); /* with what is left of the grace */
+bool agent_leaving(const struct agent *a, Fp8ctl__V1__WorkerLeaving *ret); /* false: it does not, or the grace is over */
 
 /* prepared.c: CheckpointPrepared that are said again after a reconnection, until they are answered */
 void prepared_keep(struct local_rank *r, const Fp8ctl__V1__WorkerMessage *m);

@@ -179,6 +179,7 @@ void stream_watch_steps(struct agent *a) {
 static void say_hello(struct agent *a) {
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__WorkerHello hello = FP8CTL__V1__WORKER_HELLO__INIT;
+        Fp8ctl__V1__WorkerLeaving leaving;
         char *features[] = { (char *)"replica-memory", (char *)"flight-recorder", (char *)"standby", (char *)"save-memory" };
         size_t n_standbys = local_standbys(a);
         _cleanup_free_ Fp8ctl__V1__StandbyStatus *standbys = calloc(n_standbys + 1, sizeof(*standbys));
@@ -212,6 +213,7 @@ static void say_hello(struct agent *a) {
         hello.n_ranks = n;
         hello.standbys = standby_list;
         hello.n_standbys = n_standbys;
+        hello.leaving = agent_leaving(a, &leaving) ? &leaving : NULL;
         hello.held_jobs = held;
         hello.n_held_jobs = holder_jobs(a->holder, held, ARRAY_SIZE(held));
         m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_HELLO;
