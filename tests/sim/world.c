@@ -686,14 +686,16 @@ static void remember(struct sim *s, int node, const uint8_t *data, size_t len) {
         memcpy(o->data, data, len);
 }
 
-/* An old message once more, on whatever stream its node has now. */
+/* Some old messages once more, on whatever streams their nodes have now. */
 void sim_replay(struct sim *s) {
-        struct old_message *o = &s->old[sim_random(s, s->n_old < 64 ? s->n_old + 1 : 64)];
+        for (int i = 0; i < 8; i++) {
+                struct old_message *o = &s->old[sim_random(s, s->n_old < 64 ? s->n_old + 1 : 64)];
 
-        if (!o->data || !s->nodes[o->node].stream)
-                return;
-        s->replayed++;
-        up_after(s, s->nodes[o->node].stream, o->data, o->len, sim_random(s, 100 * MS));
+                if (!o->data || !s->nodes[o->node].stream)
+                        continue;
+                s->replayed++;
+                up_after(s, s->nodes[o->node].stream, o->data, o->len, sim_random(s, 100 * MS));
+        }
 }
 
 static void partition_over(struct sim *s, struct ev *e) {
@@ -748,7 +750,8 @@ void sim_to_core(struct sim *s, uint64_t stream, const Fp8ctl__V1__WorkerMessage
                 s->doubled++;
                 up_after(s, stream, data, len, at - s->now + sim_random(s, rare ? 3 * SEC : 300 * MS));
         }
-        if (s->rank_faults && m->body_case != FP8CTL__V1__WORKER_MESSAGE__BODY_HELLO)
+        /* Heartbeats would leave no room for anything else. */
+        if (s->rank_faults && m->body_case != FP8CTL__V1__WORKER_MESSAGE__BODY_HELLO && (m->body_case != FP8CTL__V1__WORKER_MESSAGE__BODY_HEARTBEAT || sim_chance(s, 5)))
                 remember(s, t->node, data, len);
         free(data);
 }
