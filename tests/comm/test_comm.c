@@ -215,6 +215,7 @@ static void one_broadcast(struct ranks *r, struct comm *c, const int *ranks, int
 static void every_op(struct ranks *r, struct comm_mesh *m, const int *ranks, int n) {
         static const enum dtype types[] = { DT_F32, DT_BF16, DT_I32, DT_I64, DT_F64, DT_U8 };
         static const size_t counts[] = { 1, 7, 1021, 40009, 131101 };
+        const size_t n_counts = ARRAY_SIZE(counts) - r->tcp; /* TCP changes how bytes go, not which way is taken for how many */
         struct error e = { 0 };
         struct comm *c = NULL;
         bool member = false;
@@ -226,14 +227,17 @@ static void every_op(struct ranks *r, struct comm_mesh *m, const int *ranks, int
         RANK_OK(r, comm_new(m, ranks, n, 42, &c, &e), e);
         RANK_CHECK(r, comm_size(c) == n && ranks[comm_rank(c)] == r->rank);
         for (size_t t = 0; t < ARRAY_SIZE(types); t++)
-                for (size_t k = 0; k < ARRAY_SIZE(counts); k++)
+                for (size_t k = 0; k < n_counts; k++)
                         for (int op = COMM_SUM; op <= COMM_MIN; op++) {
+                                /* the greatest makes rings of small elements: larger ones have gone that way before */
+                                if (k == 4 && (TEST_SANITIZED ? types[t] != DT_BF16 : dtype_size(types[t]) == 8))
+                                        continue;
                                 if (op != COMM_SUM && k % 2 == 0) /* both small and ring sizes remain */
                                         continue;
                                 one_all_reduce(r, c, ranks, n, counts[k], types[t], (enum comm_op)op);
                                 one_reduce_scatter(r, c, ranks, n, counts[k] / 3 + 1, types[t], (enum comm_op)op);
                         }
-        for (size_t k = 0; k < ARRAY_SIZE(counts); k++) {
+        for (size_t k = 0; k < n_counts; k++) {
                 one_gather(r, c, ranks, n, counts[k]);
                 one_broadcast(r, c, ranks, n, counts[k] * 3);
         }
@@ -307,7 +311,7 @@ static void groups_fn(struct ranks *r, int rank) {
         RANK_OK(r, comm_new(m, tp, 2, 1, &ct, &e), e);
         RANK_OK(r, comm_new(m, dp, 2, 2, &cd, &e), e);
         cw = ranks_world(r, m);
-        for (int round = 0; round < 50; round++) {
+        for (int round = 0; round < (TEST_SANITIZED ? 10 : 50); round++) {
                 for (int i = 0; i < n; i++)
                         a[i] = rank + i + round;
                 RANK_OK(r, comm_all_reduce(ct, a, (size_t)n, DT_I32, COMM_SUM, NULL, &e), e);

@@ -472,39 +472,42 @@ static void print_json(const struct sim *total, uint64_t first, uint64_t seeds, 
         printf("}}\n");
 }
 
+/* Seeds to try first: such as show what few do. */
+static uint64_t first[8];
+static size_t n_first;
+
 #ifdef FP8_PLANTED
 enum plant planted;
 
-/* 0: the simulation found each of them. The seed to try first, if not 0, is one that shows what few do. */
-static int run_plants(uint64_t first, uint64_t seed, uint64_t seeds, const char *only) {
+/* 0: the simulation found each of them. */
+static int run_plants(uint64_t seed, uint64_t seeds, const char *only) {
 #define PLANT_NAME(id, name) name,
         static const char *const names[N_PLANTS] = { "none", PLANTS(PLANT_NAME) };
         static struct sim total;
         int missed = 0;
 
         for (int k = PLANT_NONE + 1; k < N_PLANTS; k++) {
-                uint64_t by = first;
-                bool found;
+                uint64_t by = 0, i = 0;
 
                 if (only && strcmp(only, names[k]) != 0)
                         continue;
                 planted = (enum plant)k;
-                found = first && run(first, false, true, SIM_NODES, &total) != 0;
-                for (uint64_t i = 0; !found && i < seeds; i++) {
-                        by = seed + i;
-                        found = run(by, false, true, SIM_NODES, &total) != 0;
+                for (; i < n_first + seeds; i++) {
+                        by = i < n_first ? first[i] : seed + i - n_first;
+                        if (run(by, false, true, SIM_NODES, &total) != 0)
+                                break;
                 }
-                if (found)
+                if (i < n_first + seeds)
                         printf("ok  %s is found by seed %" PRIu64 "\n", names[k], by);
                 else
                         printf("%s was not found by %" PRIu64 " seeds\n", names[k], seeds);
-                missed += !found;
+                missed += i == n_first + seeds;
                 fflush(stdout);
         }
         return missed;
 }
 #else
-static int run_plants(uint64_t first, uint64_t seed, uint64_t seeds, const char *only) {
+static int run_plants(uint64_t seed, uint64_t seeds, const char *only) {
         fprintf(stderr, "this core has no mistakes planted: test-sim-planted has\n");
         return 2;
 }
@@ -514,7 +517,7 @@ int main(int argc, char **argv) {
         static const struct option options[] = { { "seed", required_argument, NULL, 's' }, { "seeds", required_argument, NULL, 'n' }, { "pairs", no_argument, NULL, 'p' }, { "json", no_argument, NULL, 'j' }, { "nodes", required_argument, NULL, 'N' }, { "plants", no_argument, NULL, 'P' }, { "plant", required_argument, NULL, 'o' }, { "first", required_argument, NULL, 'f' }, { NULL, 0, NULL, 0 } };
         static struct sim total;
         static uint64_t failed[1000]; /* the first so many are named */
-        uint64_t first = 0, seed = 1, seeds = 1, bad = 0;
+        uint64_t seed = 1, seeds = 1, bad = 0;
         bool verbose = false, pairs = false, plants = false, json = false;
         const char *only = NULL;
         int opt, nodes = SIM_NODES;
@@ -528,12 +531,15 @@ int main(int argc, char **argv) {
                 case 'N': nodes = atoi(optarg); break;
                 case 'o': only = optarg; /* fall through */
                 case 'P': plants = true; break;
-                case 'f': first = strtoull(optarg, NULL, 10); break; /* of --plants */
+                case 'f': /* of --plants */
+                        if (n_first < ARRAY_SIZE(first))
+                                first[n_first++] = strtoull(optarg, NULL, 10);
+                        break;
                 case 'v': verbose = true; break;
                 default: return 2;
                 }
         if (plants)
-                return run_plants(first, seed, seeds, only);
+                return run_plants(seed, seeds, only);
         if (nodes < SIM_NODES || nodes > 20000) {
                 fprintf(stderr, "--nodes: found %d, expected %d to 20000\n", nodes, SIM_NODES);
                 return 2;

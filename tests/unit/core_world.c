@@ -6,13 +6,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
+
 #define BODY(x) FP8CTL__V1__WORKER_MESSAGE__BODY_##x
 #define TOLD(x) FP8CTL__V1__CONTROLLER_MESSAGE__BODY_##x
 
 const struct caller world_admin = { .admin = true, .user = "ann" }, world_ben = { .user = "ben" };
 
+/* Room for one more behind n: twice as much at every power of two. */
 static void *more(void *list, size_t n, size_t size) {
-        void *p = realloc(list, (n + 1) * size);
+        void *p = n & (n - 1) ? list : realloc(list, (n ? 2 * n : 1) * size);
 
         if (!p)
                 abort();
@@ -84,6 +87,8 @@ static void io_send(void *arg, uint64_t session, const Fp8ctl__V1__ControllerMes
         w->sent = more(w->sent, w->n_sent, sizeof(*w->sent));
         w->sent[w->n_sent++] = (struct world_sent){ session, fp8ctl__v1__controller_message__unpack(NULL, len, buf) };
         free(buf);
+        if (m->body_case == TOLD(WELCOME) && session < ARRAY_SIZE(w->lease_numbers))
+                w->lease_numbers[session] = m->welcome->lease_number;
         if (m->body_case == TOLD(FETCH_REQUEST))
                 w->last_relay = m->fetch_request->request;
         if (m->body_case == TOLD(PREFLIGHT_REQUEST))
@@ -457,9 +462,7 @@ void world_progress(struct world *w, uint64_t step) {
                         g->n_busy_ms = N_FLIGHT_PHASES;
                         ptrs[h.n_ranks++] = g;
                 }
-                for (size_t i = 0; i < w->n_sent; i++)
-                        if (w->sent[i].session == session && w->sent[i].m->body_case == TOLD(WELCOME))
-                                h.lease_number = w->sent[i].m->welcome->lease_number;
+                h.lease_number = w->lease_numbers[session];
                 h.sent_mono_ns = w->now;
                 h.ranks = ptrs;
                 m.body_case = BODY(HEARTBEAT);

@@ -43,7 +43,7 @@ struct world {
         char error[1200];
         uint8_t *reply;
         size_t reply_len;
-        uint64_t last_relay;
+        uint64_t last_relay, lease_numbers[5]; /* the last welcome's, by session */
         struct world_sent *sent;
         size_t n_sent, pumped;
         struct world_kept *store;
