@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "ctl/job_view.h"
+#include "ctl/local.h"
 #include "proto/rpc_client.h"
 
 #define SERVICE "/fp8ctl.v1.Cluster/"
@@ -26,7 +27,7 @@ struct client {
         char *address;
         struct tls_files tls;
         bool has_tls;
-        bool local; /* the local cluster's own socket: we can say how to start one */
+        const char *home; /* of the local cluster whose socket this is: we can say how to start one; else NULL */
 };
 
 int client_address(const struct ctl *c, char **ret, struct error *e) {
@@ -62,7 +63,7 @@ int client_new(const struct ctl *c, struct client **ret, struct error *e) {
         cl = calloc(1, sizeof(*cl));
         if (!cl)
                 return error_set(e, -ENOMEM, "no memory");
-        cl->local = !c->controller;
+        cl->home = c->controller ? NULL : c->home;
         cl->tls = (struct tls_files){ c->tls_ca, c->tls_cert, c->tls_key };
         cl->has_tls = c->tls_ca != NULL;
         r = client_address(c, &cl->address, e);
@@ -114,16 +115,16 @@ static int unreachable(struct client *c, struct error *e) {
 
         memcpy(said, e->text, sizeof(said));
         renew(c);
-        if (c->local)
+        if (c->home)
                 return error_set(e, -ECONNREFUSED, "no controller answers at %s; `fp8ctl cluster up` starts one here (%.300s)", c->address, said);
         return error_set(e, -ECONNREFUSED, "no controller answers at %s (%.300s)", c->address, said);
 }
 
-/* A Unix socket that is not there at all means: nothing to wait for. */
+/* A Unix socket that is not there at all means: nothing to wait for; but for a keeper, whose next fp8d takes the old socket away and makes its own. */
 static bool may_come_back(const struct client *c) {
         struct stat st;
 
-        return strncmp(c->address, "unix:", 5) != 0 || stat(c->address + 5, &st) == 0;
+        return strncmp(c->address, "unix:", 5) != 0 || stat(c->address + 5, &st) == 0 || (c->home && local_keeper(c->home) > 0);
 }
 
 int client_call_once(struct client *c, const char *method, const ProtobufCMessage *request, const ProtobufCMessageDescriptor *type, int timeout_ms,

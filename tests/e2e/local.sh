@@ -132,7 +132,8 @@ at=$(ctl "${other[@]}" get 1 -o yaml | sed -n 's/^step: //p')
 until_true 'it goes on' 30 stepped $((at + 3))
 run ctl "${other[@]}" wait 1 --timeout 1s; expect 'wait with a timeout' 6; has 'wait with a timeout' err 'it goes on'
 run ctl list -o name; is 'the first cluster knows nothing of it' "$out" ''
-# A controller that dies is started again, and clients wait for it.
+# A controller that dies is started again, and clients wait for it, also while its socket is not there.
+rm "$dir/other/fp8d.sock"
 kill -KILL "$(ctl "${other[@]}" cluster status -o yaml | grep -A 1 'name: fp8d' | sed -n 's/.*pid: //p')"
 run ctl "${other[@]}" get 1 -o name; expect 'a controller that was killed' 0
 run ctl "${other[@]}" cancel 1 --reason 'enough of it'; expect cancel 0
