@@ -14,6 +14,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SLOWDOWN = float(os.environ.get("FP8_TEST_SLOWDOWN", "1"))
 # Under sanitizers the arithmetic, which tests/kernels and tests/train cover, is most of the time: half of it.
 SMALLER = ["--set", "train.global_batch=4", "--set", "train.micro_batch=1"] if SLOWDOWN > 1 else []
+# Goes on until the test has done all that it wants, however long a loaded machine makes that; what it must have computed is said by another one, as far as it came.
+ENDLESS = ["--set", "train.steps=1000000", "--set", "metrics.max_bytes=1000000000"]
 # Where it matters how a job goes on and not how large the sums are: an eighth of a step of tests/fault/job.yaml.
 SMALL = [x for s in ("model.hidden_size=64", "model.intermediate_size=128", "model.head_dim=16", "data.seq_len=16", "train.global_batch=4", "train.micro_batch=1") for x in ("--set", s)]
 
@@ -139,6 +141,18 @@ class Cluster:
         if j["state"].upper() != state:
             raise Failure(f"job {job}: found {j['state']} ({j.get('failure') or j.get('reason')}), expected {state}")
         return j
+
+    def end(self, job):
+        """Cancelled at once; the last step that it did."""
+        self.ctl("cancel", str(job), "--now")
+        self.wait_done(job, state="CANCELLED")
+        return self.step(job)
+
+    def undisturbed(self, job, steps):
+        """{step: row} up to there, of a job without an end."""
+        self.wait_step(job, steps)
+        self.end(job)
+        return {s: r for s, r in self.final(job).items() if s <= steps}
 
     def kill_rank(self, job, rank, sig=signal.SIGKILL):
         pid = wait_for(f"a pid of rank {rank}", lambda: self.pids(job).get(rank), 30)

@@ -64,7 +64,7 @@ def check_goodput(c, job):
 
 
 def case_ranks(c, want):
-    job = submit(c, "ranks")
+    job = submit(c, "ranks", *paced(60))
     for step, rank in ((7, 0), (23, 3), (40, 7)):
         c.wait_step(job, step)
         before = c.job(job)["restarts"]
@@ -100,7 +100,7 @@ def case_pair(c, want):
 
 
 def case_controller(c, want):
-    job = submit(c, "controller", *paced(80))
+    job = submit(c, "controller", *paced(100))
     c.wait_step(job, 10)
     pid = c.daemon_pid("fp8d")
     os.kill(pid, signal.SIGKILL)
@@ -117,7 +117,7 @@ def case_controller(c, want):
 
 
 def case_worker(c, want):
-    job = submit(c, "worker", *paced(80))
+    job = submit(c, "worker", *paced(100))
     c.wait_step(job, 10)
     before = c.pids(job)
     os.kill(c.daemon_pid("node-1"), signal.SIGKILL)

@@ -10,15 +10,14 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, SMALL, Failure, paced, wait_for  # noqa: E402
+from cluster import ENDLESS, ROOT, SMALL, Failure, paced, wait_for  # noqa: E402
 
-STEPS = 44
-TOLERANCE = 0.02  # nats; measured: 0.002 to 0.006
+TOLERANCE = 0.02  # nats; measured: 0.002 to 0.006, and what a step of other samples has differs by tenths
 JOB = os.path.join(ROOT, "tests/fault/job.yaml")
 
 
 def submit(c, name, *more):
-    return c.submit(JOB, "--name", name, *SMALL, "--set", f"train.steps={STEPS}", "--set", f"checkpoint.dir={c.home}/ckpt-{name}",
+    return c.submit(JOB, "--name", name, *SMALL, *ENDLESS, "--set", "optimizer.lr=0.0002", "--set", f"checkpoint.dir={c.home}/ckpt-{name}",
                     "--set", "checkpoint.every_steps=5", "--set", "parallel.dp=4", "--set", "parallel.pp=1", "--set", "recovery.min_dp=1", "--set", "recovery.grow_delay_ms=500", *more)
 
 
@@ -39,10 +38,7 @@ def told(c, job, kind, n):
 
 def main():
     with Bare(sys.argv[1], nodes=4, devices=2, controller=["--allow-test-hooks", "--lease-ttl", "3200ms", "--heartbeat", "300ms"]) as c:
-        calm = submit(c, "calm")
-        c.wait_done(calm)
-        want = c.final(calm)
-        job = submit(c, "elastic", *paced(100), "--set", "checkpoint.every_steps=1000")  # what is loaded was never saved by a rank
+        job = submit(c, "elastic", *paced(80), "--set", "checkpoint.every_steps=1000")  # what is loaded was never saved by a rank
         c.wait_step(job, 12)
         c.kill_node("node-2")
         wait_dp(c, job, 2)  # three replicas would not divide the batch of eight
@@ -70,19 +66,22 @@ def main():
         p = c.ctl("scale", str(job), "--dp", "3", check=False)
         if p.returncode != 2 or "what divides" not in p.stderr:
             raise Failure(f"scale to 3: found exit {p.returncode} and '{p.stderr}', expected 2 and why")
-        c.wait_done(job)
+        c.wait_step(job, c.step(job) + 5)
+        steps = c.end(job)
         done = c.json("get", str(job))
         if done["lost_steps"] != before:
             raise Failure(f"found {done['lost_steps'] - before} steps done again by changes that nobody forced, expected none")
         found = c.final(job)
-        if sorted(found) != list(range(1, STEPS + 1)):
-            raise Failure(f"found steps {sorted(found)}, expected 1 to {STEPS}")
+        if sorted(found) != list(range(1, steps + 1)):
+            raise Failure(f"found steps {sorted(found)}, expected 1 to {steps}")
+        c.ctl("node", "uncordon", where)
+        want = c.undisturbed(submit(c, "calm"), steps)
         worst = max(abs(found[s]["loss"] - want[s]["loss"]) for s in want)
         if worst > TOLERANCE:
             raise Failure(f"losses differ by {worst:.5f}, expected at most {TOLERANCE}")
         if any(found[s]["tokens"] != want[s]["tokens"] for s in want):
             raise Failure("tokens of a step differ")
-        print(f"ok  {STEPS} losses within {worst:.5f} of those of four replicas all along", flush=True)
+        print(f"ok  {steps} losses within {worst:.5f} of those of four replicas all along", flush=True)
 
 
 if __name__ == "__main__":

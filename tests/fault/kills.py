@@ -118,11 +118,6 @@ def submit(c, name, *more):
                     "--set", "data.seq_len=32", "--set", "checkpoint.at_end=false", "--set", "metrics.max_bytes=1000000000", *more)
 
 
-def stop(c, job):
-    c.ctl("cancel", str(job), "--now")
-    c.wait_done(job, 60, "CANCELLED")
-
-
 def table(count):
     print(f"{'':12}" + "".join(f"{s:>10}" for s in STATES) + f"{'':>2}all", flush=True)
     for who in WHO:
@@ -158,7 +153,7 @@ def main():
         restarts = c.job(job)["restarts"]
         if restarts < k.rank_kills:
             raise Failure(f"found {restarts} recoveries, expected at least {k.rank_kills}: was anything killed?")
-        stop(c, job)
+        c.end(job)
         k.check(had)
         if args.kills >= len(WHO) * len(STATES):
             kept = {x["path"] for x in k.listed()}
@@ -168,10 +163,7 @@ def main():
                 raise Failure(f"{e}: found {sorted(os.listdir(folder))}, listed {sorted(kept)}") from None
         got = c.final(job)
         last = max(got)
-        calm = submit(c, "calm")
-        c.wait_step(calm, last, 600)
-        stop(c, calm)
-        compare("killed", {s: r for s, r in c.final(calm).items() if s <= last}, got)
+        compare("killed", c.undisturbed(submit(c, "calm"), last), got)
         table(k.count)
         print(f"ok  {sum(k.count.values())} SIGKILLs, seed {args.seed}: {restarts} recoveries, {k.commits_checked} commits verified, {last} steps equal bit for bit", flush=True)
 

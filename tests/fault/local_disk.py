@@ -8,6 +8,7 @@ bit: it is told, and the job goes on from its last commit.  Bit for bit in both 
 import glob
 import os
 import re
+import shutil
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
@@ -57,6 +58,9 @@ def power_cut(c, job, hurt=None):
 
 def flip(c, rank):
     def hurt(step):
+        for copy in glob.glob(f"{c.home}/nodes/*/local/*/rank-{rank:05d}/step_*"):  # an older or a newer one may be there still, or already
+            if f"/step_{step:08d}." not in copy:
+                shutil.rmtree(copy)
         path = glob.glob(f"{c.home}/nodes/*/local/*/rank-{rank:05d}/step_{step:08d}.*/shard-*.safetensors")[0]
         with open(path, "r+b") as h:
             h.seek(-1000, os.SEEK_END)
@@ -71,7 +75,7 @@ def main():
         calm = submit(c, "calm")
         c.wait_done(calm)
         want = c.final(calm)
-        job = submit(c, "lost", *paced(80), "--set", f"checkpoint.local_every={EVERY}", "--set", "checkpoint.local_keep=1")
+        job = submit(c, "lost", *paced(120), "--set", f"checkpoint.local_every={EVERY}", "--set", "checkpoint.local_keep=1")
         c.wait_step(job, 14)
         wait_for("copies past the first commit", lambda: whole(c) >= 12, 30)
         had, commit, told = power_cut(c, job)

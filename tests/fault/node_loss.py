@@ -16,7 +16,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from bare import Bare  # noqa: E402
 from cluster import ROOT, SLOWDOWN, SMALL, Failure, compare, paced, wait_for  # noqa: E402
 
-STEPS = 26
+STEPS = 32
 JOB = os.path.join(ROOT, "tests/fault/job.yaml")
 
 

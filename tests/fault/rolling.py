@@ -12,18 +12,13 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, SMALL, Failure, compare, median, paced, wait_for  # noqa: E402
+from cluster import ENDLESS, ROOT, SMALL, Failure, compare, median, paced, wait_for  # noqa: E402
 
 JOB = os.path.join(ROOT, "tests/fault/job.yaml")
 
 
 def submit(c, name, *more):
-    return c.submit(JOB, "--name", name, *SMALL, "--set", "train.steps=1000000", "--set", "metrics.max_bytes=1000000000", "--set", f"checkpoint.dir={c.home}/ckpt-{name}", *more)
-
-
-def stop(c, job):
-    c.ctl("cancel", str(job), "--now")
-    c.wait_done(job, state="CANCELLED")
+    return c.submit(JOB, "--name", name, *SMALL, *ENDLESS, "--set", f"checkpoint.dir={c.home}/ckpt-{name}", *more)
 
 
 def renewed(c, node):
@@ -55,14 +50,11 @@ def main():
             raise Failure(f"found ranks {c.pids(job)}, expected those of before: {pids}")
         during = c.step(job)
         c.wait_step(job, during + 10)
-        stop(c, job)
-        rows, j, steps = c.rows(job), c.job(job), c.step(job)
+        steps = c.end(job)
+        rows, j = c.rows(job), c.job(job)
         if len(rows) != steps or j["restarts"] or j["lost_steps"]:
             raise Failure(f"found {len(rows)} rows, {j['restarts']} recoveries and {j['lost_steps']} steps lost, expected {steps}, 0 and 0")
-        calm = submit(c, "calm")
-        c.wait_step(calm, steps)
-        stop(c, calm)
-        compare("rolling", {s: r for s, r in c.final(calm).items() if s <= steps}, c.final(job))
+        compare("rolling", c.undisturbed(submit(c, "calm"), steps), c.final(job))
         gaps = [b["t"] - a["t"] for a, b in zip(rows, rows[1:]) if b["t"] > before]
         print(f"ok  {args.rounds} rounds: {c.nodes} workers and the controller replaced under a live job by step {during} of {steps}, no step lost or done twice, bitwise; "
               f"longest pause {max(gaps):.3f} s, a step {median(gaps):.3f} s")

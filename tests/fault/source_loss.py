@@ -17,7 +17,7 @@ from bare import Bare  # noqa: E402
 from cluster import ROOT, SMALL, Failure, compare, paced, wait_for  # noqa: E402
 import replica_memory  # noqa: E402
 
-STEPS, NODES = 36, 4
+STEPS, NODES = 48, 4
 JOB = os.path.join(ROOT, "tests/fault/job.yaml")
 
 
