@@ -100,7 +100,7 @@ static void ask(struct controller *c, struct job *j, struct node *n) {
         Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
         Fp8ctl__V1__SaveMemory q = FP8CTL__V1__SAVE_MEMORY__INIT;
         const struct rescue *x = j->rescue;
-        _cleanup_free_ uint32_t *ranks = calloc(x->shard_count, sizeof(*ranks));
+        _cleanup_free_ uint32_t *ranks = calloc((size_t)x->shard_count + 1, sizeof(*ranks));
         char path[4200];
 
         if (!ranks)
