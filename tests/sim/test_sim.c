@@ -111,8 +111,6 @@ static void duty(struct sim *s, int node, int which) {
         q.duty = (Fp8ctl__V1__SetNodeRequest__Duty)which;
         s->nodes[node].unopened = true;
         sim_say(s, "%s: duty %d", q.name, which);
-        /* Ranks that are moved away cannot load what they themselves kept there: only second copies are given. */
-        s->memory_losses += which == FP8CTL__V1__SET_NODE_REQUEST__DUTY__DRAIN;
         sim_enter(s);
         controller_request(s->core, ++s->next_request, REQ_SET_NODE, &q.base, &who);
         sim_leave(s);

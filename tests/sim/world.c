@@ -480,6 +480,9 @@ static void io_log(void *arg, int level, const char *text) {
         if (strstr(text, "node_lost: "))
                 check_lost(s, text);
         note_plan(s, text);
+        /* Asked for, or for its health: ranks that are moved away cannot load what they themselves kept there, only second copies are given. */
+        if (strstr(text, "node_draining: "))
+                s->memory_losses++;
         if (strstr(text, " requeued: "))
                 replica_uncover(s, strncmp(text, "job ", 4) == 0 ? strtoull(text + 4, NULL, 10) : 0); /* what ranks hold in memory is given up with their devices */
         if (strstr(text, "recovery_started"))
