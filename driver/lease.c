@@ -67,16 +67,20 @@ static atomic64_t lease_dropped = ATOMIC64_INIT(0);
 static atomic64_t lease_closed = ATOMIC64_INIT(0);
 static bool lease_stopping;
 
+static void group_put(const struct lease_group *g)
+{
+	put_pid(g->pgrp);
+	if (g->cgroup)
+		cgroup_put(g->cgroup);
+}
+
 static void lease_free(struct kref *ref)
 {
 	struct lease *l = container_of(ref, struct lease, ref);
 	u32 i;
 
-	for (i = 0; i < l->n_groups; i++) {
-		put_pid(l->groups[i].pgrp);
-		if (l->groups[i].cgroup)
-			cgroup_put(l->groups[i].cgroup);
-	}
+	for (i = 0; i < l->n_groups; i++)
+		group_put(&l->groups[i]);
 	kfree(l);
 	atomic_dec(&lease_count);
 }
@@ -174,14 +178,33 @@ static enum hrtimer_restart lease_timer(struct hrtimer *timer)
 	return HRTIMER_NORESTART;
 }
 
-/* With the lease's lock held: is it the life of the slot that the caller means? */
-static int lease_check(struct lease *l, u64 generation)
+/* The lease in that slot, locked, and the file with it; lease_unlock() ends both. NULL, with nothing locked: there is none, or it is another life of the slot. */
+static struct lease *lease_lock(struct guard_file *file, u32 id, u64 generation, int *ret_error)
 {
-	lockdep_assert_held(&l->lock);
-	if (l->generation == generation)
-		return 0;
-	l->stale++;
-	return -ESTALE;
+	struct lease *l;
+
+	mutex_lock(&file->lock);
+	l = xa_load(&file->leases, id);
+	if (!l) {
+		mutex_unlock(&file->lock);
+		*ret_error = -ENOENT;
+		return NULL;
+	}
+	spin_lock_irq(&l->lock);
+	if (l->generation != generation) {
+		l->stale++;
+		spin_unlock_irq(&l->lock);
+		mutex_unlock(&file->lock);
+		*ret_error = -ESTALE;
+		return NULL;
+	}
+	return l;
+}
+
+static void lease_unlock(struct guard_file *file, struct lease *l)
+{
+	spin_unlock_irq(&l->lock);
+	mutex_unlock(&file->lock);
 }
 
 static bool ttl_ok(u64 ttl)
@@ -277,65 +300,40 @@ int guard_lease_add(struct guard_file *file, const struct fp8guard_group *arg)
 	r = group_get(arg, &g);
 	if (r)
 		return r;
-	mutex_lock(&file->lock);
-	l = xa_load(&file->leases, arg->id);
-	if (!l) {
-		r = -ENOENT;
-		goto err_file;
+	l = lease_lock(file, arg->id, arg->generation, &r);
+	if (l) {
+		if (l->state != ARMED)
+			r = -ETIME;
+		else if (l->n_groups == LEASE_GROUPS)
+			r = -ENOSPC;
+		else
+			l->groups[l->n_groups++] = g;
+		lease_unlock(file, l);
 	}
-	spin_lock_irq(&l->lock);
-	r = lease_check(l, arg->generation);
 	if (r)
-		goto err_lease;
-	if (l->state != ARMED) {
-		r = -ETIME;
-		goto err_lease;
-	}
-	if (l->n_groups == LEASE_GROUPS) {
-		r = -ENOSPC;
-		goto err_lease;
-	}
-	l->groups[l->n_groups++] = g;
-	spin_unlock_irq(&l->lock);
-	mutex_unlock(&file->lock);
-	return 0;
-
-err_lease:
-	spin_unlock_irq(&l->lock);
-err_file:
-	mutex_unlock(&file->lock);
-	put_pid(g.pgrp);
-	if (g.cgroup)
-		cgroup_put(g.cgroup);
+		group_put(&g);
 	return r;
 }
 
 int guard_lease_renew(struct guard_file *file, struct fp8guard_lease *arg)
 {
 	struct lease *l;
-	int r;
+	int r = 0;
 
 	if (!ttl_ok(arg->ttl_ns))
 		return -EINVAL;
-	mutex_lock(&file->lock);
-	l = xa_load(&file->leases, arg->id);
-	if (!l) {
-		r = -ENOENT;
-		goto out;
-	}
-	spin_lock_irq(&l->lock);
-	r = lease_check(l, arg->generation);
-	if (!r && l->state != ARMED)
-		r = -ETIME;
-	if (!r) {
+	l = lease_lock(file, arg->id, arg->generation, &r);
+	if (!l)
+		return r;
+	if (l->state == ARMED) {
 		l->deadline = ktime_get_ns() + arg->ttl_ns;
 		l->renewals++;
 		hrtimer_start(&l->timer, ns_to_ktime(l->deadline), HRTIMER_MODE_ABS);
 		arg->deadline_ns = l->deadline;
+	} else {
+		r = -ETIME;
 	}
-	spin_unlock_irq(&l->lock);
-out:
-	mutex_unlock(&file->lock);
+	lease_unlock(file, l);
 	return r;
 }
 
@@ -344,25 +342,17 @@ int guard_lease_drop(struct guard_file *file, const struct fp8guard_lease *arg)
 	struct lease *l;
 	int r;
 
-	mutex_lock(&file->lock);
-	l = xa_load(&file->leases, arg->id);
-	if (!l) {
-		mutex_unlock(&file->lock);
-		return -ENOENT;
-	}
-	spin_lock_irq(&l->lock);
-	r = lease_check(l, arg->generation);
-	if (!r && l->state == ARMED) {
+	l = lease_lock(file, arg->id, arg->generation, &r);
+	if (!l)
+		return r;
+	if (l->state == ARMED) {
 		l->state = DROPPED;
 		atomic_dec(&lease_armed);
 		atomic64_inc(&lease_dropped);
 	}
 	spin_unlock_irq(&l->lock);
-	if (!r)
-		xa_erase(&file->leases, l->id);
+	xa_erase(&file->leases, l->id);
 	mutex_unlock(&file->lock);
-	if (r)
-		return r;
 	hrtimer_cancel(&l->timer); /* waits for the callback, which takes the lock */
 	lease_put(l);
 	return 0;
@@ -373,27 +363,19 @@ int guard_lease_stat(struct guard_file *file, struct fp8guard_stat *arg)
 	struct lease *l;
 	int r;
 
-	mutex_lock(&file->lock);
-	l = xa_load(&file->leases, arg->id);
-	if (!l) {
-		mutex_unlock(&file->lock);
-		return -ENOENT;
-	}
-	spin_lock_irq(&l->lock);
-	r = lease_check(l, arg->generation);
-	if (!r) {
-		arg->state = l->state == ARMED ? FP8GUARD_LEASE_ARMED : FP8GUARD_LEASE_LAPSED;
-		arg->groups = l->n_groups;
-		arg->deadline_ns = l->deadline;
-		arg->lapsed_ns = l->lapsed;
-		arg->emptied_ns = l->emptied;
-		arg->renewals = l->renewals;
-		arg->stale = l->stale;
-		arg->signals = l->signals;
-	}
-	spin_unlock_irq(&l->lock);
-	mutex_unlock(&file->lock);
-	return r;
+	l = lease_lock(file, arg->id, arg->generation, &r);
+	if (!l)
+		return r;
+	arg->state = l->state == ARMED ? FP8GUARD_LEASE_ARMED : FP8GUARD_LEASE_LAPSED;
+	arg->groups = l->n_groups;
+	arg->deadline_ns = l->deadline;
+	arg->lapsed_ns = l->lapsed;
+	arg->emptied_ns = l->emptied;
+	arg->renewals = l->renewals;
+	arg->stale = l->stale;
+	arg->signals = l->signals;
+	lease_unlock(file, l);
+	return 0;
 }
 
 void guard_lease_close_all(struct guard_file *file, bool free)
