@@ -132,7 +132,8 @@ int node_describe_run(struct ctl *c, int n, char **args) {
         static const struct sheet_column columns[] = {
                 { "DEVICE", true, false, false }, { "KIND", false, false, false }, { "NAME", false, false, false },
                 { "MEMORY", true, false, false }, { "JOB", true, false, false },   { "RANK", true, false, false },
-                { "PCI", false, false, false },   { "HEALTH", false, false, false },
+                { "PCI", false, false, false },   { "NVLINKS", true, false, false }, { "RAIL", false, false, false },
+                { "HEALTH", false, false, false },
         };
         _cleanup_(sheet_freep) struct sheet *s = sheet_new(columns, ARRAY_SIZE(columns));
         _cleanup_message_ Fp8ctl__V1__Node *nd = NULL;
@@ -161,9 +162,12 @@ int node_describe_run(struct ctl *c, int n, char **args) {
                 sheet_add(s, dev->job_id ? "%" PRIu64 : "-", dev->job_id);
                 sheet_add(s, dev->job_id ? "%u" : "-", dev->rank);
                 sheet_add(s, "%s", *dev->pci ? dev->pci : "-");
+                sheet_add(s, dev->nvlinks ? "%u" : "-", dev->nvlinks);
+                sheet_add(s, "%s", *dev->rail ? dev->rail : "-");
                 sheet_add(s, "%s", *dev->health ? dev->health : "ok");
         }
         sheet_print(s, false, stdout);
+        node_tree_print(nd, stdout);
         node_health_print(nd);
         return EXIT_DONE;
 }

@@ -28,6 +28,9 @@ enum {
         DIR_MAX_LEN = 512,     /* a worker's folder */
         HELD_JOBS_MAX = 4096,  /* of which one node keeps peers' generations */
         NODE_DEVICES_MAX = 256,
+        PCI_PATH_LEN = 192,
+        NIC_NAME_LEN = 32,
+        NIC_PORTS_MAX = 4,
         NODES_MAX = 65536,
         PLACEMENT_MAX = JOB_MAX_RANKS,
 };
@@ -45,8 +48,21 @@ struct device {
         uint64_t standby_job, standby; /* whose warm standby has it open, and which; 0: none */
         uint32_t rank;
         char pci[24];              /* "": none, or unknown */
+        char path[PCI_PATH_LEN];   /* its place in the PCI tree; "": unknown */
+        int32_t numa;              /* -1: unknown */
+        uint32_t nvlinks, nvlink_domain;
+        uint64_t rails;            /* of the node's nics, bit by bit: those that a rank on it is given */
+        char rail[128];            /* the same for its library, NCCL_IB_HCA; "": it chooses */
         char unfit[200];           /* why it gets no rank until it was reset; "": it does */
         uint64_t taken_ms;         /* wall clock: since then */
+};
+
+/* An InfiniBand or RoCE device. */
+struct nic {
+        char name[NIC_NAME_LEN], path[PCI_PATH_LEN];
+        int32_t numa;
+        uint32_t ports[NIC_PORTS_MAX], used[NIC_PORTS_MAX]; /* used: those that are well */
+        size_t n_ports, n_used;
 };
 
 struct node {
@@ -66,6 +82,8 @@ struct node {
         uint32_t cpus;
         struct device *devices;
         size_t n_devices;
+        struct nic *nics;          /* in PCI order: rail 0, 1, ... */
+        size_t n_nics;
         bool standbys;             /* its worker can keep them */
         bool saves_memory;         /* ... and write replica memory into a checkpoint's folder */
         bool hung_up;              /* stream and ranks ended together: it is not waited for, though its lease runs */
@@ -413,6 +431,13 @@ struct node_facts *node_facts_free(struct node_facts *f);
 int node_makes(const struct controller *c, int *ret); /* [n_nodes]: equal numbers from 1 on for equal fingerprints, 0: not told yet */
 const char *node_fingerprint(const struct node *n); /* "": not told yet */
 
+/* node_topology.c */
+void node_take_path(char dst[PCI_PATH_LEN], const char *path); /* "": it is none */
+int node_take_nics(struct controller *c, struct node *n, Fp8ctl__V1__NodeNic *const *list, size_t n_list);
+void node_take_links(struct node *n, const Fp8ctl__V1__HealthReport *m);
+void node_rails(struct node *n); /* after its devices, its nics or the checks of its ports have changed */
+int node_fill_nics(const struct node *n, Fp8ctl__V1__Node *m, Fp8ctl__V1__NodeNic **ret, Fp8ctl__V1__NodeNic ***ret_ptrs); /* -ENOMEM; free(3) both in any case */
+
 /* drain.c */
 const char *node_duty_name(enum node_duty d);
 enum node_duty node_duty_parse(const char *name);
@@ -428,6 +453,7 @@ void health_opened(struct controller *c, struct node *n);    /* an administrator
 void health_tick(struct controller *c, struct node *n);
 uint64_t health_deadline(const struct controller *c, const struct node *n); /* 0: none */
 bool health_unfit(const struct node *n, uint32_t device);    /* no rank may stay there */
+bool health_port_well(const struct node *n, const char *nic, uint32_t port); /* its checks say so: a port that they do not know is not */
 bool health_untested(const struct node *n);                  /* it has still to pass its test */
 /* A network fault was told of by somebody else than its own worker; the second within five minutes evicts. */
 void health_network_alert(struct controller *c, struct node *n, const char *why);

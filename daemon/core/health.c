@@ -48,6 +48,22 @@ bool health_unfit(const struct node *n, uint32_t device) {
         return false;
 }
 
+bool health_port_well(const struct node *n, const char *nic, uint32_t port) {
+        char subject[HEALTH_NAME_LEN];
+        bool well = false, ill = false;
+
+        snprintf(subject, sizeof(subject), "%s/%u", nic, port);
+        for (size_t i = 0; n->health && i < n->health->n_checks; i++) {
+                const struct node_check *k = &n->health->checks[i];
+
+                if (strcmp(k->subject, subject) != 0)
+                        continue;
+                well = well || (strcmp(k->check, "ib-port") == 0 && k->verdict == HEALTH_OK);
+                ill = ill || k->verdict == HEALTH_DRAIN || k->verdict == HEALTH_EVICT;
+        }
+        return well && !ill;
+}
+
 bool health_untested(const struct node *n) {
         return n->health && n->health->untested;
 }
@@ -212,10 +228,13 @@ void health_report(struct controller *c, struct session *s, const Fp8ctl__V1__He
                                 n->health->checks[k++] = n->health->checks[i];
                 n->health->n_checks = k;
         }
+        if (n->n_nics && (m->whole || m->n_checks))
+                node_rails(n);
         for (size_t i = 0; i < m->n_findings; i++)
                 if (m->findings[i])
                         read_finding(c, n, m->findings[i]);
         health_review(c, n, NULL);
+        node_take_links(n, m);
         if (m->n_facts || m->n_device_memory_bytes)
                 node_facts_take(c, n, m);
         if (m->n_findings)

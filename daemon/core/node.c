@@ -95,6 +95,7 @@ struct node *node_free(struct node *n) {
                 health_free(n->health);
                 node_facts_free(n->facts);
                 free(n->devices);
+                free(n->nics);
                 free(n->held);
         }
         free(n);
@@ -143,6 +144,8 @@ int node_set_devices(struct node *n, Fp8ctl__V1__NodeDevice *const *d, size_t n_
                 core_text(list[k].kind, sizeof(list[k].kind), d[i]->kind);
                 core_text(list[k].name, sizeof(list[k].name), d[i]->name);
                 core_text(list[k].pci, sizeof(list[k].pci), d[i]->pci);
+                node_take_path(list[k].path, d[i]->path);
+                list[k].numa = d[i]->numa;
                 list[k++].memory_bytes = d[i]->memory_bytes;
         }
         qsort(list, k, sizeof(*list), by_index);
@@ -348,7 +351,7 @@ void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__Worke
         int r = refuse_hello(s, m, why, sizeof(why));
 
         n = r == 0 ? node_get_or_add(c, m->node->name) : NULL;
-        if (r == 0 && (!n || node_set_devices(n, m->node->devices, m->node->n_devices) < 0)) {
+        if (r == 0 && (!n || node_set_devices(n, m->node->devices, m->node->n_devices) < 0 || node_take_nics(c, n, m->node->nics, m->node->n_nics) < 0)) {
                 r = ST_EXHAUSTED;
                 snprintf(why, sizeof(why), "no memory for another node");
         }

@@ -68,6 +68,7 @@ void read_get_job(struct controller *c, uint64_t request, const ProtobufCMessage
 struct node_message {
         Fp8ctl__V1__Node node;
         Fp8ctl__V1__NodeDevice *devices, **ptrs;
+        Fp8ctl__V1__NodeNic *nics, **nic_ptrs;
         struct health_message health;
 };
 
@@ -91,6 +92,12 @@ static int node_message_fill(const struct node *n, bool all, bool facts, struct 
                 o->rank = d->rank;
                 o->health = (char *)d->unfit;
                 o->pci = (char *)d->pci;
+                if (all)
+                        o->path = (char *)d->path;
+                o->numa = d->numa;
+                o->nvlinks = d->nvlinks;
+                o->nvlink_domain = d->nvlink_domain;
+                o->rail = (char *)d->rail;
                 m->ptrs[i] = o;
         }
         m->node.name = (char *)n->name;
@@ -115,6 +122,8 @@ static int node_message_fill(const struct node *n, bool all, bool facts, struct 
         m->node.devices = m->ptrs;
         m->node.n_devices = n->n_devices;
         node_facts_fill(n, &m->node, facts);
+        if (all && node_fill_nics(n, &m->node, &m->nics, &m->nic_ptrs) < 0)
+                return -ENOMEM;
         return health_fill(n, &m->node, all, &m->health);
 }
 
@@ -122,6 +131,8 @@ static void node_message_free(struct node_message *m) {
         health_message_free(&m->health);
         free(m->devices);
         free(m->ptrs);
+        free(m->nics);
+        free(m->nic_ptrs);
 }
 
 void read_list_nodes(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who) {

@@ -98,7 +98,7 @@ def main():
         same("why", c.json("why", str(job)), words(told, "`v`", "`warnings`"))
         same("goodput", c.json("goodput", str(job)), words(told[told.index("`goodput JOB`") + 14:], "`v`", "`other_s`"))
         node = c.json("node", "get", "node-0")
-        device = {"index", "kind", "name", "memory_bytes", "job_id", "rank", "health", "pci"}
+        device = {"index", "kind", "name", "memory_bytes", "job_id", "rank", "health", "pci", "path", "numa", "nvlinks", "nvlink_domain", "rail"}
         same("node get", node, (words(doc["Nodes"], "`name`, `state`", "`devices`") | {"v"}))
         same("its devices", node["devices"][0], device)
         same("ckpt ls", c.json("ckpt", "ls", str(job))["checkpoints"][0], words(doc["Checkpoints"], "`job_id`", "`committed_unix_ms`"))

@@ -189,6 +189,10 @@ static void attach(struct world *w, uint64_t session, const char *name, bool wit
 
         d[1].index = 1;
         d[0].kind = d[1].kind = (char *)(w->device_kind ? w->device_kind : "cpu");
+        for (int i = 0; i < 2; i++)
+                d[i].path = (char *)(w->paths[i] ? w->paths[i] : "");
+        n.nics = w->nics;
+        n.n_nics = w->n_nics;
         n.name = (char *)name;
         n.devices = ds;
         n.n_devices = 2;
@@ -282,6 +286,22 @@ void world_health(struct world *w, uint64_t session, Fp8ctl__V1__HealthReport *r
         m.health_report = r;
         controller_worker_message(w->c, session, &m);
         world_pump(w);
+}
+
+void world_say_check(struct world *w, uint64_t session, const char *name, const char *subject, const char *verdict, bool network) {
+        Fp8ctl__V1__HealthReport r = FP8CTL__V1__HEALTH_REPORT__INIT;
+        Fp8ctl__V1__NodeCheck k = FP8CTL__V1__NODE_CHECK__INIT, *ks[] = { &k };
+
+        k.check = (char *)name;
+        k.subject = (char *)subject;
+        k.verdict = (char *)verdict;
+        k.evidence = (char *)"the evidence";
+        k.since_unix_ms = 1;
+        k.device = -1;
+        k.network = network;
+        r.checks = ks;
+        r.n_checks = 1;
+        world_health(w, session, &r);
 }
 
 Fp8ctl__V1__Node *world_node(struct world *w, const char *name) {

@@ -68,6 +68,9 @@ struct world {
         int local_every;                        /* of world_submit */
         const char *from_checkpoint;            /* of world_submit */
         const char *device_kind;                /* of world_attach; NULL: cpu */
+        const char *paths[2];                   /* of world_attach: where the devices hang; NULL: unknown */
+        Fp8ctl__V1__NodeNic **nics;
+        size_t n_nics;
         struct controller_config config;
 };
 
@@ -112,6 +115,8 @@ void world_progress(struct world *w, uint64_t step); /* heartbeats of all */
 size_t world_told(const struct world *w, size_t since, Fp8ctl__V1__ControllerMessage__BodyCase kind, uint64_t session, uint64_t step);
 /* What a worker says of its node's health, and what clients see of the node (NULL: not known; free with fp8ctl__v1__node__free_unpacked). */
 void world_health(struct world *w, uint64_t session, Fp8ctl__V1__HealthReport *r);
+/* One check of the node at that session. */
+void world_say_check(struct world *w, uint64_t session, const char *name, const char *subject, const char *verdict, bool network);
 Fp8ctl__V1__Node *world_node(struct world *w, const char *name);
 Fp8ctl__V1__Job *world_job(struct world *w, uint64_t id); /* NULL: not known; free with fp8ctl__v1__job__free_unpacked */
 /* The newest event of this kind: its text, or "". */

@@ -99,6 +99,15 @@ EXPORT(nvmlDeviceGetNvLinkState, void *d, unsigned link, int *ret) {
         *ret = link == 3 ? (int)get("nvlink", d) : 1;
         return link < 4 ? 0 : 2;
 }
+/* Links 0 and 1 of each to the other; 2 and 3 to nobody here. */
+EXPORT(nvmlDeviceGetNvLinkRemoteDeviceType, void *d, unsigned link, int *type) {
+        *type = 0;
+        return 0;
+}
+EXPORT(nvmlDeviceGetNvLinkRemotePciInfo_v2, void *d, unsigned link, char *pci) {
+        snprintf(pci + 36, 32, "00000000:%s:00.0", link > 1 ? "99" : (int *)d == handles ? "5E" : "3B");
+        return 0;
+}
 EXPORT(nvmlDeviceGetMemoryInfo, void *d, unsigned long long *m) {
         m[0] = get("memory", d);
         return m[0] ? 0 : 3;

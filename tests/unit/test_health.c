@@ -85,19 +85,6 @@ static void report(struct world *w, uint64_t session, Fp8ctl__V1__NodeCheck *che
         world_health(w, session, &r);
 }
 
-static void say_check(struct world *w, uint64_t session, const char *name, const char *subject, const char *verdict, bool network) {
-        Fp8ctl__V1__NodeCheck k = FP8CTL__V1__NODE_CHECK__INIT;
-
-        k.check = (char *)name;
-        k.subject = (char *)subject;
-        k.verdict = (char *)verdict;
-        k.evidence = (char *)"the evidence";
-        k.since_unix_ms = 1;
-        k.device = -1;
-        k.network = network;
-        report(w, session, &k, NULL, false);
-}
-
 static void say_xid(struct world *w, uint64_t session, uint32_t code, const char *pci, int32_t device, uint32_t pid) {
         Fp8ctl__V1__NodeFinding f = FP8CTL__V1__NODE_FINDING__INIT;
 
@@ -267,33 +254,33 @@ TEST(a_check_drains_and_opens_again_after_a_while_and_later_the_next_time) {
         struct world w;
         uint64_t id = begin(&w);
 
-        say_check(&w, 2, "disk", "/var", "warn", false);
+        world_say_check(&w, 2, "disk", "/var", "warn", false);
         EXPECT_NODE(&w, "b", "warn", "open", "the evidence");
-        say_check(&w, 2, "disk", "/var", "drain", false);
+        world_say_check(&w, 2, "disk", "/var", "drain", false);
         EXPECT_NODE(&w, "b", "drain", "draining", "disk /var: the evidence");
         CU_ASSERT_EQUAL(world_told(&w, 0, TOLD(KILL_RANKS), 0, 0), 0);
         CU_ASSERT_EQUAL(world_told(&w, 0, TOLD(STOP_RANKS), 2, 0), 1); /* at the end of a step */
-        say_check(&w, 2, "disk", "/var", "ok", false);
+        world_say_check(&w, 2, "disk", "/var", "ok", false);
         world_pass(&w, 50000);
         EXPECT_NODE(&w, "b", "drain", "draining", "");
-        say_check(&w, 2, "disk", "/var", "drain", false); /* a flap: the time begins anew */
-        say_check(&w, 2, "disk", "/var", "ok", false);
+        world_say_check(&w, 2, "disk", "/var", "drain", false); /* a flap: the time begins anew */
+        world_say_check(&w, 2, "disk", "/var", "ok", false);
         world_pass(&w, 50000);
         EXPECT_NODE(&w, "b", "drain", "draining", "");
         world_pass(&w, 11000);
         EXPECT_NODE(&w, "b", "ok", "open", "");
-        say_check(&w, 4, "disk", "/var", "drain", false); /* of another node: its own time */
-        say_check(&w, 2, "disk", "/var", "drain", false);
-        say_check(&w, 2, "disk", "/var", "ok", false);
+        world_say_check(&w, 4, "disk", "/var", "drain", false); /* of another node: its own time */
+        world_say_check(&w, 2, "disk", "/var", "drain", false);
+        world_say_check(&w, 2, "disk", "/var", "ok", false);
         world_pass(&w, 100000);
         EXPECT_NODE(&w, "b", "drain", "draining", "");
         world_pass(&w, 21000);
         EXPECT_NODE(&w, "b", "ok", "open", "");
         EXPECT_NODE(&w, "d", "drain", "draining", "");
         uncordon(&w, "d"); /* an administrator knows better, until it says something new */
-        say_check(&w, 4, "disk", "/var", "drain", false);
+        world_say_check(&w, 4, "disk", "/var", "drain", false);
         EXPECT_NODE(&w, "d", "warn", "open", "the evidence");
-        say_check(&w, 4, "disk", "/var", "evict", false);
+        world_say_check(&w, 4, "disk", "/var", "evict", false);
         EXPECT_NODE(&w, "d", "evict", "draining", "disk /var");
         CU_ASSERT_EQUAL(job_state(&w, id), S(RUNNING));
         world_stop(&w);
@@ -303,17 +290,17 @@ TEST(a_network_alert_alone_does_nothing_and_two_evict) {
         struct world w;
         uint64_t id = begin(&w);
 
-        say_check(&w, 2, "infiniband", "mlx5_0/1", "evict", true);
-        say_check(&w, 2, "infiniband", "mlx5_1/1", "evict", true); /* of the same blow */
+        world_say_check(&w, 2, "infiniband", "mlx5_0/1", "evict", true);
+        world_say_check(&w, 2, "infiniband", "mlx5_1/1", "evict", true); /* of the same blow */
         EXPECT_NODE(&w, "b", "warn", "open", "the evidence");
-        say_check(&w, 2, "infiniband", "mlx5_0/1", "ok", true);
-        say_check(&w, 2, "infiniband", "mlx5_1/1", "ok", true);
+        world_say_check(&w, 2, "infiniband", "mlx5_0/1", "ok", true);
+        world_say_check(&w, 2, "infiniband", "mlx5_1/1", "ok", true);
         world_pass(&w, 301000);
-        say_check(&w, 2, "infiniband", "mlx5_0/1", "drain", true);
+        world_say_check(&w, 2, "infiniband", "mlx5_0/1", "drain", true);
         EXPECT_NODE(&w, "b", "warn", "open", "the evidence");
-        say_check(&w, 2, "infiniband", "mlx5_0/1", "ok", true);
+        world_say_check(&w, 2, "infiniband", "mlx5_0/1", "ok", true);
         world_pass(&w, 200000);
-        say_check(&w, 2, "infiniband", "mlx5_0/1", "drain", true);
+        world_say_check(&w, 2, "infiniband", "mlx5_0/1", "drain", true);
         EXPECT_NODE(&w, "b", "evict", "draining", "two network alerts");
         CU_ASSERT_EQUAL(ranks_on(&w, 2), 0);
         CU_ASSERT_EQUAL(job_state(&w, id), S(RUNNING));
@@ -465,15 +452,15 @@ TEST(nothing_that_a_worker_says_of_its_health_can_harm) {
         m.health_report = &r;
         controller_worker_message(w.c, 4, &m);
         memset(lots, '\n', sizeof(lots) - 1);
-        say_check(&w, 4, lots, lots, "evict", false);
-        say_check(&w, 4, "", "", "drain", false);
-        say_check(&w, 4, "disk", "", "on fire", false);
+        world_say_check(&w, 4, lots, lots, "evict", false);
+        world_say_check(&w, 4, "", "", "drain", false);
+        world_say_check(&w, 4, "disk", "", "on fire", false);
         say_xid(&w, 4, UINT32_MAX, lots, INT32_MIN, UINT32_MAX);
         for (int i = 0; i < 2000; i++) {
                 char name[20];
 
                 snprintf(name, sizeof(name), "c%d", i);
-                say_check(&w, 3, name, "", "warn", false);
+                world_say_check(&w, 3, name, "", "warn", false);
                 say_xid(&w, 3, 1000 + (uint32_t)i, name, 5000, 0);
         }
         m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_NODE_TEST_REPLY;

@@ -524,9 +524,85 @@ TEST(what_gpus_are_and_how_much_memory_they_have) {
         EXPECT_FACT(f, "gpu0.vbios", NULL);
         CU_ASSERT_EQUAL(f->n_gpu_memory, 1);
         CU_ASSERT_EQUAL(f->gpu_memory[0], UINT64_C(80) << 30);
+        CU_ASSERT_EQUAL(f->n_gpu_links, 1);
+        CU_ASSERT_EQUAL(f->gpu_links[0], 4);
         free(m->h.world.facts[FACTS_GPU]);
         machine_free(m);
         dlclose(l);
+}
+
+/* ------------------------------------------------------------------ topology */
+static int any_type(void *gpu, unsigned link, int *type) {
+        *type = 2; /* a switch */
+        return 0;
+}
+
+TEST(which_gpus_reach_each_other_by_nvlink) {
+        struct machine *m = machine_new();
+        unsigned links[WORLD_GPUS_MAX], domain[WORLD_GPUS_MAX];
+        struct check_out o = { .list = m->lane->said };
+        struct nvml *l;
+
+        m->h.world.nvml_library = getenv("FAKE_NVML");
+        l = nvml_of(&m->h.world, &o);
+        CU_ASSERT_FATAL(l != NULL && l->n == 2);
+        nvml_links(l, links, domain); /* directly */
+        CU_ASSERT_EQUAL(links[1], 4);
+        CU_ASSERT(domain[0] != 0 && domain[0] == domain[1]);
+        l->nvlink_pci = NULL; /* to GPUs that are not ours */
+        nvml_links(l, links, domain);
+        CU_ASSERT(domain[0] != 0 && domain[1] != 0 && domain[0] != domain[1]);
+        l->nvlink_type = any_type; /* by a switch */
+        nvml_links(l, links, domain);
+        CU_ASSERT(domain[0] != 0 && domain[0] == domain[1]);
+        l->gpus[1].lost = true;
+        nvml_links(l, links, domain);
+        CU_ASSERT(links[1] == 0 && domain[1] == 0);
+        machine_free(m);
+}
+
+static void link_to(struct machine *m, const char *path, const char *to) {
+        _cleanup_free_ char *full = file_path("%s%s", m->root, path);
+
+        put(m, path, "x");
+        CU_ASSERT_EQUAL(unlink(full), 0);
+        CU_ASSERT_EQUAL(symlink(to, full), 0);
+}
+
+#define BRIDGES "pci0000:15/0000:15:01.0/0000:16:00.0/"
+#define DEVICES "../../../devices/" BRIDGES
+
+TEST(where_devices_hang) {
+        struct machine *m = machine_new();
+        struct rdma_nic nics[4];
+        struct pci_place p;
+
+        CU_ASSERT_EQUAL(health_nics(m->root, nics, 4), 0);
+        put(m, "/sys/devices/" BRIDGES "0000:17:01.0/0000:18:00.0/numa_node", "1\n");
+        put(m, "/sys/devices/" BRIDGES "0000:17:02.0/0000:19:00.0/numa_node", "-1\n");
+        put(m, "/sys/devices/" BRIDGES "0000:17:03.0/0000:1a:00.0/virtio4/numa_node", "0\n");
+        link_to(m, "/sys/bus/pci/devices/0000:18:00.0", DEVICES "0000:17:01.0/0000:18:00.0");
+        p = health_pci_place(m->root, "0000:18:00.0");
+        CU_ASSERT_STRING_EQUAL(p.path, BRIDGES "0000:17:01.0/0000:18:00.0");
+        CU_ASSERT_EQUAL(p.numa, 1);
+        p = health_pci_place(m->root, "0000:99:00.0");
+        CU_ASSERT_STRING_EQUAL(p.path, "");
+        CU_ASSERT_EQUAL(p.numa, -1);
+        /* Two on PCI, one below another bus there, one made of software. */
+        link_to(m, "/sys/class/infiniband/mlx5_0/device", DEVICES "0000:17:02.0/0000:19:00.0");
+        put(m, "/sys/class/infiniband/mlx5_0/ports/1/state", "4: ACTIVE\n");
+        put(m, "/sys/class/infiniband/mlx5_0/ports/2/state", "1: DOWN\n");
+        link_to(m, "/sys/class/infiniband/efa_0/device", DEVICES "0000:17:03.0/0000:1a:00.0/virtio4");
+        put(m, "/sys/class/infiniband/rxe0/ports/1/state", "4: ACTIVE\n");
+        CU_ASSERT_EQUAL_FATAL(health_nics(m->root, nics, 4), 2);
+        CU_ASSERT_STRING_EQUAL(nics[0].name, "efa_0");
+        CU_ASSERT_STRING_EQUAL(nics[0].place.path, BRIDGES "0000:17:03.0/0000:1a:00.0");
+        CU_ASSERT_EQUAL(nics[0].n_ports, 0);
+        CU_ASSERT_STRING_EQUAL(nics[1].name, "mlx5_0");
+        CU_ASSERT_EQUAL(nics[1].place.numa, -1);
+        CU_ASSERT(nics[1].n_ports == 2 && nics[1].ports[0] == 1 && nics[1].ports[1] == 2);
+        CU_ASSERT_EQUAL(health_nics(m->root, nics, 1), 1);
+        machine_free(m);
 }
 
 /* ------------------------------------------------------------------ site checks */

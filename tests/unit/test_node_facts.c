@@ -75,6 +75,74 @@ TEST(nodes_made_alike_have_one_fingerprint) {
         world_stop(&w);
 }
 
+static void expect_rails(struct world *w, const char *first, const char *second, int line) {
+        Fp8ctl__V1__Node *n = world_node(w, "a");
+
+        CU_ASSERT_FATAL(n != NULL && n->n_devices == 2);
+        if (strcmp(n->devices[0]->rail, first) != 0 || strcmp(n->devices[1]->rail, second) != 0)
+                printf("\n    line %d: found '%s', '%s'\n", line, n->devices[0]->rail, n->devices[1]->rail);
+        CU_ASSERT_STRING_EQUAL(n->devices[0]->rail, first);
+        CU_ASSERT_STRING_EQUAL(n->devices[1]->rail, second);
+        fp8ctl__v1__node__free_unpacked(n, NULL);
+}
+#define EXPECT_RAILS(w, first, second) expect_rails(w, first, second, __LINE__)
+
+TEST(ports_that_are_well_and_nearest_are_a_devices_rail) {
+        struct world w;
+        Fp8ctl__V1__HealthReport r = FP8CTL__V1__HEALTH_REPORT__INIT;
+        Fp8ctl__V1__NodeNic nics[4], *list[4];
+        uint32_t ports[] = { 1, 0, 70000, 2 }, links[] = { 18, 17, 16 }, domain[] = { 1, 1, 1 };
+        static const char *const names[] = { "mlx5_1", "mlx5_0", "bad name", "mlx5_2" };
+        static const char *const paths[] = { "pci0000:20/0000:20:01.0/0000:21:00.0", "pci0000:10/0000:10:01.0/0000:11:00.0", "pci0000:10/0000:10:01.0/0000:12:00.0", "/etc/passwd" };
+        Fp8ctl__V1__Node *n;
+
+        world_start(&w, false);
+        for (size_t i = 0; i < 4; i++) {
+                list[i] = &nics[i];
+                fp8ctl__v1__node_nic__init(&nics[i]);
+                nics[i].name = (char *)names[i];
+                nics[i].path = (char *)paths[i];
+                nics[i].ports = ports;
+                nics[i].n_ports = 4;
+        }
+        w.paths[0] = "pci0000:10/0000:10:02.0/0000:15:00.0";
+        w.paths[1] = "pci0000:20/0000:20:02.0/0000:25:00.0";
+        w.nics = list;
+        w.n_nics = 4;
+        world_attach(&w, 1, "a");
+        EXPECT_RAILS(&w, "", ""); /* nobody has said that a port is well */
+        n = world_node(&w, "a");
+        CU_ASSERT_EQUAL_FATAL(n->n_nics, 3); /* in PCI order; nonsense is left out */
+        CU_ASSERT_STRING_EQUAL(n->nics[0]->path, "");
+        CU_ASSERT_STRING_EQUAL(n->nics[1]->name, "mlx5_0");
+        CU_ASSERT_STRING_EQUAL(n->nics[2]->name, "mlx5_1");
+        CU_ASSERT(n->nics[2]->rail == 2 && n->nics[2]->n_ports == 2 && n->nics[2]->n_used_ports == 0);
+        CU_ASSERT_STRING_EQUAL(n->devices[1]->path, w.paths[1]);
+        fp8ctl__v1__node__free_unpacked(n, NULL);
+        world_say_check(&w, 1, "ib-port", "mlx5_0/1", "ok", true);
+        EXPECT_RAILS(&w, "=mlx5_0:1", "=mlx5_0:1");
+        world_say_check(&w, 1, "ib-port", "mlx5_1/1", "ok", true);
+        world_say_check(&w, 1, "ib-port", "mlx5_1/2", "absent", true);
+        EXPECT_RAILS(&w, "=mlx5_0:1", "=mlx5_1:1");
+        world_say_check(&w, 1, "ib-port", "mlx5_1/2", "ok", true);
+        EXPECT_RAILS(&w, "=mlx5_0:1", "=mlx5_1:1,mlx5_1:2");
+        world_say_check(&w, 1, "ib-port", "mlx5_0/1", "warn", true); /* down */
+        EXPECT_RAILS(&w, "=mlx5_1:1,mlx5_1:2", "=mlx5_1:1,mlx5_1:2");
+        world_say_check(&w, 1, "ib-counters", "mlx5_1/2", "evict", true);
+        EXPECT_RAILS(&w, "=mlx5_1:1", "=mlx5_1:1");
+        world_say_check(&w, 1, "ib-port", "mlx5_0/1", "ok", true);
+        EXPECT_RAILS(&w, "=mlx5_0:1", "=mlx5_1:1");
+        r.device_nvlinks = links;
+        r.device_nvlink_domain = domain;
+        r.n_device_nvlinks = 3;
+        r.n_device_nvlink_domain = 2;
+        world_health(&w, 1, &r);
+        n = world_node(&w, "a");
+        CU_ASSERT(n->devices[1]->nvlinks == 17 && n->devices[1]->nvlink_domain == 1);
+        fp8ctl__v1__node__free_unpacked(n, NULL);
+        world_stop(&w);
+}
+
 TEST(what_changes_on_a_node_is_told_also_over_a_reboot_and_a_controllers_restart) {
         struct world w;
         char before[64], after[64];

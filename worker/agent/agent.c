@@ -133,6 +133,7 @@ static int health_open(struct agent *a, struct error *e) {
                 if (a->node.pci[i].model[0])
                         a->node.devices[i].name = a->node.pci[i].model;
         }
+        node_describe_topology(&a->node, c.root, n);
         return health_new(&c, &a->health, e);
 }
 

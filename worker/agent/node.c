@@ -74,6 +74,26 @@ void node_describe(struct node_info *n, const char *name, const char *dir, const
         n->message.devices = n->device_list;
 }
 
+void node_describe_topology(struct node_info *n, const char *root, size_t gpus) {
+        for (size_t i = 0; i < gpus && i < n->message.n_devices; i++) {
+                n->places[i] = health_pci_place(root, n->pci[i].text);
+                n->devices[i].path = n->places[i].path;
+                n->devices[i].numa = n->places[i].numa;
+        }
+        n->message.n_nics = health_nics(root, n->nics, NODE_NICS_MAX);
+        n->message.nics = n->nic_list;
+        for (size_t i = 0; i < n->message.n_nics; i++) {
+                Fp8ctl__V1__NodeNic *m = n->nic_list[i] = &n->nic_messages[i];
+
+                fp8ctl__v1__node_nic__init(m);
+                m->name = n->nics[i].name;
+                m->path = n->nics[i].place.path;
+                m->numa = n->nics[i].place.numa;
+                m->ports = n->nics[i].ports;
+                m->n_ports = n->nics[i].n_ports;
+        }
+}
+
 uint64_t node_memory_left(void) {
         uint64_t available = meminfo_bytes("MemAvailable:"), group = cgroup_memory_left();
 

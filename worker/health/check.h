@@ -35,6 +35,8 @@ struct facts {
         size_t n;
         uint64_t gpu_memory[WORLD_GPUS_MAX]; /* by number of the device; 0: unknown */
         size_t n_gpu_memory;
+        uint32_t gpu_links[WORLD_GPUS_MAX], gpu_domain[WORLD_GPUS_MAX]; /* the same for NVLinks: see NodeDevice */
+        size_t n_gpu_links;
 };
 
 struct nvml;

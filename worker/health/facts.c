@@ -289,6 +289,22 @@ static void add_gpu(const struct health_world *w, const struct nvml *l, size_t i
         }
 }
 
+static void add_links(const struct health_world *w, const struct nvml *l, struct facts *f) {
+        unsigned links[WORLD_GPUS_MAX], domain[WORLD_GPUS_MAX];
+
+        nvml_links(l, links, domain);
+        for (size_t i = 0; i < l->n; i++) {
+                int32_t device = device_of(w, &l->gpus[i], i);
+
+                if (device < 0 || device >= WORLD_GPUS_MAX)
+                        continue;
+                f->gpu_links[device] = links[i];
+                f->gpu_domain[device] = domain[i];
+                if ((size_t)device >= f->n_gpu_links)
+                        f->n_gpu_links = (size_t)device + 1;
+        }
+}
+
 void check_gpu_facts(struct health_world *w, void **state, struct check_out *o) {
         struct nvml *l = nvml_of(w, o);
         struct facts *f = calloc(1, sizeof(*f));
@@ -307,5 +323,7 @@ void check_gpu_facts(struct health_world *w, void **state, struct check_out *o) 
         for (size_t i = 0; l && i < l->n; i++)
                 if (!l->gpus[i].lost)
                         add_gpu(w, l, i, f);
+        if (l)
+                add_links(w, l, f);
         keep(w, FACTS_GPU, f, (struct facts **)state, o, "facts of GPUs");
 }

@@ -8,8 +8,6 @@
 #include "base/clock.h"
 #include "worker/health/nvml.h"
 
-enum { LINKS_MAX = 18 };
-
 /* Thresholds; the temperatures are the GPU's own. */
 #define SHUTDOWN_MARGIN 2u
 
@@ -153,7 +151,7 @@ void check_gpu_memory(struct health_world *w, void **state, struct check_out *o)
 }
 
 struct link_state {
-        bool was[WORLD_GPUS_MAX][LINKS_MAX];
+        bool was[WORLD_GPUS_MAX][NVML_LINKS_MAX];
 };
 
 void check_gpu_link(struct health_world *w, void **state, struct check_out *o) {
@@ -172,7 +170,7 @@ void check_gpu_link(struct health_world *w, void **state, struct check_out *o) {
                         (void)l->max_width(g->handle, &most);
                 if (l->replays)
                         (void)l->replays(g->handle, &replays);
-                for (unsigned n = 0; l->nvlink && n < LINKS_MAX; n++) {
+                for (unsigned n = 0; l->nvlink && n < NVML_LINKS_MAX; n++) {
                         int up = 0;
 
                         if (l->nvlink(g->handle, n, &up) != NVML_SUCCESS)

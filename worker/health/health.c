@@ -77,6 +77,9 @@ static void report_facts(struct health *h) {
         m.facts = ptrs;
         m.device_memory_bytes = h->facts[FACTS_GPU]->gpu_memory;
         m.n_device_memory_bytes = h->facts[FACTS_GPU]->n_gpu_memory;
+        m.device_nvlinks = h->facts[FACTS_GPU]->gpu_links;
+        m.device_nvlink_domain = h->facts[FACTS_GPU]->gpu_domain;
+        m.n_device_nvlinks = m.n_device_nvlink_domain = h->facts[FACTS_GPU]->n_gpu_links;
         if (list && ptrs)
                 h->config.report(h->config.arg, &m);
         free(list);

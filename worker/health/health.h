@@ -44,3 +44,18 @@ struct pci_name {
         char text[24], model[64];
 };
 size_t health_gpus(const char *root, struct pci_name *ret, size_t max);
+
+/* topology.c: where a device hangs in the PCI tree, "pci0000:15/0000:15:01.0/0000:16:00.0/0000:17:01.0/0000:18:00.0". Static files only: no driver is asked. */
+struct pci_place {
+        char path[192]; /* "": unknown */
+        int32_t numa;   /* -1: unknown */
+};
+struct rdma_nic {
+        char name[32]; /* "mlx5_0" */
+        struct pci_place place;
+        uint32_t ports[4];
+        size_t n_ports;
+};
+struct pci_place health_pci_place(const char *root, const char *pci);
+/* InfiniBand and RoCE devices on PCI: how many, at most max. */
+size_t health_nics(const char *root, struct rdma_nic *ret, size_t max);

@@ -9,8 +9,7 @@
 
 #define EVENT_XID 8ULL /* nvmlEventTypeXidCriticalError */
 
-/* "00000000:3B:00.0" -> "0000:3b:00.0", as the kernel writes it. */
-static void kernel_name(const char *text, char *ret, size_t size) {
+void nvml_kernel_name(const char *text, char *ret, size_t size) {
         size_t n = strnlen(text, 31), skip = n > 12 ? n - 12 : 0, k = 0;
 
         for (size_t i = skip; i < n && k + 1 < size; i++)
@@ -30,7 +29,7 @@ static int find_gpus(struct nvml *l) {
                 if (l->handle(i, &g->handle) != NVML_SUCCESS)
                         g->lost = true;
                 else if (l->pci && l->pci(g->handle, &pci) == NVML_SUCCESS)
-                        kernel_name(pci.text, g->pci, sizeof(g->pci));
+                        nvml_kernel_name(pci.text, g->pci, sizeof(g->pci));
                 l->n++;
         }
         return r;

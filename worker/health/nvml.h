@@ -9,6 +9,8 @@
 /* The library's numbers (nvml.h of CUDA). */
 enum { NVML_SUCCESS = 0, NVML_NOT_SUPPORTED = 3, NVML_TIMEOUT = 10, NVML_GPU_IS_LOST = 15 };
 
+enum { NVML_LINKS_MAX = 18 };
+
 struct nvml_memory {
         unsigned long long total, free, used;
 };
@@ -60,6 +62,8 @@ struct nvml_process {
         X(max_width, "nvmlDeviceGetMaxPcieLinkWidth", (void *, unsigned *))                          \
         X(replays, "nvmlDeviceGetPcieReplayCounter", (void *, unsigned *))                           \
         X(nvlink, "nvmlDeviceGetNvLinkState", (void *, unsigned, int *))                             \
+        X(nvlink_type, "nvmlDeviceGetNvLinkRemoteDeviceType", (void *, unsigned, int *))             \
+        X(nvlink_pci, "nvmlDeviceGetNvLinkRemotePciInfo_v2", (void *, unsigned, struct nvml_pci *))  \
         X(event_set, "nvmlEventSetCreate", (void **))                                                \
         X(event_free, "nvmlEventSetFree", (void *))                                                  \
         X(event_register, "nvmlDeviceRegisterEvents", (void *, unsigned long long, void *))          \
@@ -82,6 +86,10 @@ struct nvml {
 
 /* Loads it the first time. NULL: o says why. */
 struct nvml *nvml_of(struct health_world *w, struct check_out *o);
+/* "00000000:3B:00.0" -> "0000:3b:00.0", as the kernel writes it. */
+void nvml_kernel_name(const char *text, char *ret, size_t size);
+/* topology.c: active NVLinks of each GPU, and its domain: those with the same number reach each other by them; 0: it has none. Both of l->n. */
+void nvml_links(const struct nvml *l, unsigned *ret_links, unsigned *ret_domain);
 void nvml_close(struct health_world *w);
 /* An Xid within timeout_ms; false: none, or there are no events here. */
 bool nvml_wait_xid(struct health_world *w, uint32_t timeout_ms, uint32_t *ret_xid, const char **ret_pci);
