@@ -124,6 +124,7 @@ static void take_check(struct controller *c, struct node *n, const Fp8ctl__V1__N
         char check[HEALTH_NAME_LEN], subject[HEALTH_NAME_LEN], what[2 * HEALTH_NAME_LEN + 4];
         struct node_check *k;
         enum health_verdict was;
+        bool again;
 
         core_text(check, sizeof(check), m->check);
         core_text(subject, sizeof(subject), m->subject);
@@ -133,12 +134,13 @@ static void take_check(struct controller *c, struct node *n, const Fp8ctl__V1__N
                 return;
         }
         was = k->verdict;
+        again = m->network && verdict >= HEALTH_DRAIN && verdict != HEALTH_ABSENT && k->since_ms && m->since_unix_ms > k->since_ms; /* another blow of the same kind */
         k->verdict = (enum health_verdict)verdict;
         core_text(k->evidence, sizeof(k->evidence), m->evidence);
         k->since_ms = m->since_unix_ms;
         k->device = m->device;
         k->network = m->network;
-        if (k->verdict == was)
+        if (k->verdict == was && !again)
                 return;
         k->answered = false;
         snprintf(what, sizeof(what), "%s%s%s", k->check, k->subject[0] ? " " : "", k->subject);

@@ -296,7 +296,7 @@ void world_say_check(struct world *w, uint64_t session, const char *name, const 
         k.subject = (char *)subject;
         k.verdict = (char *)verdict;
         k.evidence = (char *)"the evidence";
-        k.since_unix_ms = 1;
+        k.since_unix_ms = w->check_since_ms ? w->check_since_ms : 1;
         k.device = -1;
         k.network = network;
         r.checks = ks;

@@ -68,6 +68,7 @@ struct world {
         int local_every;                        /* of world_submit */
         const char *from_checkpoint;            /* of world_submit */
         const char *device_kind;                /* of world_attach; NULL: cpu */
+        uint64_t check_since_ms;                /* of world_say_check; 0: 1 */
         const char *paths[2];                   /* of world_attach: where the devices hang; NULL: unknown */
         Fp8ctl__V1__NodeNic **nics;
         size_t n_nics;

@@ -307,6 +307,21 @@ TEST(a_network_alert_alone_does_nothing_and_two_evict) {
         world_stop(&w);
 }
 
+TEST(a_network_check_that_says_so_anew_is_another_alert) {
+        struct world w;
+
+        begin(&w);
+        w.check_since_ms = 1000;
+        world_say_check(&w, 2, "ib-counters", "mlx5_0/1", "evict", true);
+        world_pass(&w, 10000);
+        world_say_check(&w, 2, "ib-counters", "mlx5_0/1", "evict", true); /* its evidence: the same blow */
+        EXPECT_NODE(&w, "b", "warn", "open", "the evidence");
+        w.check_since_ms = 2000;
+        world_say_check(&w, 2, "ib-counters", "mlx5_0/1", "evict", true);
+        EXPECT_NODE(&w, "b", "evict", "draining", "two network alerts");
+        world_stop(&w);
+}
+
 TEST(the_breaker_keeps_half_of_the_cluster) {
         struct world w;
         Fp8ctl__V1__Node *n;

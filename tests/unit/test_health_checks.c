@@ -295,6 +295,7 @@ TEST(counters_above_their_rates) {
                 { "counters/excessive_buffer_overrun_errors", 0, 1, HEALTH_EVICT },
                 { "counters/local_link_integrity_errors", 0, 1, HEALTH_EVICT },
                 { "hw_counters/rnr_nak_retry_err", 0, 1, HEALTH_EVICT },
+                { "hw_counters/retry_rnr_exceeded_err", 0, 1, HEALTH_EVICT },
                 { "counters/symbol_error", 49, 55, HEALTH_WARN },
                 { "counters/port_rcv_errors", 50, 51, HEALTH_WARN },
                 { "hw_counters/local_ack_timeout_err", 5, 6, HEALTH_WARN },
@@ -319,6 +320,27 @@ TEST(counters_above_their_rates) {
                 EXPECT(m, "ib-counters", "mlx5_0/1", OK, "");
                 machine_free(m);
         }
+}
+
+TEST(a_fatal_counter_that_rises_again_is_said_again) {
+        struct machine *m = machine_new();
+        uint64_t since;
+
+        put(m, PORT "counters/link_downed", "0\n");
+        EXPECT(m, "ib-counters", "mlx5_0/1", OK, "");
+        pass(5);
+        put(m, PORT "counters/link_downed", "1\n");
+        EXPECT(m, "ib-counters", "mlx5_0/1", EVICT, "by 1 to 1");
+        since = state_of(m, "ib-counters", "mlx5_0/1")->since_ms;
+        pass(5);
+        EXPECT(m, "ib-counters", "mlx5_0/1", EVICT, "by 1 to 1");
+        CU_ASSERT_EQUAL(m->n, 0);
+        pass(5);
+        put(m, PORT "counters/link_downed", "3\n");
+        EXPECT(m, "ib-counters", "mlx5_0/1", EVICT, "by 2 to 3");
+        CU_ASSERT_EQUAL(m->n, 1);
+        CU_ASSERT(state_of(m, "ib-counters", "mlx5_0/1")->since_ms >= since + 10000);
+        machine_free(m);
 }
 
 TEST(symbol_errors_of_an_hour_and_three_warnings) {

@@ -28,6 +28,7 @@
 #define PAIR_STEP 1
 #define PINGS 64
 #define PING_BYTES 8
+#define PARTS 32 /* of a transfer, the first */
 #define LOOK_MS 20
 
 struct pair_test {
@@ -127,24 +128,49 @@ static void describe(struct pair_test *t, uint64_t bytes, struct replica_slot *r
         *ret = (struct replica_slot){ .step = PAIR_STEP, .epoch = 1, .bytes = bytes, .digest_hi = d.hi, .digest_lo = d.lo };
 }
 
-/* Both ways; each one's best counts, and of the two the slower. */
+static uint64_t slower(const uint64_t ns[2]) {
+        return ns[0] > ns[1] ? ns[0] : ns[1];
+}
+
+/* best: of each way so far. */
+static int there_and_back(struct pair_test *t, const struct replica_transport *how, struct replica_link *l, const struct replica_slot *what, uint64_t best[2], struct error *e) {
+        struct replica_slot got;
+        uint64_t at[3];
+        int r;
+
+        at[0] = clock_mono_ns();
+        r = how->put(l, what, t->memory, 0, e);
+        at[1] = clock_mono_ns();
+        if (r >= 0)
+                r = how->get(l, PAIR_STEP, 1, &got, t->memory + t->bytes, t->bytes, e);
+        at[2] = clock_mono_ns();
+        for (int i = 0; i < 2; i++)
+                best[i] = at[i + 1] - at[i] < best[i] ? at[i + 1] - at[i] : best[i];
+        return r;
+}
+
+/* Both ways; each one's best counts, and of the two the slower. A first small transfer says how many bytes a slow way carries in time. */
 static int measure(struct pair_test *t, const struct replica_transport *how, struct replica_link *l, struct error *e) {
-        uint64_t end = clock_mono_ns() + t->ms * NSEC_PER_MSEC, best[2] = { UINT64_MAX, UINT64_MAX };
-        struct replica_slot what, got;
-        int r = 0;
+        uint64_t best[2] = { UINT64_MAX, UINT64_MAX }, bytes = t->bytes / PARTS > PING_BYTES ? t->bytes / PARTS : PING_BYTES, room, one, end;
+        struct replica_slot what;
+        int r;
 
-        describe(t, t->bytes, &what);
-        for (int i = 0; r >= 0 && (i == 0 || clock_mono_ns() < end); i++) {
-                uint64_t a = clock_mono_ns(), b;
-
-                r = how->put(l, &what, t->memory, 0, e);
-                b = clock_mono_ns();
-                if (r >= 0)
-                        r = how->get(l, PAIR_STEP, 1, &got, t->memory + t->bytes, t->bytes, e);
-                best[0] = b - a < best[0] ? b - a : best[0];
-                best[1] = clock_mono_ns() - b < best[1] ? clock_mono_ns() - b : best[1];
-        }
-        t->gbs = (double)t->bytes / (double)(best[0] > best[1] ? best[0] : best[1]);
+        describe(t, bytes, &what);
+        r = there_and_back(t, how, l, &what, best, e);
+        if (r < 0)
+                return r;
+        room = late(t) ? 0 : (t->deadline - clock_mono_ns()) / 8;
+        one = slower(best);
+        if (one <= room / PARTS)
+                bytes = t->bytes;
+        else if (one < room)
+                bytes *= room / one;
+        best[0] = best[1] = UINT64_MAX;
+        describe(t, bytes, &what);
+        end = clock_mono_ns() + t->ms * NSEC_PER_MSEC;
+        for (int i = 0; r >= 0 && (i == 0 || clock_mono_ns() < end); i++)
+                r = there_and_back(t, how, l, &what, best, e);
+        t->gbs = (double)bytes / (double)slower(best);
         return r;
 }
 

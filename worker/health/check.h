@@ -64,11 +64,13 @@ struct said {
         char subject[CHECK_SUBJECT], evidence[CHECK_EVIDENCE];
         enum health_verdict verdict;
         int32_t device;
+        uint32_t blow; /* another one: the same verdict anew, and since now */
 };
 
 struct check_out {
         struct said *list; /* CHECK_SAID_MAX */
         size_t n;
+        uint32_t blow; /* of what is said next */
 };
 
 /* One subject at most once a run; what is beyond the bound is left out. The graver of two words counts when it is said again. Control characters become blanks. */

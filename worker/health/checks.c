@@ -49,7 +49,7 @@ static void clean(char *s) {
 }
 
 void check_say(struct check_out *o, const char *subject, int32_t device, enum health_verdict v, const char *fmt, ...) {
-        struct said *s = NULL, n = { .verdict = v, .device = device };
+        struct said *s = NULL, n = { .verdict = v, .device = device, .blow = o->blow };
         va_list ap;
 
         snprintf(n.subject, sizeof(n.subject), "%s", subject);

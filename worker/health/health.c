@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -235,6 +236,20 @@ static void look_at_lane(struct health *h, struct lane *l, struct health_state *
                 report(h, false, s, 1, 0);
 }
 
+void health_look_at_ports(void *health) {
+        struct health *h = health;
+
+        for (size_t i = 0; i < n_health_checks; i++)
+                if (health_checks[i].run == check_ib_port)
+                        lane_poke(&h->lanes[health_checks[i].lane], i);
+}
+
+/* Devices may come after the worker; those of a test's machine are in its files only. */
+static void watch_ports(struct health *h) {
+        if (!h->verbs && !h->config.root[0] && access("/sys/class/infiniband", F_OK) == 0)
+                h->verbs = verbs_start(health_look_at_ports, h);
+}
+
 static void on_watch(void *arg) {
         struct health *h = arg;
         struct health_state s;
@@ -242,6 +257,7 @@ static void on_watch(void *arg) {
         for (int i = 0; i < N_HEALTH_LANES; i++)
                 if (h->lanes[i].started)
                         look_at_lane(h, &h->lanes[i], &s);
+        watch_ports(h);
         loop_timer_set(h->watch, h->world.mono_ns() + WATCH_NS);
 }
 
@@ -265,6 +281,7 @@ int health_new(const struct health_config *c, struct health **ret, struct error 
                 health_stop(h);
                 return error_errno(e, -r, "health");
         }
+        watch_ports(h);
         *ret = h;
         return 0;
 }
@@ -278,6 +295,8 @@ bool health_stop(struct health *h) {
         sources_stop(h);
         h->watch = loop_remove(h->watch);
         h->welcomed = false;
+        if (!verbs_stop(h->verbs, deadline))
+                return false; /* it may poke a lane still */
         for (int i = 0; i < N_HEALTH_LANES; i++)
                 all = lane_stop(&h->lanes[i], deadline) && all;
         if (!all)

@@ -32,6 +32,7 @@ struct lane {
         pthread_mutex_t lock;        /* of what follows */
         pthread_cond_t wake;
         bool stop;
+        uint32_t poked;              /* checks that are due now, a bit each */
         uint64_t busy_since;         /* 0: it waits */
         const char *busy;            /* the check that runs */
 };
@@ -58,6 +59,7 @@ struct health {
         struct health_config config;
         struct health_world world;
         struct loop_source *watch;
+        struct verbs_watch *verbs; /* NULL: no device, or built without */
         struct lane lanes[N_HEALTH_LANES];
         struct health_state states[HEALTH_STATES_MAX]; /* of all lanes, as the controller is told */
         size_t n_states;
@@ -76,6 +78,8 @@ struct health {
 /* lane.c */
 int lane_start(struct health *h, enum health_lane which);
 bool lane_stop(struct lane *l, uint64_t deadline_ns); /* false: it hangs */
+bool thread_ended(pthread_t thread, uint64_t deadline_ns); /* it is joined then */
+void lane_poke(struct lane *l, size_t check);         /* it is due now; from any thread */
 /* One check is run, and what counts of it is merged; for tests too. Returns how many states changed, which are moved to `changed` (HEALTH_STATES_MAX). */
 size_t lane_run(struct lane *l, size_t check, struct health_state *changed, size_t *ret_gone);
 
@@ -83,7 +87,13 @@ size_t lane_run(struct lane *l, size_t check, struct health_state *changed, size
 void sources_start(struct health *h);
 void sources_stop(struct health *h);
 
+/* verbs.c: fn is called in a thread of its own when a port or a device may have changed. NULL: it cannot be. */
+struct verbs_watch;
+struct verbs_watch *verbs_start(void (*fn)(void *arg), void *arg);
+bool verbs_stop(struct verbs_watch *v, uint64_t deadline_ns); /* false: it hangs. NULL is allowed */
+
 /* health.c */
+void health_look_at_ports(void *health); /* now; from any thread */
 void health_found(struct health *h, const struct kernel_finding *f, uint64_t sequence, uint64_t ms);
 void health_flush(struct health *h);
 void health_take(void *update); /* in the loop's thread */

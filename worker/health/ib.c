@@ -142,6 +142,7 @@ static const struct counter {
         { "counters/excessive_buffer_overrun_errors", true, 0, 0 },
         { "counters/local_link_integrity_errors", true, 0, 0 },
         { "hw_counters/rnr_nak_retry_err", true, 0, 0 },
+        { "hw_counters/retry_rnr_exceeded_err", true, 0, 0 }, /* the same, of Soft-RoCE */
         { "counters/symbol_error", false, 10, NSEC_PER_SEC },
         { "counters/link_error_recovery", false, 5, MINUTE_NS },
         { "counters/port_rcv_errors", false, 10, NSEC_PER_SEC },
@@ -149,7 +150,7 @@ static const struct counter {
         { "counters/port_xmit_discards", false, 100, NSEC_PER_SEC },
 };
 /* clang-format on */
-enum { N_COUNTERS = ARRAY_SIZE(counters), SYMBOL_ERROR = 4 };
+enum { N_COUNTERS = ARRAY_SIZE(counters), SYMBOL_ERROR = 5 };
 
 struct counter_port {
         char name[CHECK_SUBJECT];
@@ -158,6 +159,7 @@ struct counter_port {
         uint64_t symbols[SYMBOL_SLOTS], slot_at[SYMBOL_SLOTS]; /* of each minute */
         uint64_t warned[ALERTS_MAX];
         enum health_verdict verdict;
+        uint32_t blows; /* how often one rose that is fatal: each is an alert */
         uint64_t verdict_at;
         char why[128];
 };
@@ -212,6 +214,7 @@ static void look_at_counter(struct counter_port *p, size_t i, uint64_t value, ui
         if (p->known[i] && rose && counters[i].fatal) {
                 snprintf(why, sizeof(why), "%s rose by %" PRIu64 " to %" PRIu64, name, rose, value);
                 counter_says(p, HEALTH_EVICT, now, why);
+                p->blows++;
         }
         if (p->known[i] && !counters[i].fatal && ns) {
                 double rate = (double)rose * (double)counters[i].per_ns / (double)ns;
@@ -248,12 +251,14 @@ static void look_at_counters(const struct health_world *w, struct counter_port *
                 found++;
                 look_at_counter(p, i, value, now);
         }
+        o->blow = p->blows;
         if (!found)
                 check_say(o, p->name, -1, HEALTH_ABSENT, "no counters");
         else if (p->verdict == HEALTH_OK)
                 check_say(o, p->name, -1, HEALTH_OK, "%zu counters", found);
         else
                 check_say(o, p->name, -1, p->verdict, "%s", p->why);
+        o->blow = 0;
 }
 
 void check_ib_counters(struct health_world *w, void **state, struct check_out *o) {

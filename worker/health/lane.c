@@ -46,7 +46,7 @@ static bool merge(struct lane *l, const struct check *c, const struct said *s) {
         if (gravity(s->verdict) > gravity(k->said.verdict) && ++k->graver < c->rise)
                 return false;
         k->graver = 0;
-        changed = s->verdict != k->said.verdict;
+        changed = s->verdict != k->said.verdict || s->blow != k->said.blow;
         if (!changed && (strcmp(s->evidence, k->said.evidence) == 0 || now - k->told_ns < TELL_AGAIN_NS))
                 return false;
         if (changed)
@@ -130,7 +130,7 @@ static bool rest(struct lane *l, uint64_t until) {
         bool stop;
 
         pthread_mutex_lock(&l->lock);
-        while (!l->stop && clock_mono_ns() < until && pthread_cond_timedwait(&l->wake, &l->lock, &ts) == 0)
+        while (!l->stop && !l->poked && clock_mono_ns() < until && pthread_cond_timedwait(&l->wake, &l->lock, &ts) == 0)
                 ;
         stop = l->stop;
         pthread_mutex_unlock(&l->lock);
@@ -139,14 +139,19 @@ static bool rest(struct lane *l, uint64_t until) {
 
 static uint64_t run_due(struct lane *l, struct health_state *changed) {
         uint64_t next = clock_mono_ns() + IDLE_NS;
+        uint32_t poked;
 
+        pthread_mutex_lock(&l->lock);
+        poked = l->poked;
+        l->poked = 0;
+        pthread_mutex_unlock(&l->lock);
         for (size_t i = 0; i < n_health_checks; i++) {
                 uint32_t every = health_checks[i].interval_ms ? health_checks[i].interval_ms : l->health->world.site_ms;
                 size_t n, gone;
 
                 if (health_checks[i].lane != l->which)
                         continue;
-                if (clock_mono_ns() >= l->due[i]) {
+                if ((poked >> i & 1) || clock_mono_ns() >= l->due[i]) {
                         busy(l, health_checks[i].name);
                         n = lane_run(l, i, changed, &gone);
                         busy(l, NULL);
@@ -188,6 +193,13 @@ static void *lane_main(void *arg) {
         return NULL;
 }
 
+void lane_poke(struct lane *l, size_t check) {
+        pthread_mutex_lock(&l->lock);
+        l->poked |= UINT32_C(1) << check;
+        pthread_cond_signal(&l->wake);
+        pthread_mutex_unlock(&l->lock);
+}
+
 int lane_start(struct health *h, enum health_lane which) {
         struct lane *l = &h->lanes[which];
         pthread_condattr_t clock;
@@ -213,17 +225,20 @@ int lane_start(struct health *h, enum health_lane which) {
         return -r;
 }
 
-bool lane_stop(struct lane *l, uint64_t deadline_ns) {
-        struct timespec ts;
+bool thread_ended(pthread_t thread, uint64_t deadline_ns) {
         uint64_t now = clock_mono_ns(), wall = clock_wall_ns() + (deadline_ns > now ? deadline_ns - now : 0);
+        struct timespec ts = { .tv_sec = (time_t)(wall / NSEC_PER_SEC), .tv_nsec = (long)(wall % NSEC_PER_SEC) };
 
+        return pthread_timedjoin_np(thread, NULL, &ts) == 0;
+}
+
+bool lane_stop(struct lane *l, uint64_t deadline_ns) {
         if (l->started) {
                 pthread_mutex_lock(&l->lock);
                 l->stop = true;
                 pthread_cond_signal(&l->wake);
                 pthread_mutex_unlock(&l->lock);
-                ts = (struct timespec){ .tv_sec = (time_t)(wall / NSEC_PER_SEC), .tv_nsec = (long)(wall % NSEC_PER_SEC) };
-                if (pthread_timedjoin_np(l->thread, NULL, &ts) != 0)
+                if (!thread_ended(l->thread, deadline_ns))
                         return false;
                 l->started = false;
         }

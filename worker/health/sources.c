@@ -104,6 +104,9 @@ static void take_event(struct health *h, const struct fp8guard_event *ev) {
                 snprintf(f.subject, sizeof(f.subject), "%.32s", ev->text);
                 snprintf(f.text, sizeof(f.text), "PCIe error, status %#llx, severity %llu", (unsigned long long)ev->arg[0], (unsigned long long)ev->arg[1]);
                 break;
+        case FP8GUARD_EVENT_IB:
+                health_look_at_ports(h);
+                return;
         default:
                 return;
         }
