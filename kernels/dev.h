@@ -73,6 +73,14 @@ struct quant_spec {
 /* Bytes of each part of a qtensor with this spec, for arenas: {row, row_scale, col, col_scale}. */
 void dev_qtensor_bytes(const struct quant_spec *s, int64_t rows, int64_t cols, size_t ret[4]);
 
+/* What quantising did to the values of a tensor, over as many matrices as were added. In device memory. */
+struct quant_stats {
+        uint64_t elements;
+        uint64_t saturated; /* so far beyond the format's greatest value that the cast clipped them: rounding alone would have left the format */
+        uint64_t flushed;   /* not zero before, zero after */
+        uint64_t amax;      /* bits of the greatest |x| as a 32-bit float, which are ordered as the values are, infinity above all numbers and NaN above infinity */
+};
+
 /* ------------------------------------------------------------------ operands of fused operations */
 
 /* Packed documents: cu[0]=0 < cu[1] < ... < cu[n]=T; attention stays inside [cu[i], cu[i+1]), RoPE positions restart at each. Device memory, int32. */
@@ -250,6 +258,10 @@ struct dev_ops {
          */
         int (*host_pin)(struct dev *d, void *p, size_t bytes, struct error *e);
         int (*host_unpin)(struct dev *d, void *p);
+
+        /* ---- statistics. Adds to *stats (device) what became of x [rows, cols] of dtype xt (BF16 or F32) in t, which was quantised from it and has its row form. Saturated: |x| > m * row_scale, the
+         * product rounded to F32, m being the midpoint above the format's greatest value (E4M3: 464, E5M2: 61440). A group that is not finite has no finite scale: its elements are neither. */
+        int (*quant_stats)(const void *x, enum dtype xt, const struct qtensor *t, struct quant_stats *stats, struct dev_stream *s);
 };
 
 #define DEV_VERSION 5

@@ -87,6 +87,10 @@ static int missing_dequantize(const struct qtensor *t, void *x, enum dtype xt, s
         return -EOPNOTSUPP;
 }
 
+static int missing_quant_stats(const void *x, enum dtype xt, const struct qtensor *t, struct quant_stats *stats, struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
+
 static int missing_gemm_fprop(const struct qtensor *x, const struct qtensor *w, void *y, enum dtype yt,
                               struct dev_stream *s) {
         return -EOPNOTSUPP;
@@ -286,6 +290,7 @@ static const struct dev_ops missing = {
         .amax_update = missing_amax_update,
         .host_pin = missing_host_pin,
         .host_unpin = missing_host_unpin,
+        .quant_stats = missing_quant_stats,
 };
 
 void dev_ops_complete(struct dev_ops *ops) {

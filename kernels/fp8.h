@@ -10,6 +10,9 @@
 
 #define FP8_E4M3_MAX 448.0f
 #define FP8_E5M2_MAX 57344.0f
+/* Between the greatest value and what would come next: beyond it a cast clips, up to it it rounds. */
+#define FP8_E4M3_CLIPS 464.0f
+#define FP8_E5M2_CLIPS 61440.0f
 
 uint8_t fp8_e4m3_from_float(float x);
 uint8_t fp8_e5m2_from_float(float x);

@@ -106,6 +106,7 @@ int cpu_init_normal(dev_real *dst, int64_t rows, int64_t cols, int64_t row0, int
 int cpu_quantize(const void *x, enum dtype xt, const struct quant_spec *q, struct qtensor *out, struct dev_stream *s);
 int cpu_requantize_col(struct qtensor *t, const struct quant_spec *q, struct dev_stream *s);
 int cpu_dequantize(const struct qtensor *t, void *x, enum dtype xt, struct dev_stream *s);
+int cpu_quant_stats(const void *x, enum dtype xt, const struct qtensor *t, struct quant_stats *stats, struct dev_stream *s);
 
 int cpu_gemm_fprop(const struct qtensor *x, const struct qtensor *w, void *y, enum dtype yt, struct dev_stream *s);
 int cpu_gemm_dgrad(const struct qtensor *dy, const struct qtensor *w, dev_real *sum, int beta, void *dx, enum dtype xt, struct dev_stream *s);

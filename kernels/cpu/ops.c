@@ -99,4 +99,5 @@ const struct dev_ops dev_ops_cpu = {
         .amax_update = cpu_amax_update,
         .host_pin = cpu_host_pin,
         .host_unpin = cpu_host_unpin,
+        .quant_stats = cpu_quant_stats,
 };

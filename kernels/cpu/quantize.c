@@ -28,6 +28,10 @@ int cpu_dequantize(const struct qtensor *t, void *x, enum dtype xt, struct dev_s
         return -EOPNOTSUPP;
 }
 
+int cpu_quant_stats(const void *x, enum dtype xt, const struct qtensor *t, struct quant_stats *stats, struct dev_stream *s) {
+        return -EOPNOTSUPP;
+}
+
 #else
 
 #define INFINITY_BITS 0x7f800000u
@@ -269,14 +273,19 @@ int cpu_quantize(const void *x, enum dtype xt, const struct quant_spec *q, struc
         return 0;
 }
 
+/* Of row r in column block kb. */
+static float row_scale(const struct qtensor *t, int64_t r, int64_t kb) {
+        if (t->scaling == Q_1X128)
+                return t->row_scale[kb * cpu_pad4(t->rows) + r];
+        return t->scaling == Q_128X128 ? t->row_scale[r / CPU_BLOCK * cpu_pad4(cpu_blocks(t->cols)) + kb] : t->row_scale[0];
+}
+
 /* One row of dequantised values, cols c0 .. c0 + n. */
 static void dequantized_row(const struct qtensor *t, int64_t r, int64_t c0, int64_t n, float *x) {
-        const int64_t ld = t->scaling == Q_1X128 ? cpu_pad4(t->rows) : cpu_pad4(cpu_blocks(t->cols));
-
         cpu_load(x, t->row, t->dtype, r * t->cols + c0, n);
         for (int64_t k = 0; k < n;) {
                 const int64_t kb = (c0 + k) / CPU_BLOCK, end = cpu_min(n, (kb + 1) * CPU_BLOCK - c0);
-                const float f = t->scaling == Q_1X128 ? t->row_scale[kb * ld + r] : t->scaling == Q_128X128 ? t->row_scale[r / CPU_BLOCK * ld + kb] : t->row_scale[0];
+                const float f = row_scale(t, r, kb);
 
                 for (; k < end; k++)
                         x[k] *= f;
@@ -341,6 +350,27 @@ int cpu_dequantize(const struct qtensor *t, void *x, enum dtype xt, struct dev_s
                 dequantized_row(t, r, 0, t->cols, row);
                 cpu_store(x, xt, r * t->cols, row, t->cols);
         }
+        return 0;
+}
+
+int cpu_quant_stats(const void *x, enum dtype xt, const struct qtensor *t, struct quant_stats *stats, struct dev_stream *s) {
+        const float clips = t->dtype == DT_E5M2 ? FP8_E5M2_CLIPS : FP8_E4M3_CLIPS;
+        const uint8_t *q = t->row;
+        uint32_t amax = 0;
+
+        if (!cpu_is_act(xt) || t->scaling == Q_NONE || !t->row || !t->row_scale)
+                return -EINVAL;
+        for (int64_t r = 0; r < t->rows; r++)
+                for (int64_t c = 0; c < t->cols; c++) {
+                        const int64_t i = r * t->cols + c;
+                        const uint32_t a = abs_bits(x, xt == DT_BF16, i);
+
+                        amax = a > amax ? a : amax;
+                        stats->saturated += bits_float(a) > clips * row_scale(t, r, c / CPU_BLOCK);
+                        stats->flushed += a != 0 && (q[i] & 0x7f) == 0;
+                }
+        stats->elements += (uint64_t)(t->rows * t->cols);
+        stats->amax = amax > stats->amax ? amax : stats->amax;
         return 0;
 }
 

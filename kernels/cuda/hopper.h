@@ -56,6 +56,7 @@ int cuda_rope_quant_bwd(const void *const *x, const struct doc_bounds *docs, dou
 int cuda_quantize_many(int n, const void *const *x, enum dtype xt, const struct quant_spec *const *q, struct qtensor *const *out, struct dev_stream *s);
 int cuda_requantize_col(struct qtensor *t, const struct quant_spec *q, struct dev_stream *s);
 int cuda_dequantize(const struct qtensor *t, void *x, enum dtype xt, struct dev_stream *s);
+int cuda_quant_stats(const void *x, enum dtype xt, const struct qtensor *t, struct quant_stats *stats, struct dev_stream *s);
 
 /*
  * E4M3 with scales of 1x128 by 128x128 (fprop, dgrad) and 1x128 by 1x128 (wgrad): our kernels.  The copy engine wants rows of a multiple of 16 bytes and the results leave 16

@@ -419,7 +419,7 @@ static const struct dev_ops table = {
         .embed_fwd = gpu_embed_fwd, .embed_bwd = gpu_embed_bwd, .ce_max = gpu_ce_max, .ce_sum = gpu_ce_sum, .ce_bwd = gpu_ce_bwd,
         .cross_entropy = gpu_cross_entropy, .gemm_wgrad_many = cuda_gemm_wgrad_many, .rope_quant_bwd = cuda_rope_quant_bwd, .quantize_many = cuda_quantize_many,
         .grad_stats = gpu_grad_stats, .adamw = gpu_adamw, .amax_update = gpu_amax_update,
-        .host_pin = gpu_host_pin, .host_unpin = gpu_host_unpin,
+        .host_pin = gpu_host_pin, .host_unpin = gpu_host_unpin, .quant_stats = cuda_quant_stats,
 };
 
 const struct dev_ops *fp8_device_plugin(void) {

@@ -61,6 +61,8 @@ int cuda_launch_amax_update(int n, int len, float *history, const float *amax, f
 int cuda_launch_amax(const void *x, enum dtype t, int64_t n, uint32_t *amax, int sms, cudaStream_t s);
 /* ld: scale of (r, kb) at kb * ld + r (rows 1), or at r / 128 * ld + kb (blocks), or at 0 (neither) */
 int cuda_launch_dequantize(const void *q, enum dtype qt, const float *scale, int how, int64_t ld, int64_t rows, int64_t cols, void *x, enum dtype xt, cudaStream_t s);
+/* stats: a struct quant_stats, as four counters; scales as above */
+int cuda_launch_quant_stats(const void *x, enum dtype xt, const uint8_t *q, bool e5m2, const float *scale, int how, int64_t ld, int64_t rows, int64_t cols, unsigned long long *stats, cudaStream_t s);
 int cuda_launch_transpose(const uint8_t *row, uint8_t *col, int64_t rows, int64_t cols, cudaStream_t s);
 int cuda_launch_transpose_scales(const float *row, float *col, int64_t rows, int64_t cols, int64_t row_ld, int64_t col_ld, cudaStream_t s);
 

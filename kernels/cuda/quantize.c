@@ -187,12 +187,30 @@ int cuda_requantize_col(struct qtensor *t, const struct quant_spec *q, struct de
         return r < 0 ? r : cuda_launch_transpose_scales(t->row_scale, t->col_scale, rows, cols, row_ld, col_ld, s->stream);
 }
 
+/* Where the scale of an element of the row form lies, as the launches take it. */
+static int scales_of(const struct qtensor *t, int64_t *ret_ld) {
+        *ret_ld = t->scaling == Q_1X128 ? pad4(t->rows) : pad4(blocks(t->cols));
+        return t->scaling == Q_1X128 ? 1 : t->scaling == Q_128X128 ? 2 : 0;
+}
+
 int cuda_dequantize(const struct qtensor *t, void *x, enum dtype xt, struct dev_stream *s) {
-        const int how = t->scaling == Q_1X128 ? 1 : t->scaling == Q_128X128 ? 2 : 0;
+        int64_t ld;
+        const int how = scales_of(t, &ld);
 
         if ((xt != DT_BF16 && xt != DT_F32) || !t->row)
                 return -EINVAL;
         if (t->scaling == Q_NONE)
                 return cuda_launch_cast(x, xt, t->row, t->dtype, t->rows * t->cols, s->stream);
-        return cuda_launch_dequantize(t->row, t->dtype, t->row_scale, how, how == 1 ? pad4(t->rows) : pad4(blocks(t->cols)), t->rows, t->cols, x, xt, s->stream);
+        return cuda_launch_dequantize(t->row, t->dtype, t->row_scale, how, ld, t->rows, t->cols, x, xt, s->stream);
+}
+
+_Static_assert(sizeof(struct quant_stats) == 4 * sizeof(unsigned long long), "the kernel adds to four counters");
+
+int cuda_quant_stats(const void *x, enum dtype xt, const struct qtensor *t, struct quant_stats *stats, struct dev_stream *s) {
+        int64_t ld;
+        const int how = scales_of(t, &ld);
+
+        if ((xt != DT_BF16 && xt != DT_F32) || !is_fp8(t->dtype) || t->scaling == Q_NONE || !t->row || !t->row_scale)
+                return -EINVAL;
+        return cuda_launch_quant_stats(x, xt, t->row, t->dtype == DT_E5M2, t->row_scale, how, ld, t->rows, t->cols, (unsigned long long *)stats, s->stream);
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Around the quantiser (quantize.cu): a whole tensor's amax, dequantisation, transposition of bytes and of grids of scales. */
+/* Around the quantiser (quantize.cu): a whole tensor's amax, dequantisation, what quantising did to the values, transposition of bytes and of grids of scales. */
 #include "kernels/cuda/device.cuh"
+#include "kernels/fp8.h"
 
 __global__ void __launch_bounds__(THREADS) find_amax(const void *x, enum dtype t, int64_t n, uint32_t *amax) {
         uint32_t most = 0;
@@ -28,6 +29,11 @@ extern "C" int cuda_launch_amax(const void *x, enum dtype t, int64_t n, uint32_t
         return launched();
 }
 
+/* Dequantisation scale of row r in column block kb. */
+__device__ __forceinline__ float scale_at(const float *scale, int how, int64_t ld, int64_t r, int64_t kb) {
+        return how == 1 ? scale[kb * ld + r] : how == 2 ? scale[r / 128 * ld + kb] : scale[0];
+}
+
 __global__ void __launch_bounds__(THREADS) dequantize(const void *q, enum dtype qt, const float *scale, int how, int64_t ld, int64_t rows, int64_t cols, void *x, enum dtype xt) {
         const int64_t in_row = (cols + 7) / 8, n = (int64_t)blockIdx.x * THREADS + threadIdx.x, r = n / in_row, c = n % in_row * 8;
         const int count = (int)(cols - c < 8 ? cols - c : 8);
@@ -35,7 +41,7 @@ __global__ void __launch_bounds__(THREADS) dequantize(const void *q, enum dtype 
 
         if (r >= rows)
                 return;
-        f = how == 1 ? scale[c / 128 * ld + r] : how == 2 ? scale[r / 128 * ld + c / 128] : scale[0];
+        f = scale_at(scale, how, ld, r, c / 128);
         load8(q, qt, r * cols + c, count, v);
 #pragma unroll
         for (int k = 0; k < 8; k++)
@@ -49,6 +55,54 @@ extern "C" int cuda_launch_dequantize(const void *q, enum dtype qt, const float 
         if (n == 0)
                 return 0;
         dequantize<<<(unsigned)((n + THREADS - 1) / THREADS), THREADS, 0, s>>>(q, qt, scale, how, ld, rows, cols, x, xt);
+        return launched();
+}
+
+/* Eight elements a thread at a time; counted in registers, then in the warp, so that memory sees few additions. */
+__global__ void __launch_bounds__(THREADS) quant_stats(const void *x, enum dtype xt, const uint8_t *q, bool e5m2, const float *scale, int how, int64_t ld, int64_t rows, int64_t cols,
+                                                       unsigned long long *stats) {
+        const int64_t in_row = (cols + 7) / 8, total = rows * in_row;
+        const float clips = e5m2 ? FP8_E5M2_CLIPS : FP8_E4M3_CLIPS;
+        unsigned saturated = 0, flushed = 0, amax = 0;
+
+        for (int64_t n = (int64_t)blockIdx.x * THREADS + threadIdx.x; n < total; n += (int64_t)gridDim.x * THREADS) {
+                const int64_t r = n / in_row, c = n % in_row * 8, at = r * cols + c;
+                const int count = (int)(cols - c < 8 ? cols - c : 8);
+                const float limit = clips * scale_at(scale, how, ld, r, c / 128);
+                float v[8];
+
+                load8(x, xt, at, count, v);
+#pragma unroll
+                for (int k = 0; k < 8; k++) {
+                        if (k >= count)
+                                continue;
+                        amax = max(amax, __float_as_uint(v[k]) & 0x7fffffffu);
+                        saturated += fabsf(v[k]) > limit;
+                        flushed += (__float_as_uint(v[k]) & 0x7fffffffu) != 0 && (q[at + k] & 0x7f) == 0;
+                }
+        }
+        saturated = __reduce_add_sync(0xffffffff, saturated);
+        flushed = __reduce_add_sync(0xffffffff, flushed);
+        amax = __reduce_max_sync(0xffffffff, amax);
+        if (threadIdx.x % 32 == 0) {
+                if (saturated)
+                        atomicAdd(&stats[1], saturated);
+                if (flushed)
+                        atomicAdd(&stats[2], flushed);
+                if (amax)
+                        atomicMax(&stats[3], amax);
+        }
+        if (blockIdx.x == 0 && threadIdx.x == 0)
+                atomicAdd(&stats[0], (unsigned long long)(rows * cols));
+}
+
+extern "C" int cuda_launch_quant_stats(const void *x, enum dtype xt, const uint8_t *q, bool e5m2, const float *scale, int how, int64_t ld, int64_t rows, int64_t cols, unsigned long long *stats,
+                                       cudaStream_t s) {
+        const int64_t most = 1024, n = (rows * ((cols + 7) / 8) + THREADS - 1) / THREADS;
+
+        if (n == 0)
+                return 0;
+        quant_stats<<<(unsigned)(n < most ? n : most), THREADS, 0, s>>>(x, xt, q, e5m2, scale, how, ld, rows, cols, stats);
         return launched();
 }
 

@@ -178,6 +178,23 @@ static void down_parts(struct qtensor *t) {
         down(t->row), down(t->row_scale), down(t->col), down(t->col_scale);
 }
 
+/* Counted twice, so that what was there is added to. */
+static void compare_stats(const void *x, const void *gx, enum dtype xt, const struct qtensor *t, const struct qtensor *gt) {
+        struct quant_stats want = { 0 }, got = { 0 }, *g = up(&got, sizeof got);
+
+        for (int i = 0; i < 2; i++) {
+                OK(ops->quant_stats(x, xt, t, &want, stream));
+                OK(gpu_ops->quant_stats(gx, xt, gt, g, gpu));
+        }
+        OK(gpu_ops->copy_out(&got, g, sizeof got, gpu));
+        OK(gpu_ops->stream_sync(gpu));
+        CU_ASSERT_EQUAL(got.elements, want.elements);
+        CU_ASSERT_EQUAL(got.saturated, want.saturated);
+        CU_ASSERT_EQUAL(got.flushed, want.flushed);
+        CU_ASSERT(got.amax == want.amax || (got.amax > 0x7f800000 && want.amax > 0x7f800000)); /* some NaN */
+        down(g);
+}
+
 TEST(quantised_forms) {
         static const int64_t shapes[][2] = { { 1, 1 }, { 3, 7 }, { 300, 520 }, { 256, 384 } };
 
@@ -203,6 +220,7 @@ TEST(quantised_forms) {
                 OK(ops->dequantize(&want, y, DT_BF16, stream));
                 OK(gpu_ops->dequantize(&got, gy, DT_BF16, gpu));
                 compare("dequantise", y, gy, DT_BF16, n, 0, 0);
+                compare_stats(x, gx, DT_BF16, &want, &got);
                 OK(ops->requantize_col(&want, &q, stream));
                 OK(gpu_ops->requantize_col(&got, &gq, gpu));
                 compare_parts("requantise", &q, &want, &got);

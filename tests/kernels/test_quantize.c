@@ -267,6 +267,69 @@ TEST(dequantize_rounds_once) {
         device_close();
 }
 
+/* Scale 4: beyond 116 E4M3 clips, below 2^-12 it flushes (2^-10 is half of its least value; ties go to zero). */
+TEST(what_became_of_the_values) {
+        const struct { float x; bool saturated, flushed; } cases[] = {
+                { 0, 0, 0 }, { -0.0f, 0, 0 }, { 1, 0, 0 }, { 112, 0, 0 }, { -116, 0, 0 }, { 116.5f, 1, 0 }, { -1000, 1, 0 }, { 0x1p-12f, 0, 1 }, { -0x1p-12f, 0, 1 }, { 0x1.02p-12f, 0, 0 }, { 0x1p-30f, 0, 1 },
+        };
+        enum { N = sizeof cases / sizeof *cases };
+        dev_real scale = 4;
+        const struct quant_spec q = { .scaling = Q_DELAYED, .dtype = DT_E4M3, .want_row = true, .scale = &scale };
+        struct quant_stats all = { 0 };
+
+        device_open(DT_BF16);
+        for (int i = 0; i < N; i++) {
+                struct qtensor t = qtensor_new(&q, 1, 1);
+                struct quant_stats one = { 0 };
+
+                CU_ASSERT_EQUAL(ops->quantize(&cases[i].x, DT_F32, &q, &t, stream), 0);
+                CU_ASSERT_EQUAL(ops->quant_stats(&cases[i].x, DT_F32, &t, &one, stream), 0);
+                CU_ASSERT_EQUAL(ops->quant_stats(&cases[i].x, DT_F32, &t, &all, stream), 0);
+                CU_ASSERT_EQUAL(one.elements, 1);
+                CU_ASSERT_EQUAL(one.saturated, cases[i].saturated);
+                CU_ASSERT_EQUAL(one.flushed, cases[i].flushed);
+                CU_ASSERT_EQUAL(one.amax, to_bits(fabsf(cases[i].x)));
+                qtensor_free(&t);
+        }
+        CU_ASSERT_EQUAL(all.elements, N);
+        CU_ASSERT_EQUAL(all.saturated, 2);
+        CU_ASSERT_EQUAL(all.flushed, 3);
+        CU_ASSERT_EQUAL(all.amax, to_bits(1000));
+        device_close();
+}
+
+/* Scales made from the values themselves clip nothing, whatever their rounding; what is lost is counted element by element, and a NaN is the amax. */
+TEST(what_became_of_blocks) {
+        device_open(DT_BF16);
+        for (int v = 0; v < 3 * 2; v++) {
+                const enum qscaling scalings[] = { Q_1X128, Q_128X128, Q_TENSOR };
+                const struct quant_spec q = { .scaling = scalings[v / 2], .dtype = v % 2 ? DT_E5M2 : DT_E4M3, .want_row = true };
+                uint16_t *x = random_bf16(150, 300, 1);
+                struct qtensor t = qtensor_new(&q, 150, 300);
+                struct quant_stats s = { 0 };
+                uint64_t lost = 0;
+
+                for (int64_t i = 0; i < 150 * 300; i += 3) /* small beside their neighbours */
+                        x[i] = bf16_from_float((float)(gauss() * 0x1p-16));
+                CU_ASSERT_EQUAL(ops->quantize(x, DT_BF16, &q, &t, stream), 0);
+                CU_ASSERT_EQUAL(ops->quant_stats(x, DT_BF16, &t, &s, stream), 0);
+                for (int64_t i = 0; i < 150 * 300; i++)
+                        lost += x[i] & 0x7fff && row_value(&t, i / 300, i % 300) == 0;
+                CU_ASSERT_EQUAL(s.elements, 150 * 300);
+                CU_ASSERT_EQUAL(s.saturated, 0);
+                CU_ASSERT_EQUAL(s.flushed, lost);
+                CU_ASSERT(v % 2 || lost > 0);
+                x[77] = 0x7fc0;
+                CU_ASSERT_EQUAL(ops->quantize(x, DT_BF16, &q, &t, stream), 0);
+                CU_ASSERT_EQUAL(ops->quant_stats(x, DT_BF16, &t, &s, stream), 0);
+                CU_ASSERT(s.amax > 0x7f800000 && s.saturated == 0);
+                CU_ASSERT_EQUAL(ops->quant_stats(x, DT_F16, &t, &s, stream), -EINVAL);
+                qtensor_free(&t);
+                xfree(x);
+        }
+        device_close();
+}
+
 TEST(bytes_and_bounds) {
         const struct quant_spec block = { .scaling = Q_128X128, .dtype = DT_E4M3, .want_row = true, .want_col = true };
         const struct quant_spec rows = { .scaling = Q_1X128, .dtype = DT_E4M3, .want_row = true };
