@@ -88,7 +88,7 @@ void plan_print(const Fp8ctl__V1__Plan *p, FILE *f) {
         static const struct sheet_column columns[] = {
                 { "RANK", true, false, false }, { "PP", true, false, false }, { "DP", true, false, false },     { "TP", true, false, false },
                 { "NODE", false, false, false }, { "DEVICE", true, false, false }, { "STATE", false, false, true }, { "PID", true, false, false },
-                { "INCARNATION", true, false, false },
+                { "INCARNATION", true, false, false }, { "RAIL", false, false, false },
         };
         _cleanup_(sheet_freep) struct sheet *s = sheet_new(columns, ARRAY_SIZE(columns));
         char buf[TEXT_BUF];
@@ -105,9 +105,14 @@ void plan_print(const Fp8ctl__V1__Plan *p, FILE *f) {
                 sheet_add(s, "%s", r->state && *r->state ? r->state : "-");
                 sheet_add(s, r->pid ? "%u" : "-", r->pid);
                 sheet_add(s, r->incarnation ? "%" PRIu64 : "-", r->incarnation);
+                sheet_add(s, "%s", r->rail && *r->rail ? r->rail : "-");
         }
         fprintf(f, "%zu %s: tp %u, pp %u, dp %u; at most %s of memory each\n", p->n_ranks, p->n_ranks == 1 ? "rank" : "ranks", p->tp, p->pp, p->dp, text_bytes(buf, p->bytes_per_rank));
         sheet_print(s, false, f);
+        if (p->split_groups)
+                fprintf(f, "%u of %u tensor-parallel groups are not within one NVLink domain\n", p->split_groups, p->pp * p->dp);
+        if (p->ring_hops)
+                fprintf(f, "of %u hops between nodes in data-parallel rings %u stay on their rail\n", p->ring_hops, p->ring_hops - p->ring_crossings);
 }
 
 void event_print(const Fp8ctl__V1__Event *ev, FILE *f) {

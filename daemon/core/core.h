@@ -31,6 +31,7 @@ enum {
         PCI_PATH_LEN = 192,
         NIC_NAME_LEN = 32,
         NIC_PORTS_MAX = 4,
+        RAIL_LEN = 96,
         NODES_MAX = 65536,
         PLACEMENT_MAX = JOB_MAX_RANKS,
 };
@@ -52,7 +53,7 @@ struct device {
         int32_t numa;              /* -1: unknown */
         uint32_t nvlinks, nvlink_domain;
         uint64_t rails;            /* of the node's nics, bit by bit: those that a rank on it is given */
-        char rail[128];            /* the same for its library, NCCL_IB_HCA; "": it chooses */
+        char rail[RAIL_LEN];       /* the same for its library, NCCL_IB_HCA; "": it chooses */
         char unfit[200];           /* why it gets no rank until it was reset; "": it does */
         uint64_t taken_ms;         /* wall clock: since then */
 };
@@ -124,6 +125,8 @@ struct rank {
         int loaded;               /* Fp8ctl__V1__LoadedFrom */
         uint64_t loaded_bytes;
         char *endpoint, *fingerprint;
+        char rail[RAIL_LEN];      /* that its process was given with its first plan, and keeps: the library reads it once */
+        uint64_t rail_of;         /* incarnation of that process */
         struct node *zombie_node; /* reported dead there and not yet reaped: zombie is its incarnation */
         uint64_t zombie;
 };
@@ -437,6 +440,8 @@ int node_take_nics(struct controller *c, struct node *n, Fp8ctl__V1__NodeNic *co
 void node_take_links(struct node *n, const Fp8ctl__V1__HealthReport *m);
 void node_rails(struct node *n); /* after its devices, its nics or the checks of its ports have changed */
 int node_fill_nics(const struct node *n, Fp8ctl__V1__Node *m, Fp8ctl__V1__NodeNic **ret, Fp8ctl__V1__NodeNic ***ret_ptrs); /* -ENOMEM; free(3) both in any case */
+
+void node_tell_rails(const struct controller *c, Fp8ctl__V1__Plan *plan); /* what the places of its ranks come to; the strings stay the nodes' */
 
 /* drain.c */
 const char *node_duty_name(enum node_duty d);

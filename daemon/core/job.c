@@ -233,7 +233,7 @@ static int board_make(const struct controller *c, const struct job *own, bool yi
 
                         b->devices[at] = (struct sched_device){ .index = d->index, .memory_bytes = d->memory_bytes, .kind = device_kind(d->kind), .in_host_memory = node_device_in_host_memory(d),
                                                                 .state = !node_takes(n) || health_unfit(n, d->index) ? SCHED_GONE : busy ? SCHED_BUSY : SCHED_FREE,
-                                                                .warm = own && d->standby_job == own->id };
+                                                                .warm = own && d->standby_job == own->id, .domain = d->nvlink_domain, .rails = d->rails };
                         b->idle += b->devices[at].state == SCHED_FREE;
                 }
         }

@@ -143,3 +143,27 @@ int node_fill_nics(const struct node *n, Fp8ctl__V1__Node *m, Fp8ctl__V1__NodeNi
         m->n_nics = n->n_nics;
         return 0;
 }
+
+void node_tell_rails(const struct controller *c, Fp8ctl__V1__Plan *plan) {
+        _cleanup_free_ struct rail_seat *seats = calloc(plan->n_ranks + 1, sizeof(*seats));
+        struct rails_told told;
+
+        if (!seats || plan->n_ranks != (size_t)plan->tp * plan->pp * plan->dp)
+                return;
+        for (size_t i = 0; i < plan->n_ranks; i++) {
+                Fp8ctl__V1__PlanRank *r = plan->ranks[i];
+                struct node *n = node_find(c, r->node);
+                const struct device *d = n ? node_device(n, r->device) : NULL;
+
+                seats[i].node = -1;
+                if (!d)
+                        continue;
+                seats[i] = (struct rail_seat){ .node = (int)node_position(c, n->name), .rails = d->rails, .domain = d->nvlink_domain };
+                if (!r->incarnation)
+                        r->rail = (char *)d->rail;
+        }
+        told = rails_tell((int)plan->tp, (int)plan->pp, (int)plan->dp, seats);
+        plan->split_groups = told.split_groups;
+        plan->ring_hops = told.hops;
+        plan->ring_crossings = told.crossings;
+}

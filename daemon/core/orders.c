@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What recovery tells the workers of a job. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/cleanup.h"
 #include "daemon/core/recovery_private.h"
@@ -80,6 +81,17 @@ send:
         node_send(c, n, &m);
 }
 
+static char *rail_of(struct job *j, struct rank *r) {
+        const struct device *d = r->rail_of == r->incarnation ? NULL : node_device(r->node, r->device);
+
+        if (d) {
+                memcpy(r->rail, d->rail, sizeof(r->rail));
+                r->rail_of = r->incarnation;
+                j->dirty = true;
+        }
+        return r->rail;
+}
+
 void order_plan(struct controller *c, struct job *j, struct node *only) {
         Fp8ctl__V1__ControllerMessage m = FP8CTL__V1__CONTROLLER_MESSAGE__INIT;
         Fp8ctl__V1__RankPlan plan = FP8CTL__V1__RANK_PLAN__INIT;
@@ -96,6 +108,7 @@ void order_plan(struct controller *c, struct job *j, struct node *only) {
                 list[i].incarnation = j->ranks[i].incarnation;
                 list[i].endpoint = j->ranks[i].endpoint ? j->ranks[i].endpoint : (char *)"";
                 list[i].node = j->ranks[i].node->name;
+                list[i].rail = rail_of(j, &j->ranks[i]);
                 ptrs[i] = &list[i];
         }
         plan.job_id = j->id;

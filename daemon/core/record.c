@@ -56,6 +56,7 @@ static int plan_fill(const struct job *j, struct job_message *m) {
                 q->incarnation = r->incarnation;
                 q->state = (char *)rank_state_name(r->state);
                 q->pid = r->pid;
+                q->rail = r->rail_of == r->incarnation ? (char *)r->rail : STR(NULL);
                 m->rank_ptrs[i] = q;
         }
         m->plan.ranks = m->rank_ptrs;
@@ -228,6 +229,8 @@ static int load_ranks(struct controller *c, struct job *j, const Fp8ctl__V1__Pla
                 r->device = q->device;
                 r->incarnation = q->incarnation;
                 r->pid = q->pid;
+                core_text(r->rail, sizeof(r->rail), q->rail);
+                r->rail_of = r->rail[0] ? r->incarnation : 0;
                 for (int s = 0; s < N_RANK_STATES; s++)
                         if (q->state && strcmp(q->state, rank_state_name((enum rank_state)s)) == 0)
                                 r->state = (enum rank_state)s;

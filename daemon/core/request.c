@@ -122,6 +122,8 @@ void request_answer_job(struct controller *c, uint64_t request, const struct job
                 request_refuse(c, request, ST_EXHAUSTED, "no memory");
                 return;
         }
+        if (m.job.plan)
+                node_tell_rails(c, m.job.plan);
         request_answer(c, request, &m.job.base);
         job_message_free(&m);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Placement is greedy over windows: a window is tp neighbouring devices of one node that could hold one tensor-parallel group.  Group after group takes the
- * cheapest window left.  Cost, in this order: busy devices in it (reservation only), not where the group was, not a node the job has been on or is
+ * cheapest window left.  Cost, in this order: busy devices in it (reservation only), more than one NVLink domain, not where the group was, not a node the job has been on or is
  * already being put on, room that would be left on the node (fill the fullest node first, so that large holes stay large).  Greedy by a preference
  * can cut a row of devices badly (1-2 taken, 0 and 3 left for a pair), so a wish that fails is tried again with less effort, at last with windows taken
  * from the left where nothing is cut: that try finds a placement whenever one exists (unless ranks are pinned).
@@ -95,6 +95,7 @@ static int64_t window_cost(const struct work *w, int group, size_t node, size_t 
         const struct sched_node *nd = &w->nodes[node];
         bool same = want->prefer != NULL;
         int64_t busy = 0, cold = 0;
+        bool split = false;
 
         for (int t = 0; t < want->tp; t++) {
                 const struct sched_device *d = &nd->devices[at + (size_t)t];
@@ -103,14 +104,15 @@ static int64_t window_cost(const struct work *w, int group, size_t node, size_t 
                         return -1;
                 busy += d->state == SCHED_BUSY;
                 cold += !d->warm;
+                split = split || (d->domain && nd->devices[at].domain && d->domain != nd->devices[at].domain);
                 if (same)
                         same = want->prefer[group * want->tp + t].node == (int)node && want->prefer[group * want->tp + t].device == d->index;
         }
         if (w->effort == 0)
                 return 0;
         if (w->effort == 1)
-                return busy << 40;
-        return busy << 50 | cold << 40 | (int64_t)!same << 39 | (int64_t)!(w->was[node] || w->used[node]) << 38 | left;
+                return busy << 40 | (int64_t)split << 39;
+        return busy << 50 | (int64_t)split << 49 | cold << 40 | (int64_t)!same << 39 | (int64_t)!(w->was[node] || w->used[node]) << 38 | left;
 }
 
 static struct cheapest look_at_node(const struct work *w, int group, size_t node) {
@@ -126,6 +128,41 @@ static struct cheapest look_at_node(const struct work *w, int group, size_t node
                 }
         }
         return best;
+}
+
+static uint64_t rails_at(const struct work *w, const struct sched_slot *s) {
+        const struct sched_node *nd = &w->nodes[s->node];
+
+        for (size_t i = 0; i < nd->n_devices; i++)
+                if (nd->devices[i].index == s->device)
+                        return nd->devices[i].rails;
+        return 0;
+}
+
+/* Among windows of one cost: what goes from node to node in the ring should stay on its rail. placed: of the groups before this one. */
+static void choose_rails(const struct work *w, int group, const struct sched_slot *placed, struct window *win) {
+        const struct sched_want *want = w->want;
+        const struct sched_slot *before = group % want->dp ? &placed[(group - 1) * want->tp] : NULL;
+        const struct sched_node *nd = &w->nodes[win->node];
+        size_t first = win->at;
+        int64_t left;
+        int most = 0;
+
+        if (w->effort < 2 || !before || before->node == win->node || !nd->devices[win->at].rails)
+                return;
+        left = free_left(w, (size_t)win->node);
+        for (size_t at = first; at + (size_t)want->tp <= nd->n_devices; at++) {
+                int same = 0;
+
+                if (window_cost(w, group, (size_t)win->node, at, left) != win->cost)
+                        continue;
+                for (int t = 0; t < want->tp; t++)
+                        same += (nd->devices[at + (size_t)t].rails & rails_at(w, &before[t])) != 0;
+                if (same > most) {
+                        most = same;
+                        win->at = at;
+                }
+        }
 }
 
 static bool find_window(const struct work *w, int group, struct window *ret) {
@@ -217,6 +254,7 @@ static int place_kind(const struct sched_node *nodes, size_t n, const struct sch
                         continue;
                 if (!find_window(&w, g, &win))
                         return -ENOSPC;
+                choose_rails(&w, g, ret, &win);
                 take(&w, g, &win, ret);
         }
         return 0;

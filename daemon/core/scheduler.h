@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * Pure: nodes and one job's wish -> placement.  Gang: all groups or none.  A tensor-parallel group lies on tp neighbouring devices of one node.
+ * Pure: nodes and one job's wish -> placement.  Gang: all groups or none.  A tensor-parallel group lies on tp neighbouring devices of one node,
+ * within one NVLink domain where that is possible.  Of windows of a node that are as good, a group takes the one on whose rails the group before it in its data-parallel ring is, when that is on another node.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -16,6 +17,8 @@ struct sched_device {
         int kind;              /* a job runs on devices of one kind */
         bool warm;             /* a standby of the job has it open: taken first */
         bool in_host_memory;   /* its memory is the host's, where snapshots are */
+        uint32_t domain;       /* of NVLink; 0: none, or unknown */
+        uint64_t rails;        /* rails.h; 0: none */
 };
 
 struct sched_node {

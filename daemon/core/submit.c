@@ -55,6 +55,8 @@ static void answer_submit(struct controller *c, uint64_t request, const struct j
                         m.ranks[i].node = somewhere ? c->nodes[p->slots[i].node]->name : (char *)"";
                         m.ranks[i].device = p->slots[i].device;
                 }
+        if (m.job.plan)
+                node_tell_rails(c, m.job.plan);
         if (p) {
                 r.warnings = p->warnings;
                 r.n_warnings = p->n_warnings;

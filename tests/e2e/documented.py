@@ -68,7 +68,7 @@ def main():
     doc = sections()
     job_keys = table_keys(doc["Job"].split("`submit --dry-run`")[0]) - {"warnings"}
     describe_keys = table_keys(doc["Job"].split("`describe JOB`")[1])
-    plan_rank = words(doc["Job"], "`rank`, `pp_index`", "`pid`") - {"starting", "ready", "running", "parked", "lost", "done"}
+    plan_rank = words(doc["Job"], "`rank`, `pp_index`", "`rail`") - {"starting", "ready", "running", "parked", "lost", "done"}
     with Bare(sys.argv[1], nodes=2, devices=2, controller=["--allow-test-hooks"]) as c:
         refusals(c)
         job = c.submit(JOB, *SMALL, *paced(60), "--set", "train.steps=12", "--set", f"checkpoint.dir={c.home}/ckpt")

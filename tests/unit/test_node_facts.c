@@ -143,6 +143,66 @@ TEST(ports_that_are_well_and_nearest_are_a_devices_rail) {
         world_stop(&w);
 }
 
+/* The rails of the plan that was sent last, "one two ...". */
+static void sent_rails(const struct world *w, char *buf, size_t size) {
+        size_t len = 0;
+
+        buf[0] = 0;
+        for (size_t i = w->n_sent; i-- > 0 && len == 0;)
+                for (size_t r = 0; w->sent[i].m->rank_plan && r < w->sent[i].m->rank_plan->n_peers; r++)
+                        len += (size_t)snprintf(buf + len, size - len, "%s%s", r ? " " : "", w->sent[i].m->rank_plan->peers[r]->rail);
+}
+
+TEST(a_plan_gives_each_rank_its_rail_and_its_process_keeps_it) {
+        struct world w;
+        Fp8ctl__V1__NodeNic nics[2] = { FP8CTL__V1__NODE_NIC__INIT, FP8CTL__V1__NODE_NIC__INIT }, *list[] = { &nics[0], &nics[1] };
+        Fp8ctl__V1__SubmitReply *told;
+        Fp8ctl__V1__Job *j;
+        uint32_t port = 1;
+        uint64_t id;
+        char buf[400];
+
+        world_start(&w, false);
+        nics[0].name = (char *)"mlx5_0";
+        nics[0].path = (char *)"pci0000:10/0000:10:01.0/0000:11:00.0";
+        nics[1].name = (char *)"mlx5_1";
+        nics[1].path = (char *)"pci0000:20/0000:20:01.0/0000:21:00.0";
+        nics[0].ports = nics[1].ports = &port;
+        nics[0].n_ports = nics[1].n_ports = 1;
+        w.paths[0] = "pci0000:10/0000:10:02.0/0000:15:00.0";
+        w.paths[1] = "pci0000:20/0000:20:02.0/0000:25:00.0";
+        w.nics = list;
+        w.n_nics = 2;
+        for (uint64_t s = 1; s <= 2; s++) {
+                world_attach(&w, s, s == 1 ? "a" : "b");
+                world_say_check(&w, s, "ib-port", "mlx5_0/1", "ok", true);
+                world_say_check(&w, s, "ib-port", "mlx5_1/1", "ok", true);
+        }
+        world_submit(&w, "", 2, 1, "", true, &world_admin);
+        told = fp8ctl__v1__submit_reply__unpack(NULL, w.reply_len, w.reply);
+        CU_ASSERT_FATAL(told != NULL && told->plan && told->plan->n_ranks == 4);
+        CU_ASSERT_STRING_EQUAL(told->plan->ranks[1]->rail, "=mlx5_1:1");
+        CU_ASSERT(told->plan->ring_hops == 2 && told->plan->ring_crossings == 0 && told->plan->split_groups == 0);
+        fp8ctl__v1__submit_reply__free_unpacked(told, NULL);
+        world_submit(&w, "", 2, 1, "", false, &world_admin);
+        id = world_submitted(&w);
+        world_pump(&w);
+        sent_rails(&w, buf, sizeof(buf));
+        CU_ASSERT_STRING_EQUAL(buf, "=mlx5_0:1 =mlx5_1:1 =mlx5_0:1 =mlx5_1:1");
+        world_say_check(&w, 1, "ib-port", "mlx5_1/1", "warn", true); /* ridden out: its process has it for good */
+        j = world_job(&w, id);
+        CU_ASSERT_FATAL(j != NULL && j->plan && j->plan->n_ranks == 4);
+        CU_ASSERT_STRING_EQUAL(j->plan->ranks[1]->rail, "=mlx5_1:1");
+        CU_ASSERT_EQUAL(j->plan->ring_crossings, 1);
+        CU_ASSERT_EQUAL(j->state, FP8CTL__V1__JOB_STATE__RUNNING);
+        fp8ctl__v1__job__free_unpacked(j, NULL);
+        world_exited(&w, 1, "killed by signal 9"); /* a new process gets what is well now, the others keep theirs */
+        world_pump(&w);
+        sent_rails(&w, buf, sizeof(buf));
+        CU_ASSERT_STRING_EQUAL(buf, "=mlx5_0:1 =mlx5_0:1 =mlx5_0:1 =mlx5_1:1");
+        world_stop(&w);
+}
+
 TEST(what_changes_on_a_node_is_told_also_over_a_reboot_and_a_controllers_restart) {
         struct world w;
         char before[64], after[64];

@@ -194,4 +194,46 @@ TEST(too_large_a_job_blocks_nobody) {
         CU_ASSERT(!placed[0] && placed[1]);
 }
 
+TEST(a_group_stays_within_one_nvlink_domain_where_it_can) {
+        struct cluster c;
+        struct sched_want w = { .tp = 2, .pp = 1, .dp = 1, .bytes_per_rank = 50 };
+        struct sched_slot s[2];
+
+        cluster_init(&c);
+        for (int i = 0; i < NODES; i++)
+                for (uint32_t k = 0; k < DEVICES; k++)
+                        c.devices[i][k].domain = 1 + k / 2;
+        c.devices[0][0].state = SCHED_BUSY; /* the fullest node would be filled first, from the left: devices 1 and 2 */
+        CU_ASSERT_EQUAL_FATAL(scheduler_place(c.nodes, NODES, &w, s), 0);
+        CU_ASSERT(s[0].node == 0 && s[0].device == 2);
+        /* Nothing else is free: it runs over two domains rather than not at all. */
+        for (int i = 0; i < NODES; i++)
+                c.devices[i][0].state = c.devices[i][3].state = SCHED_BUSY;
+        CU_ASSERT_EQUAL_FATAL(scheduler_place(c.nodes, NODES, &w, s), 0);
+        CU_ASSERT_EQUAL(s[0].device, 1);
+}
+
+TEST(a_ring_goes_on_along_its_rail_on_the_next_node) {
+        struct cluster c;
+        struct sched_want w = { .tp = 1, .pp = 1, .dp = 8, .bytes_per_rank = 50 };
+        struct sched_slot s[8];
+        static const uint32_t there_and_back[8] = { 0, 1, 2, 3, 3, 0, 1, 2 };
+
+        cluster_init(&c);
+        CU_ASSERT_EQUAL_FATAL(scheduler_place(c.nodes, NODES, &w, s), 0);
+        for (int i = 0; i < 8; i++)
+                CU_ASSERT_EQUAL(s[i].device, (uint32_t)i % 4); /* no rails: from the left */
+        for (int i = 0; i < NODES; i++)
+                for (uint32_t k = 0; k < DEVICES; k++)
+                        c.devices[i][k].rails = UINT64_C(1) << k;
+        CU_ASSERT_EQUAL_FATAL(scheduler_place(c.nodes, NODES, &w, s), 0);
+        for (int i = 0; i < 8; i++)
+                CU_ASSERT_EQUAL(s[i].device, there_and_back[i]);
+        w.tp = 2;
+        w.dp = 4;
+        CU_ASSERT_EQUAL_FATAL(scheduler_place(c.nodes, NODES, &w, s), 0);
+        CU_ASSERT(s[2].device == 2 && s[4].device == 2 && s[4].node != s[2].node); /* out on rails 2 and 3 ... */
+        CU_ASSERT(s[6].device == 0 && s[6].node == s[4].node);                     /* ... and back on 0 and 1 */
+}
+
 TEST_MAIN("scheduler")
