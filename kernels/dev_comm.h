@@ -14,7 +14,7 @@
 #include "base/error.h"
 #include "kernels/dev.h"
 
-#define DEV_COMM_VERSION 2
+#define DEV_COMM_VERSION 3
 #define DEV_COMM_ID 128
 #define DEV_COMM_CARD 128
 
@@ -23,6 +23,7 @@ struct dev_comm;
 /* Job keys nccl.*; the process's, taken at its first use. */
 struct dev_comm_settings {
         int ib_timeout, ib_retry_cnt;
+        const char *ib_hca; /* network ports; "": those of `use_ports` */
         int channels; /* 0: the library's choice */
         bool nvls;    /* multicast over NVLink */
         bool peer_copies; /* inside a host by the copy engines into each other's memory, where the devices can */
@@ -46,6 +47,8 @@ struct dev_comm_ops {
         /* Loads the library; once a process. -ENODEV: it is not there. */
         int (*load)(const struct dev_comm_settings *s, struct error *e);
         const char *(*fingerprint)(void); /* "nccl2.28.3" */
+        /* Network ports for what is started from now on, "=mlx5_0:1,mlx5_1:1"; before the first `start` of the process, later it changes nothing. The job's own and the environment's go first. */
+        void (*use_ports)(const char *list);
         /* The calling thread works on this device from now on. */
         int (*enter)(struct dev *d);
         int (*unique_id)(uint8_t ret[DEV_COMM_ID], struct error *e);

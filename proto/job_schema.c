@@ -188,6 +188,7 @@ const struct job_key job_keys[] = {
         { "nccl.ib_timeout", INTS(1, 31), .offset = AT(nccl.ib_timeout), .def = "22",
           .doc = "GPUs: `NCCL_IB_TIMEOUT`; a try over InfiniBand takes 4.096 us times two to the power of this (22: 17 s). With the retries it must last longer than a flap to be ridden out." },
         { "nccl.ib_retry_cnt", INTS(0, 7), .offset = AT(nccl.ib_retry_cnt), .def = "7", .doc = "GPUs: `NCCL_IB_RETRY_CNT`, tries over InfiniBand." },
+        { "nccl.ib_hca", KEY_STRING, AT(nccl.ib_hca), .doc = "GPUs: `NCCL_IB_HCA`, the network ports of all ranks; empty: those nearest to each rank's GPU (docs/health.md), or what the worker's environment says." },
         { "nccl.channels", INTS(0, 64), .offset = AT(nccl.channels), .def = "32",
           .doc = "GPUs: channels (thread blocks) to each peer (`NCCL_NCHANNELS_PER_PEER`); 0: NCCL's choice. No bit depends on it." },
         { "nccl.nvls", KEY_BOOL, AT(nccl.nvls), .def = "false", .doc = "GPUs: whether NCCL may use multicast over NVLink (`NCCL_NVLS_ENABLE`)." },

@@ -121,6 +121,7 @@ struct job_spec {
         struct {
                 int64_t ib_timeout, ib_retry_cnt, channels, scratch;
                 bool nvls, peer_copies;
+                char *ib_hca;
         } nccl;
         struct {
                 bool digests;      /* per-step digest of master weights and moments in the metrics */

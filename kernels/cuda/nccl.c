@@ -66,6 +66,13 @@ static int find_all(void *library) {
         return 0;
 }
 
+#define PORTS "NCCL_IB_HCA"
+
+/* Read when the first communicator is made. */
+static void nccl_use_ports(const char *list) {
+        (void)setenv(PORTS, list, 0);
+}
+
 static void set_number(const char *name, int value) {
         char text[16];
 
@@ -82,6 +89,8 @@ static int nccl_load(const struct dev_comm_settings *s, struct error *e) {
         set_number("NCCL_IB_TIMEOUT", s->ib_timeout);
         set_number("NCCL_IB_RETRY_CNT", s->ib_retry_cnt);
         set_number("NCCL_NVLS_ENABLE", s->nvls ? 1 : 0);
+        if (s->ib_hca[0])
+                (void)setenv(PORTS, s->ib_hca, 1);
         if (s->channels > 0) { /* all data goes by sends and receives, of which NCCL makes one peer's with few channels by itself */
                 set_number("NCCL_NCHANNELS_PER_PEER", s->channels);
                 set_number("NCCL_MIN_P2P_NCHANNELS", s->channels);
@@ -246,7 +255,7 @@ static int nccl_event_wait(struct dev_event *ev, struct dev_stream *s) {
 
 static const struct dev_comm_ops table = {
         .size = sizeof(struct dev_comm_ops), .version = DEV_COMM_VERSION, .kind = "cuda",
-        .load = nccl_load, .fingerprint = nccl_fingerprint, .enter = nccl_enter, .unique_id = nccl_unique_id, .start = nccl_start,
+        .load = nccl_load, .use_ports = nccl_use_ports, .fingerprint = nccl_fingerprint, .enter = nccl_enter, .unique_id = nccl_unique_id, .start = nccl_start,
         .open_window = nccl_open_window, .join_windows = nccl_join_windows, .state = nccl_state, .exchange = nccl_exchange,
         .abort = nccl_abort, .fold = nccl_fold,
         .event_new = nccl_event_new, .event_free = nccl_event_free, .event_record = nccl_event_record, .event_done = nccl_event_done, .event_wait = nccl_event_wait,

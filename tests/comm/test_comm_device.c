@@ -186,8 +186,14 @@ static int fake_event_wait(struct dev_event *ev, struct dev_stream *s) {
         return 0;
 }
 
+static char ports_seen[64];
+
+static void fake_use_ports(const char *list) {
+        snprintf(ports_seen, sizeof(ports_seen), "%s", list);
+}
+
 static const struct dev_comm_ops fake = {
-        .size = sizeof(fake), .version = DEV_COMM_VERSION, .kind = "cpu", .load = fake_load, .fingerprint = fake_fingerprint, .enter = fake_enter, .unique_id = fake_unique_id,
+        .size = sizeof(fake), .version = DEV_COMM_VERSION, .kind = "cpu", .load = fake_load, .use_ports = fake_use_ports, .fingerprint = fake_fingerprint, .enter = fake_enter, .unique_id = fake_unique_id,
         .start = fake_start, .open_window = fake_open_window, .join_windows = fake_join_windows, .state = fake_state, .exchange = fake_exchange, .abort = fake_abort, .fold = fake_fold, .event_new = fake_event_new, .event_free = fake_event_free,
         .event_record = fake_event_record, .event_done = fake_event_done, .event_wait = fake_event_wait,
 };
@@ -211,6 +217,11 @@ static void open_device(struct ranks *r, struct node *x) {
         RANK_CHECK(r, dev_ops_cpu.stream_new(x->dev, &x->stream) == 0);
         RANK_OK(r, comm_device_open(&fake, &dev_ops_cpu, x->dev, &s, 24 << 10, &x->device, &e), e);
         RANK_CHECK(r, settings_seen.ib_timeout == 22 && strcmp(comm_device_fingerprint(x->device), "fake1") == 0);
+        if (r->rank == 0) {
+                RANK_CHECK(r, !comm_device_use_ports(x->device, "mlx5_0") && !comm_device_use_ports(x->device, "=") && !comm_device_use_ports(x->device, "=mlx5_0:1 LD_X=1") && !ports_seen[0]);
+                RANK_CHECK(r, comm_device_use_ports(x->device, "=mlx5_0:1,mlx5_1:1") && strcmp(ports_seen, "=mlx5_0:1,mlx5_1:1") == 0);
+                ports_seen[0] = 0;
+        }
 }
 
 static void meet(struct ranks *r, struct node *x, uint64_t epoch) {

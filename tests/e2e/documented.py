@@ -84,7 +84,7 @@ def main():
         same("wait", c.json("wait", str(job)), job_keys | {"v"})
         d = c.describe(job)
         same("describe", d, job_keys | describe_keys | {"v"})
-        same("its plan", d["plan"], {"tp", "pp", "dp", "bytes_per_rank", "ranks"})
+        same("its plan", d["plan"], {"tp", "pp", "dp", "bytes_per_rank", "split_groups", "ring_hops", "ring_crossings", "ranks"})
         same("its ranks", d["plan"]["ranks"][0], plan_rank)
         for option in ("--dry-run", "--plan"):
             p = c.json("submit", JOB, option, "--set", f"checkpoint.dir={c.home}/ckpt3")

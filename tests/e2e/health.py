@@ -29,11 +29,33 @@ class Nodes(Bare):
         os.makedirs(root + "/dev", exist_ok=True)
         os.makedirs(root + "/checks", exist_ok=True)
         os.makedirs(root + "/proc/sys/kernel", exist_ok=True)
+        self.pci(root)
         if not os.path.exists(root + "/dev/kmsg"):
             os.mkfifo(root + "/dev/kmsg")
         with open(root + "/proc/sys/kernel/osrelease", "w") as h:
             h.write("6.1.2\n" if name == "node-2" else "6.1.1\n")
         super().start_worker(name, "--health-root", root, "--health-checks", root + "/checks", "--health-interval", "200ms", *extra)
+
+    @staticmethod
+    def pci(root):
+        """Two GPUs, each with a network device below the same switch."""
+        for i in range(2):
+            os.makedirs(f"{root}/sys/bus/pci/devices", exist_ok=True)
+            os.makedirs(f"{root}/sys/class/infiniband/mlx5_{i}/ports/1", exist_ok=True)
+            os.makedirs(f"{root}/proc/driver/nvidia/gpus/0000:{i}8:00.0", exist_ok=True)
+            for kind, slot, address in (("gpu", 1, f"0000:{i}8:00.0"), ("nic", 2, f"0000:{i}9:00.0")):
+                path = f"devices/pci0000:{i}5/0000:{i}5:01.0/0000:{i}6:00.0/0000:{i}7:0{slot}.0/{address}"
+                os.makedirs(f"{root}/sys/{path}", exist_ok=True)
+                with open(f"{root}/sys/{path}/numa_node", "w") as h:
+                    h.write(f"{i}\n")
+                link = f"{root}/sys/bus/pci/devices/{address}" if kind == "gpu" else f"{root}/sys/class/infiniband/mlx5_{i}/device"
+                if not os.path.lexists(link):
+                    os.symlink(f"../../../{path}", link)
+            with open(f"{root}/proc/driver/nvidia/gpus/0000:{i}8:00.0/information", "w") as h:
+                h.write(f"Model: \t NVIDIA X\nDevice Minor: \t {i}\n")
+            for path in f"dev/nvidia{i}", f"sys/class/infiniband/mlx5_{i}/ports/1/state":
+                with open(f"{root}/{path}", "w") as h:
+                    h.write("4: ACTIVE\n")
 
     def site(self, name, code, text):
         path = f"{self.home}/{name}.root/checks/fabric"
@@ -85,6 +107,25 @@ def times():
         measure(c, "a site check fails, run every 0.2 s", "node_unwell", lambda i: c.site("node-0", 2, "no"), lambda: c.site("node-0", 0, "yes"))
 
 
+def rails(c, job):
+    """Each rank got the port below its device's switch; one that flaps is ridden out."""
+    ranks = c.describe(job)["plan"]["ranks"]
+    check("rails", [r["rail"] for r in ranks], [f"=mlx5_{r['device']}:1" for r in ranks])
+    n = c.node(ranks[0]["node"])
+    check("a device's place", (n["devices"][1]["path"], n["devices"][1]["numa"], n["nics"][1]["used_ports"]), ("pci0000:15/0000:15:01.0/0000:16:00.0/0000:17:01.0/0000:18:00.0", 1, [1]))
+    if "0000:19:00.0  mlx5_1, rail 1" not in c.ctl("node", "describe", n["name"]).stdout:
+        raise Failure("node describe: found no PCI tree")
+    if "network ports by the plan: =mlx5_" not in c.ctl("logs", str(job), "--rank", "0").stdout:
+        raise Failure("rank 0 was not told its rail")
+    epoch = c.describe(job)["epoch"]
+    c.port(n["name"], False)
+    wait_for("the other port to be taken for new ranks", lambda: [d["rail"] for d in c.node(n["name"])["devices"]] == ["=mlx5_1:1"] * 2, 10)
+    c.port(n["name"], True)
+    wait_for("the port to be used again", lambda: c.node(n["name"])["devices"][0]["rail"] == "=mlx5_0:1", 10)
+    check("the flap's cost", (c.describe(job)["epoch"], c.node(n["name"])["duty"]), (epoch, "open"))
+    print("ok  rails, and a port that flaps", flush=True)
+
+
 def canary(c):
     """A node that nobody uses computes known answers; one that comes out wrong evicts it until somebody says otherwise."""
     c.start_worker("node-3", "--canary", "100ms")
@@ -110,11 +151,13 @@ def main():
     with Nodes(sys.argv[1], nodes=3, devices=2, controller=["--health-settle", "300ms", "--health-window", "1s"]) as c:
         os.chmod(c.home, 0o755)  # site checks run as nobody
         wait_for("all facts", lambda: all(n["fingerprint"] for n in c.json("node", "list")["nodes"]), 10)
+        wait_for("all rails", lambda: all(d["rail"] for n in c.json("node", "list")["nodes"] for d in n["devices"]), 10)
         p = c.ctl("node", "diff", "-o", "json", check=False)
         check("node diff", (p.returncode, json.loads(p.stdout)["keys"]), (1, [{"key": "kernel", "values": [{"value": "6.1.1", "nodes": ["node-0", "node-1"]}, {"value": "6.1.2", "nodes": ["node-2"]}]}]))
         check("node diff of two that are alike", c.ctl("node", "diff", "node-0", "node-1").stdout, "2 nodes, made alike\n")
         job = c.submit(JOB, *SMALL, "--set", f"checkpoint.dir={c.home}/ckpt", "--set", "train.steps=100000", "--set", "checkpoint.every_steps=0")
         c.wait_step(job, 3)
+        rails(c, job)
         first = c.nodes_of(job)
         bad = sorted(first)[0]
         spare = ({"node-0", "node-1", "node-2"} - first).pop()

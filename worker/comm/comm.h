@@ -44,6 +44,8 @@ struct dev_comm_settings;
 /* The collectives of a device, one a rank process; kept over epochs. scratch: bytes of device memory for what is received before it is summed. -ENODEV: the backend has none here. */
 int comm_device_new(const struct dev_ops *ops, struct dev *dev, const struct dev_comm_settings *s, size_t scratch, struct comm_device **ret, struct error *e);
 struct comm_device *comm_device_free(struct comm_device *d);
+/* Network ports that the plan gives this rank, "=mlx5_0:1"; before the first mesh: the library keeps what it has. False: found no such list, and nothing is changed. */
+bool comm_device_use_ports(struct comm_device *d, const char *list);
 /* Part of the numeric fingerprint. */
 const char *comm_device_fingerprint(const struct comm_device *d);
 

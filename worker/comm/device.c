@@ -101,6 +101,15 @@ struct comm_device *comm_device_free(struct comm_device *d) {
         return NULL;
 }
 
+bool comm_device_use_ports(struct comm_device *d, const char *list) {
+        size_t n = strlen(list);
+
+        if (n < 2 || n > 255 || list[0] != '=' || strspn(list + 1, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:,") != n - 1)
+                return false;
+        d->comm->use_ports(list);
+        return true;
+}
+
 const char *comm_device_fingerprint(const struct comm_device *d) {
         return d->comm->fingerprint();
 }

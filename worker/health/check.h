@@ -83,7 +83,7 @@ struct check {
         enum health_lane lane;
         uint32_t interval_ms; /* 0: site_ms */
         int rise;             /* so often in a row before a graver word counts; 0 and 1: at once */
-        bool network;
+        enum health_verdict alerts; /* of a network: its words up to this one are alerts, two of which are needed to evict; OK: none */
         /* state: what it keeps between runs, NULL at first, freed with free(3). */
         void (*run)(struct health_world *w, void **state, struct check_out *o);
         const char *threshold; /* for docs/health.md */

@@ -23,6 +23,10 @@
 static const struct check lanes_check = { .name = "checks" }, canary_check = { .name = "canary" };
 
 /* ------------------------------------------------------------------ to the controller */
+bool health_is_alert(const struct health_state *s) {
+        return s->check->alerts != HEALTH_OK && s->said.verdict <= s->check->alerts;
+}
+
 static void fill(const struct health_state *s, bool gone, Fp8ctl__V1__NodeCheck *m) {
         fp8ctl__v1__node_check__init(m);
         m->check = (char *)s->check->name;
@@ -31,7 +35,7 @@ static void fill(const struct health_state *s, bool gone, Fp8ctl__V1__NodeCheck 
         m->evidence = gone ? (char *)"it is not there any more" : (char *)s->said.evidence;
         m->since_unix_ms = s->since_ms ? s->since_ms : 1;
         m->device = s->said.device;
-        m->network = s->check->network;
+        m->network = health_is_alert(s);
 }
 
 static void report(struct health *h, bool whole, const struct health_state *list, size_t n, size_t gone) {

@@ -96,4 +96,5 @@ bool verbs_stop(struct verbs_watch *v, uint64_t deadline_ns); /* false: it hangs
 void health_look_at_ports(void *health); /* now; from any thread */
 void health_found(struct health *h, const struct kernel_finding *f, uint64_t sequence, uint64_t ms);
 void health_flush(struct health *h);
+bool health_is_alert(const struct health_state *s); /* what it says of a network: it takes two of them */
 void health_take(void *update); /* in the loop's thread */

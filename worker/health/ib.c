@@ -2,9 +2,9 @@
 /*
  * InfiniBand and RoCE ports by sysfs (Documentation/ABI/stable/sysfs-class-infiniband): state, and counters by rate.
  *
- * A port that was never active since the worker began is none of ours (many hosts have unused ones).  Flaps are ridden out by NCCL's retries (docs/health.md), so a port that is down is a warning at first; it is
- * an alert when it stays down for 4 minutes, or was down three times for 25 s or more within an hour.  Counters in the table: fatal on any increase, or warnings above a rate, three of which within an hour are an
- * alert too.
+ * A port that was never active since the worker began is none of ours (many hosts have unused ones).  Flaps are ridden out by NCCL's retries (docs/health.md), so a port that is down is a warning at first; when
+ * it stays down for 4 minutes it is dead, which needs no second alert; down three times for 25 s or more within an hour is an alert.  Counters in the table: fatal on any increase, or warnings above a rate, three
+ * of which within an hour are an alert too.
  */
 #include <inttypes.h>
 #include <stdio.h>

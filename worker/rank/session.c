@@ -135,7 +135,7 @@ static int finish_snapshot(void *arg, struct error *e) {
 /* How devices talk to each other; once a process, as soon as the job has two ranks. */
 static int open_collectives(struct session *s, struct error *e) {
         const struct job_spec *spec = s->spec;
-        const struct dev_comm_settings n = { .ib_timeout = (int)spec->nccl.ib_timeout, .ib_retry_cnt = (int)spec->nccl.ib_retry_cnt, .channels = (int)spec->nccl.channels, .nvls = spec->nccl.nvls,
+        const struct dev_comm_settings n = { .ib_timeout = (int)spec->nccl.ib_timeout, .ib_retry_cnt = (int)spec->nccl.ib_retry_cnt, .ib_hca = spec->nccl.ib_hca ? spec->nccl.ib_hca : "", .channels = (int)spec->nccl.channels, .nvls = spec->nccl.nvls,
                                                .peer_copies = spec->nccl.peer_copies };
 
         if (s->collectives || strcmp(s->ops->kind, "cpu") == 0 || spec->parallel.tp * spec->parallel.pp * spec->parallel.dp == 1)
@@ -438,6 +438,12 @@ static int load(struct session *s, double *ret_ms, struct error *e) {
         return move(s, RANK_EVENT_LOADED, e);
 }
 
+static void use_rail(struct session *s, const char *rail) {
+        if (!rail[0] || (s->collectives && !comm_device_use_ports(s->collectives, rail)))
+                return;
+        log_info("network ports by the plan: %s", rail);
+}
+
 static int make_mesh(struct session *s, struct error *e) {
         const Fp8ctl__V1__RankPlan *p = s->plan->rank_plan;
         struct comm_mesh_config c = { .job = s->id->job, .epoch = p->epoch, .rank = (int)s->id->rank, .n_ranks = (int)p->n_peers, .node = s->id->node,
@@ -456,6 +462,7 @@ static int make_mesh(struct session *s, struct error *e) {
                         return error_set(e, -EPROTO, "plan: found rank %" PRIu32 " in place %zu, expected rank order", p->peers[i]->rank, i);
                 peers[i] = (struct comm_peer){ .incarnation = p->peers[i]->incarnation, .endpoint = p->peers[i]->endpoint, .node = p->peers[i]->node };
         }
+        use_rail(s, p->peers[s->id->rank]->rail);
         memcpy(c.key, p->mesh_key.data, sizeof(c.key));
         c.peers = peers;
         return comm_mesh_new(s->listener, s->abort, &c, &s->mesh, e);
