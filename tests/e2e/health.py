@@ -117,6 +117,9 @@ def rails(c, job):
         raise Failure("node describe: found no PCI tree")
     if "network ports by the plan: =mlx5_" not in c.ctl("logs", str(job), "--rank", "0").stdout:
         raise Failure("rank 0 was not told its rail")
+    told = c.ctl("submit", JOB, *SMALL, "--plan", "--set", f"checkpoint.dir={c.home}/other").stdout
+    if "=mlx5_1:1" not in told or "of 2 hops between nodes in data-parallel rings 2 stay on their rail" not in told:
+        raise Failure(f"submit --plan: found\n{told}")
     epoch = c.describe(job)["epoch"]
     c.port(n["name"], False)
     wait_for("the other port to be taken for new ranks", lambda: [d["rail"] for d in c.node(n["name"])["devices"]] == ["=mlx5_1:1"] * 2, 10)
