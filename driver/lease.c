@@ -137,17 +137,25 @@ static void lease_walk(struct work_struct *work)
 		wake_up(&lease_walked);
 }
 
-/* With the lock held and the lease armed: why is 1 for a lapse, 2 for a close. */
+/*
+ * The end of an armed lease, in two parts: its state under the lock, the killing without it. kill_pgrp() reads tasklist_lock, which others read with interrupts
+ * on: under a lock that the timer takes in interrupts that is a deadlock in waiting. No group joins a lease that is not armed, and the caller has it for longer.
+ */
+static void lease_lapse(struct lease *l)
+{
+	lockdep_assert_held(&l->lock);
+	l->state = LAPSED;
+	l->lapsed = ktime_get_ns();
+	atomic_dec(&lease_armed);
+}
+
+/* why is 1 for a lapse, 2 for a close. */
 static void lease_kill(struct lease *l, unsigned int why)
 {
 	u64 arg[4] = { l->id, l->generation, why, 0 };
 	bool walk = false;
 	u32 i;
 
-	lockdep_assert_held(&l->lock);
-	l->state = LAPSED;
-	l->lapsed = ktime_get_ns();
-	atomic_dec(&lease_armed);
 	for (i = 0; i < l->n_groups; i++) {
 		if (l->groups[i].pgrp)
 			kill_pgrp(l->groups[i].pgrp, SIGKILL, 1);
@@ -169,12 +177,16 @@ static enum hrtimer_restart lease_timer(struct hrtimer *timer)
 {
 	struct lease *l = container_of(timer, struct lease, timer);
 	unsigned long irq;
+	bool over;
 
 	spin_lock_irqsave(&l->lock, irq);
 	/* A renewal that came while this callback waited for the lock has started the timer again. */
-	if (l->state == ARMED && ktime_get_ns() >= l->deadline)
-		lease_kill(l, 1);
+	over = l->state == ARMED && ktime_get_ns() >= l->deadline;
+	if (over)
+		lease_lapse(l);
 	spin_unlock_irqrestore(&l->lock, irq);
+	if (over)
+		lease_kill(l, 1); /* whoever ends the lease waits for this callback first */
 	return HRTIMER_NORESTART;
 }
 
@@ -382,14 +394,18 @@ void guard_lease_close_all(struct guard_file *file, bool free)
 {
 	struct lease *l;
 	unsigned long id;
+	bool over;
 
 	mutex_lock(&file->lock);
 	xa_for_each(&file->leases, id, l) {
 		hrtimer_cancel(&l->timer);
 		spin_lock_irq(&l->lock);
-		if (l->state == ARMED)
-			lease_kill(l, 2);
+		over = l->state == ARMED;
+		if (over)
+			lease_lapse(l);
 		spin_unlock_irq(&l->lock);
+		if (over)
+			lease_kill(l, 2);
 		if (free) {
 			xa_erase(&file->leases, id);
 			lease_put(l);

@@ -196,11 +196,15 @@ static void many(int n) {
         for (int i = 0; i < n; i++)
                 p[i] = sleeper();
         for (int i = 0; i < n; i++) {
-                l[i] = create(fd, (3000 + (uint64_t)i) * MS);
+                l[i] = create(fd, 3 * LONG);
                 CHECK(add(fd, &l[i], FP8GUARD_GROUP_PGRP, p[i]) == 0);
         }
         struct fp8guard_info info = { .size = sizeof(info) };
         CHECK(ioctl(fd, FP8GUARD_INFO, &info) == 0 && info.leases == (uint32_t)n);
+        for (int i = 0; i < n; i++) {
+                l[i].ttl_ns = (1000 + (uint64_t)i) * MS;
+                CHECK(ioctl(fd, FP8GUARD_LEASE_RENEW, &l[i]) == 0);
+        }
         for (int i = 0; i < n; i++)
                 CHECK(killed(p[i], LONG));
         for (int i = 0; i < n; i++) {
