@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/net.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
-#include <netinet/in.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -40,6 +41,19 @@ int net_endpoint(const char *host, int fd, char **ret, struct error *e) {
         if (asprintf(&s, strchr(host, ':') ? "[%s]:%d" : "%s:%d", host, ntohs(bound.any.sa_family == AF_INET6 ? bound.v6.sin6_port : bound.v4.sin_port)) < 0)
                 return error_errno(e, ENOMEM, "endpoint of %s", host);
         *ret = s;
+        return 0;
+}
+
+int net_ipv4(const char *address, struct sockaddr_in *ret, struct error *e) {
+        struct sockaddr_in a = { .sin_family = AF_INET };
+        char ip[INET_ADDRSTRLEN];
+        unsigned port;
+        int end = 0;
+
+        if (sscanf(address, "ipv4:%15[0-9.]:%5u%n", ip, &port, &end) != 2 || address[end] || port == 0 || port > UINT16_MAX || inet_pton(AF_INET, ip, &a.sin_addr) != 1)
+                return error_set(e, -EINVAL, "found '%.80s', expected ipv4:IP:PORT", address);
+        a.sin_port = htons((uint16_t)port);
+        *ret = a;
         return 0;
 }
 

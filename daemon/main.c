@@ -19,7 +19,7 @@
 #define EXIT_USAGE 2
 
 struct options {
-        const char *socket, *state, *listen, *group, *level;
+        const char *socket, *state, *listen, *panic_listen, *group, *level;
         struct tls_files tls;
         int64_t lease_ttl_ms, heartbeat_ms, keep_jobs, keep_event_days, health_share, health_window_ms, health_settle_ms;
         bool test_nodes, test_hooks, version, help;
@@ -33,6 +33,7 @@ static int parse(int argc, char **argv, struct options *o, struct error *e) {
                 { "state", 'd', OPT_STRING, "DIR", "folder of the store; must be given", &o->state, 0, 0, NULL },
                 { "group", 'g', OPT_STRING, "NAME", "let this group use the socket; callers are known by their credentials", &o->group, 0, 0, NULL },
                 { "listen", 'l', OPT_STRING, "ADDRESS", "listen on ipv4:IP:PORT as well; needs the three TLS files", &o->listen, 0, 0, NULL },
+                { "panic-listen", 0, OPT_STRING, "ADDRESS", "listen on ipv4:IP:PORT for the datagrams of workers' kernels that die (fp8-worker --panic-to); off without it", &o->panic_listen, 0, 0, NULL },
                 { "tls-ca", 0, OPT_STRING, "FILE", "PEM file of the authority that signed the clients' certificates", &o->tls.ca, 0, 0, NULL },
                 { "tls-cert", 0, OPT_STRING, "FILE", "PEM file of the controller's certificate", &o->tls.cert, 0, 0, NULL },
                 { "tls-key", 0, OPT_STRING, "FILE", "PEM file of its key", &o->tls.key, 0, 0, NULL },
@@ -91,7 +92,7 @@ static void on_signal(void *arg, int signo) {
 
 static int run(struct loop *l, const struct options *o, struct error *e) {
         char socket[4096];
-        struct fp8d_config c = { .state_dir = o->state, .socket = socket, .group = o->group, .listen = o->listen, .tls = &o->tls,
+        struct fp8d_config c = { .state_dir = o->state, .socket = socket, .group = o->group, .listen = o->listen, .tls = &o->tls, .panic_listen = o->panic_listen,
                                  .lease_ttl_ms = (uint32_t)o->lease_ttl_ms, .heartbeat_ms = (uint32_t)o->heartbeat_ms,
                                  .keep_jobs = (uint32_t)o->keep_jobs, .keep_event_days = (uint32_t)o->keep_event_days, .health_share = (uint32_t)o->health_share,
                                  .health_window_ms = (uint32_t)o->health_window_ms, .health_settle_ms = (uint32_t)o->health_settle_ms, .test_nodes = o->test_nodes, .test_hooks = o->test_hooks };

@@ -586,6 +586,13 @@ void controller_persist_failed(struct controller *c, int rc, const char *text) {
         request_free_all(c);
 }
 
+void controller_gasp(struct controller *c, const void *data, size_t len) {
+        if (c->failed || !c->running)
+                return;
+        node_gasp(c, data, len);
+        settle(c);
+}
+
 void controller_tick(struct controller *c) {
         uint64_t now = core_now(c);
 

@@ -64,6 +64,7 @@ struct controller_config {
         uint32_t health_share;      /* percent of all devices: no more than those are kept from ranks because of their health within health_window_ms; 50 */
         uint32_t health_window_ms;  /* 300000 */
         uint32_t health_settle_ms;  /* a node whose checks are well again takes ranks again after that, and after twice as long each time; 60000 */
+        bool gasps;                 /* datagrams of dying kernels are listened for: workers get keys */
         bool test_nodes;            /* a node gets ranks after its test only, once a boot */
         const char *version;
 };
@@ -86,4 +87,6 @@ void controller_request_gone(struct controller *c, uint64_t request); /* the cli
 
 void controller_file_done(struct controller *c, uint64_t id, int rc, const char *text);
 void controller_persist_failed(struct controller *c, int rc, const char *text);
+/* A datagram from anywhere, perhaps of a node whose kernel is dying (proto/gasp.h). One that is signed with the key of that node's newest session, from the boot that it told of, makes the node lost at once. */
+void controller_gasp(struct controller *c, const void *data, size_t len);
 void controller_tick(struct controller *c);

@@ -12,6 +12,7 @@
 #include "daemon/core/planted.h"
 #include "daemon/core/scheduler.h"
 #include "base/table.h"
+#include "proto/gasp.h"
 #include "proto/job_spec.h"
 
 /* gRPC status numbers (grpc/status.h); the core knows the numbers, not the library. */
@@ -76,6 +77,8 @@ struct node {
         uint64_t window_from_ms, window_until_ms; /* wall clock: then it is drained; then it is open again; 0: not */
         uint64_t session;          /* 0: no stream */
         uint64_t lease_number, lease_until; /* mono ns; lost after it */
+        uint8_t gasp_key[GASP_KEY]; /* of its newest welcome */
+        bool gasp_keyed;
         uint64_t last_seen_ms, dropped; /* dropped: messages, by its worker */
         char address[NAME_MAX_LEN], version[64], kernel[NAME_MAX_LEN], boot_id[64], dir[DIR_MAX_LEN];
         char rack[NAME_MAX_LEN], replica_endpoint[NAME_MAX_LEN]; /* "": unknown; none */
@@ -413,6 +416,7 @@ bool node_hello_has(const Fp8ctl__V1__WorkerHello *m, const char *feature);
 void node_heartbeat(struct controller *c, struct session *s, const Fp8ctl__V1__Heartbeat *m);
 void node_leaving(struct controller *c, struct session *s, const Fp8ctl__V1__WorkerLeaving *m);
 void node_stream_closed(struct controller *c, struct session *s);
+void node_gasp(struct controller *c, const void *data, size_t len);
 void node_tick(struct controller *c, uint64_t now);
 uint64_t node_next_deadline(const struct controller *c);
 bool node_usable(const struct node *n);

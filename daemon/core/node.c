@@ -280,6 +280,11 @@ static void send_welcome(struct controller *c, struct node *n) {
         w.heartbeat_ms = c->config.heartbeat_ms;
         w.lease_number = n->lease_number;
         w.test_hooks = c->config.test_hooks;
+        n->gasp_keyed = c->config.gasps;
+        if (n->gasp_keyed) {
+                c->io.random(c->io.arg, n->gasp_key, sizeof(n->gasp_key));
+                w.panic_key = (ProtobufCBinaryData){ sizeof(n->gasp_key), n->gasp_key };
+        }
         m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_WELCOME;
         m.welcome = &w;
         node_send(c, n, &m);
@@ -442,8 +447,9 @@ void node_stream_closed(struct controller *c, struct session *s) {
         }
 }
 
-static void node_lost(struct controller *c, struct node *n) {
-        bool left = n->state == NODE_LEAVING;
+/* died: how, else its lease is over. */
+static void node_lost(struct controller *c, struct node *n, const char *died) {
+        bool left = n->state == NODE_LEAVING && !died;
         size_t jobs = 0;
 
         if (node_move(c, n, NODE_E_EXPIRED) < 0)
@@ -453,7 +459,7 @@ static void node_lost(struct controller *c, struct node *n) {
 
                 if (s)
                         s->node = NULL;
-                c->io.close_worker(c->io.arg, n->session, ST_DEADLINE, "no heartbeat within the lease");
+                c->io.close_worker(c->io.arg, n->session, ST_DEADLINE, died ? "its node's kernel has died" : "no heartbeat within the lease");
                 n->session = 0;
         }
         request_node_gone(c, n);
@@ -461,11 +467,13 @@ static void node_lost(struct controller *c, struct node *n) {
                 n->devices[i].job = n->devices[i].incarnation = n->devices[i].rank = 0; /* past the lease nothing lives there */
         for (size_t i = 0; i < c->n_jobs; i++)
                 jobs += job_placed(c->jobs[i]) && job_on_node(c->jobs[i], n);
-        if (!left)
+        if (died)
+                snprintf(n->reason, sizeof(n->reason), "its kernel died: %.200s", died);
+        else if (!left)
                 snprintf(n->reason, sizeof(n->reason), "no heartbeat for %.1f s", c->config.lease_ttl_ms / 1e3);
         record_put_node(c, n);
-        event_add(c, &(struct event_of){ .node = n, .rank = -1, .severity = left ? "info" : "error" }, left ? "node_left" : "node_lost", "%s %s; %zu jobs had ranks there", n->name,
-                  left ? "has left" : "is lost: no heartbeat within its lease", jobs);
+        event_add(c, &(struct event_of){ .node = n, .rank = -1, .severity = left ? "info" : "error" }, left ? "node_left" : "node_lost", "%s %s%s; %zu jobs had ranks there", n->name,
+                  left ? "has left" : died ? "is lost: its kernel died: " : "is lost: no heartbeat within its lease", died ? died : "", jobs);
         for (size_t i = 0; i < c->n_jobs; i++)
                 if (job_placed(c->jobs[i]) && job_on_node(c->jobs[i], n))
                         recovery_node_lost(c, c->jobs[i], n);
@@ -475,12 +483,31 @@ static void node_lost(struct controller *c, struct node *n) {
         c->schedule_wanted = true;
 }
 
+/* Its processors had stopped before it was sent, so nothing of its ranks lives. A datagram of an older boot, or sent again, finds another boot or a node that is lost. */
+void node_gasp(struct controller *c, const void *data, size_t len) {
+        struct error e = { 0 };
+        struct node *n;
+        struct gasp g;
+
+        if (gasp_read(data, len, &g, &e) < 0) {
+                core_drop(c, DROP_MALFORMED, "last gasp");
+                return;
+        }
+        n = node_find(c, g.node);
+        if (!n || !n->gasp_keyed || !n->boot_id[0] || !gasp_signed(data, len, n->gasp_key) || strcmp(n->boot_id, g.boot_id) != 0) {
+                core_drop(c, DROP_LEASE, "last gasp");
+                return;
+        }
+        if (n->state != NODE_LOST)
+                node_lost(c, n, g.reason[0] ? g.reason : "no reason given");
+}
+
 void node_tick(struct controller *c, uint64_t now) {
         for (size_t i = 0; i < c->n_nodes; i++) {
                 struct node *n = c->nodes[i];
 
                 if (n->state != NODE_LOST && n->lease_until && now >= n->lease_until)
-                        node_lost(c, n);
+                        node_lost(c, n, NULL);
                 if (n->window_from_ms || n->window_until_ms)
                         node_window_tick(c, n);
                 if (n->health)

@@ -21,6 +21,7 @@
 #include "base/log.h"
 #include "daemon/core/controller.h"
 #include "daemon/io/file_helper.h"
+#include "daemon/io/gasp_listener.h"
 #include "daemon/io/outbox.h"
 #include "proto/rpc_server.h"
 #include "version.h"
@@ -43,6 +44,7 @@ struct fp8d {
         struct outbox *outbox;
         struct file_helper *files;
         struct rpc_server *local, *remote;
+        struct gasp_listener *gasps; /* NULL: not asked for */
         struct loop_source *timer;
         uint64_t wake_ns; /* 0: none asked for */
         uint64_t next_id;
@@ -233,6 +235,13 @@ static void on_file_done(void *arg, uint64_t id, int rc, const char *text) {
         struct fp8d *d = arg;
 
         controller_file_done(d->core, id, rc, text);
+        outbox_flush(d->outbox);
+}
+
+static void on_gasp(void *arg, const void *data, size_t len) {
+        struct fp8d *d = arg;
+
+        controller_gasp(d->core, data, len);
         outbox_flush(d->outbox);
 }
 
@@ -440,7 +449,7 @@ static int start_core(struct fp8d *d, const struct fp8d_config *c, struct error 
                                        .close_worker = io_close_worker, .reply = io_reply, .file_work = io_file_work, .wake_at = io_wake_at, .log = io_log };
         const struct controller_config config = { .lease_ttl_ms = c->lease_ttl_ms, .heartbeat_ms = c->heartbeat_ms, .restart_budget_ms = RESTART_BUDGET_MS,
                                                   .keep_jobs = c->keep_jobs, .keep_event_days = c->keep_event_days, .test_hooks = c->test_hooks, .health_share = c->health_share,
-                                                  .health_window_ms = c->health_window_ms, .health_settle_ms = c->health_settle_ms, .test_nodes = c->test_nodes, .version = FP8CTL_VERSION };
+                                                  .health_window_ms = c->health_window_ms, .health_settle_ms = c->health_settle_ms, .gasps = c->panic_listen != NULL, .test_nodes = c->test_nodes, .version = FP8CTL_VERSION };
         int r = controller_new(&io, &config, &d->core, e);
 
         if (r == 0)
@@ -468,6 +477,8 @@ static int start_servers(struct fp8d *d, const struct fp8d_config *c, struct err
                 s.tls = c->tls;
                 r = rpc_server_new(&s, &d->remote, e);
         }
+        if (r == 0 && c->panic_listen)
+                r = gasp_listener_new(d->loop, c->panic_listen, on_gasp, d, &d->gasps, e);
         return r;
 }
 
@@ -502,6 +513,7 @@ struct fp8d *fp8d_free(struct fp8d *d) {
                 return NULL;
         rpc_server_free(d->remote, SHUTDOWN_GRACE_MS);
         rpc_server_free(d->local, SHUTDOWN_GRACE_MS);
+        gasp_listener_free(d->gasps);
         file_helper_free(d->files);
         outbox_free(d->outbox);
         loop_remove(d->timer);

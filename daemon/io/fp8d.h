@@ -19,6 +19,7 @@ struct fp8d_config {
         const char *group;       /* of the socket: then its mode is 0660 and callers are known by SO_PEERCRED; NULL: 0600 */
         const char *listen;      /* "ipv4:IP:PORT" or NULL; needs tls */
         const struct tls_files *tls;
+        const char *panic_listen; /* "ipv4:IP:PORT" for datagrams of dying kernels, or NULL */
         uint32_t lease_ttl_ms, heartbeat_ms;
         uint32_t keep_jobs, keep_event_days;
         uint32_t health_share, health_window_ms, health_settle_ms;

@@ -22,7 +22,7 @@ rank='worker/(rank|comm|model|train|ckpt|data)/'
 agent='worker/(agent|health)/'
 check base base/ version.h
 check format format/ base/ version.h
-check proto proto/ base/ version.h
+check proto proto/ base/ driver/fp8guard_uapi.h version.h
 check kernels kernels/ base/ version.h
 check daemon daemon/ proto/ base/ version.h
 check ctl ctl/ proto/ format/ base/ version.h

@@ -194,6 +194,7 @@ static void attach(struct world *w, uint64_t session, const char *name, bool wit
         n.nics = w->nics;
         n.n_nics = w->n_nics;
         n.name = (char *)name;
+        n.boot_id = (char *)(w->boot_id ? w->boot_id : "");
         n.devices = ds;
         n.n_devices = 2;
         h.protocol_min = h.protocol_max = 1;

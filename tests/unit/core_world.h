@@ -72,6 +72,7 @@ struct world {
         const char *paths[2];                   /* of world_attach: where the devices hang; NULL: unknown */
         Fp8ctl__V1__NodeNic **nics;
         size_t n_nics;
+        const char *boot_id;                    /* likewise */
         struct controller_config config;
 };
 

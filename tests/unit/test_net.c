@@ -27,6 +27,20 @@ static void meet(const char *host, const char *prefix) {
         close(l);
 }
 
+TEST(addresses_in_numbers) {
+        static const char *const bad[] = { "", "ipv4:", "10.0.0.1:7", "ipv4:10.0.0.1", "ipv4:10.0.0.1:", "ipv4:10.0.0.1:0", "ipv4:10.0.0.1:65536", "ipv4:10.0.0.1:7x", "ipv4:10.0.0:7", "ipv4:10.0.0.256:7",
+                                           "ipv4:10.0.0.1:-7", "ipv4:localhost:7", "ipv4:1111111111111111.0.0.1:7", "ipv6:::1:7" };
+        struct sockaddr_in a = { 0 };
+        struct error e = { 0 };
+
+        for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+                CU_ASSERT_EQUAL(net_ipv4(bad[i], &a, &e), -EINVAL);
+        CU_ASSERT_EQUAL(a.sin_port, 0);
+        ASSERT_OK(net_ipv4("ipv4:10.0.0.1:7412", &a, &e), e);
+        CU_ASSERT_EQUAL(ntohs(a.sin_port), 7412);
+        CU_ASSERT_EQUAL(ntohl(a.sin_addr.s_addr), 0x0a000001);
+}
+
 TEST(what_listens_is_found_by_its_endpoint) {
         int six = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
         struct sockaddr_in6 a = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT };

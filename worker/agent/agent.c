@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "base/rdma.h"
 #include "worker/agent/agent_private.h"
+#include "worker/agent/gasp.h"
 #include "worker/agent/notify.h"
 
 #define LEAVE_POLL_NS (50 * NSEC_PER_MSEC)
@@ -190,6 +191,7 @@ int agent_run(const struct agent_config *c, struct error *e) {
         if (a->loop)
                 stream_stop(a);
         canary_close(a);
+        gasp_stop(a);
         if (!health_stop(a->health)) {
                 /* It hangs in a driver; its thread still needs what would be freed, and the process ends anyway. */
                 log_warning("a health check still runs; leaving it");
@@ -206,6 +208,7 @@ int agent_run(const struct agent_config *c, struct error *e) {
         }
         if (a->loop)
                 loop_turn(a->loop, 0); /* ends of tasks and death notices that were posted free themselves */
+        gasp_free(a);
         tasks_free(a->tasks);
         loop_free(a->loop);
         free(a);

@@ -21,6 +21,7 @@ struct agent_config {
         const char *health_root;     /* see struct health_config, and the next two */
         const char *health_checks;
         uint32_t health_interval_ms;
+        const char *panic_to;        /* "ipv4:IP:PORT" where the controller listens for kernels that die; NULL: nothing is sent */
 };
 
 /* What agent_run returns besides a negative errno. */

@@ -60,6 +60,7 @@ struct agent {
         struct health *health;
         bool testing;
         struct canary *canary;  /* NULL: none */
+        struct last_gasp *gasp; /* NULL: not asked for */
 
         /* the spawner (link.c) */
         int link_fd;

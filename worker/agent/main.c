@@ -14,6 +14,7 @@
 #include "base/cleanup.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/net.h"
 #include "base/opt.h"
 #include "proto/rpc_server.h"
 #include "version.h"
@@ -26,7 +27,7 @@
 #define EXIT_USAGE 2
 
 struct options {
-        const char *name, *dir, *controller, *host, *device_kind, *rank_binary, *log_level, *ca, *cert, *key, *rack, *rdma, *local_dir, *health_root, *health_checks;
+        const char *name, *dir, *controller, *host, *device_kind, *rank_binary, *log_level, *ca, *cert, *key, *rack, *rdma, *local_dir, *health_root, *health_checks, *panic_to;
         int64_t stacks, devices, grace_ms, replica_percent, local_percent, health_interval_ms, canary_ms;
         bool help, version;
 };
@@ -35,6 +36,8 @@ static const char *const log_levels[] = { "error", "warning", "info", "debug", N
 static const char *const device_kinds[] = { "cpu", "cuda", NULL };
 
 static int check_options(const struct options *o, struct error *e) {
+        struct sockaddr_in panic_to;
+
         if (!o->name || !*o->name || strlen(o->name) > 63 || strspn(o->name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") != strlen(o->name))
                 return error_set(e, -EINVAL, "--name: found '%s', expected 1 to 63 letters, digits, '.', '-' and '_'", o->name ? o->name : "");
         if (!o->dir || !*o->dir)
@@ -45,7 +48,7 @@ static int check_options(const struct options *o, struct error *e) {
                 return error_set(e, -EINVAL, "--tls-ca, --tls-cert and --tls-key belong together");
         if (!o->ca && strncmp(o->controller, "unix:", 5) != 0 && strncmp(o->controller, "group:", 6) != 0)
                 return error_set(e, -EINVAL, "--controller %s: not a Unix socket, so --tls-ca, --tls-cert and --tls-key are needed", o->controller);
-        return 0;
+        return o->panic_to ? net_ipv4(o->panic_to, &panic_to, e) : 0;
 }
 
 /* One worker a folder: a lock that ends with the process and that a forked spawner does not inherit (fcntl(2)). */
@@ -108,7 +111,7 @@ static int run(const struct options *o, const char *dir, struct error *e) {
         struct agent_config agent = { .name = o->name, .dir = dir, .controller = o->controller, .host = o->host, .device_kind = o->device_kind,
                                       .tls = o->ca ? &tls : NULL, .devices = (int)o->devices, .grace_ms = (uint32_t)o->grace_ms, .rack = o->rack,
                                       .replica_percent = (uint32_t)o->replica_percent, .rdma = o->rdma, .test_binary = test ? test : "fp8-nodetest", .health_root = o->health_root,
-                                      .health_checks = o->health_checks, .health_interval_ms = (uint32_t)o->health_interval_ms, .canary_ms = (uint32_t)o->canary_ms };
+                                      .health_checks = o->health_checks, .health_interval_ms = (uint32_t)o->health_interval_ms, .canary_ms = (uint32_t)o->canary_ms, .panic_to = o->panic_to };
         struct spawner_config spawner = { .dir = dir, .node = o->name, .host = o->host, .device_kind = o->device_kind, .rank_binary = rank,
                                           .log_level = o->log_level, .rdma = o->rdma, .devices = (int)o->devices };
         _cleanup_close_ int lock = -1;
@@ -183,6 +186,7 @@ int main(int argc, char **argv) {
                 { "health-interval", 0, OPT_DURATION_MS, "TIME", "how often those run (default 1m)", &o.health_interval_ms, 100, 86400000, NULL },
                 { "canary", 0, OPT_DURATION_MS, "TIME", "how often a device that nobody uses computes a known answer (default 10m; 0: never)", &o.canary_ms, 0, 86400000, NULL },
                 { "health-root", 0, OPT_STRING, "DIR", "look for the machine's files of the other checks below it: a test's", &o.health_root, 0, 0, NULL },
+                { "panic-to", 0, OPT_STRING, "ADDRESS", "ipv4:IP:PORT of the controller's --panic-listen: the kernel driver tells it when this node's kernel dies (default: it tells nobody)", &o.panic_to, 0, 0, NULL },
                 { "rank-binary", 0, OPT_STRING, "FILE", "the rank program (default: fp8-rank beside this program)", &o.rank_binary, 0, 0, NULL },
                 { "grace", 0, OPT_DURATION_MS, "TIME", "for a last save after SIGTERM (default 30s)", &o.grace_ms, 0, 3600000, NULL },
                 { "log-level", 0, OPT_CHOICE, "LEVEL", "error, warning, info (default) or debug", &o.log_level, 0, 0, log_levels },

@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "proto/message.h"
 #include "worker/agent/agent_private.h"
+#include "worker/agent/gasp.h"
 
 #define HELD_JOBS_MAX 256
 #define ATTACH "/fp8ctl.v1.WorkerService/Attach"
@@ -319,6 +320,7 @@ void stream_welcome(struct agent *a, const Fp8ctl__V1__Welcome *w) {
                 health_welcome(a->health, w->test_hooks);
         if (!a->welcomed)
                 return;
+        gasp_welcome(a, w);
         stream_heartbeat(a);
         loop_timer_set(a->heartbeat, clock_mono_ns() + a->heartbeat_ns);
         local_files_say(a);
