@@ -2,6 +2,7 @@
 /* What happens to a mesh when its peers die, stop, come from another time, or when the rank itself is told to leave. Bounds in time are generous: the machine
  * may be loaded; they tell milliseconds from timeouts, which here are a minute. */
 #include <errno.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -470,6 +471,21 @@ TEST(listeners) {
         l = comm_listener_free(l);
         CU_ASSERT_EQUAL(access(name, F_OK), -1);
         (void)file_remove_tree(dir, NULL);
+}
+
+/* A link that is back is found out within a second, however long it was down. Kernels before 6.15 do not have the option: nothing to see there. */
+TEST(tcp_backs_off_no_further_than_a_second) {
+        _cleanup_close_ int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        socklen_t size = sizeof(int);
+        int found = 0;
+
+        CU_ASSERT_FATAL(fd >= 0);
+        comm_socket_tune(fd, true);
+        if (getsockopt(fd, IPPROTO_TCP, COMM_TCP_RTO_MAX_MS, &found, &size) == 0) {
+                CU_ASSERT_EQUAL(found, 1000);
+        } else {
+                CU_ASSERT_EQUAL(errno, ENOPROTOOPT);
+        }
 }
 
 TEST_MAIN("comm-faults")

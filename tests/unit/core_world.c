@@ -171,6 +171,9 @@ void world_stop(struct world *w) {
                 free(w->store[i].key);
                 free(w->store[i].value);
         }
+        for (size_t i = 0; i < w->n_said; i++)
+                free(w->said[i].data);
+        free(w->said);
         free(w->sent);
         free(w->store);
         free(w->files);
@@ -339,7 +342,30 @@ const char *world_event(struct world *w, const char *kind, char *buf, size_t siz
 
 /* ------------------------------------------------------------------ what ranks say */
 static void say(struct world *w, uint64_t session, Fp8ctl__V1__WorkerMessage *m) {
+        struct world_said *list = realloc(w->said, (w->n_said + 1) * sizeof(*list)), *x;
+
+        if (!list)
+                abort();
+        w->said = list;
+        x = &list[w->n_said++];
+        x->session = session;
+        x->len = fp8ctl__v1__worker_message__get_packed_size(m);
+        x->data = malloc(x->len + 1);
+        if (!x->data)
+                abort();
+        fp8ctl__v1__worker_message__pack(m, x->data);
         controller_worker_message(w->c, session, m);
+}
+
+void world_say_again(struct world *w, size_t n) {
+        for (size_t i = 0; i < n && i < w->n_said; i++) {
+                Fp8ctl__V1__WorkerMessage *m = fp8ctl__v1__worker_message__unpack(NULL, w->said[i].len, w->said[i].data);
+
+                if (!m)
+                        abort();
+                controller_worker_message(w->c, w->said[i].session, m);
+                fp8ctl__v1__worker_message__free_unpacked(m, NULL);
+        }
 }
 
 #define SAY(w_, r_, case_, field_, x_)                                               \

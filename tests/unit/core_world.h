@@ -18,6 +18,12 @@ struct world_sent {
         Fp8ctl__V1__ControllerMessage *m;
 };
 
+struct world_said {
+        uint64_t session;
+        uint8_t *data;
+        size_t len;
+};
+
 struct world_kept {
         char *key;
         uint8_t *value;
@@ -46,6 +52,8 @@ struct world {
         uint64_t last_relay, lease_numbers[5]; /* the last welcome's, by session */
         struct world_sent *sent;
         size_t n_sent, pumped;
+        struct world_said *said; /* what ranks and workers said, for world_say_again() */
+        size_t n_said;
         struct world_kept *store;
         size_t n_store;
         struct world_file *files;
@@ -112,6 +120,7 @@ void world_dying(struct world *w, uint32_t r); /* seen to die, not reaped yet */
 void world_done(struct world *w, uint32_t r, uint64_t step, bool stopped);
 void world_leaving(struct world *w, uint64_t session);
 void world_progress(struct world *w, uint64_t step); /* heartbeats of all */
+void world_say_again(struct world *w, size_t n); /* the first n messages of ranks, once more, in their order */
 
 /* Messages of this kind about this step (0: any) sent to this session (0: any) since `since`. */
 size_t world_told(const struct world *w, size_t since, Fp8ctl__V1__ControllerMessage__BodyCase kind, uint64_t session, uint64_t step);

@@ -58,6 +58,46 @@ TEST(copies_of_jobs_that_are_over_or_unknown_are_released) {
         world_stop(&w);
 }
 
+static uint64_t dropped(struct world *w) {
+        Fp8ctl__V1__StatusRequest q = FP8CTL__V1__STATUS_REQUEST__INIT;
+        Fp8ctl__V1__StatusReply *r;
+        uint64_t n;
+
+        controller_request(w->c, 9, REQ_STATUS, &q.base, &world_admin);
+        r = fp8ctl__v1__status_reply__unpack(NULL, w->reply_len, w->reply);
+        CU_ASSERT_PTR_NOT_NULL(r);
+        n = r ? r->dropped_messages : 0;
+        if (r)
+                fp8ctl__v1__status_reply__free_unpacked(r, NULL);
+        return n;
+}
+
+/* All that was said up to a death, once more when the job runs on: of its survivors, who are who they were, and of the process that is gone. */
+TEST(messages_of_an_old_epoch_change_nothing) {
+        struct world w;
+        uint64_t id = world_start_job(&w, ""), ops, before;
+        size_t said, since;
+
+        save(&w, 10);
+        world_hangs_up(&w, 0, 1);
+        dies(&w, 1, "killed by SIGKILL");
+        said = w.n_said;
+        CU_ASSERT(said >= 14); /* ready and running of four ranks, prepared of four, a fault, an exit */
+        EXPECT(&w, id, S(RUNNING), 1, "");
+        since = w.n_sent;
+        ops = w.ops;
+        before = dropped(&w);
+        world_say_again(&w, said / 2);
+        world_say_again(&w, said);
+        CU_ASSERT_EQUAL(w.ops, ops);
+        for (size_t i = since; i < w.n_sent; i++) /* whoever speaks for a rank and is not it is killed, and nobody else is told anything */
+                CU_ASSERT_EQUAL(w.sent[i].m->body_case, FP8CTL__V1__CONTROLLER_MESSAGE__BODY_KILL_RANKS);
+        CU_ASSERT(dropped(&w) >= before + 10);
+        world_pass(&w, 5000);
+        EXPECT(&w, id, S(RUNNING), 1, "");
+        world_stop(&w);
+}
+
 TEST(the_same_cause_without_a_step_gained_stops_the_job) {
         struct world w;
         uint64_t id = world_start_job(&w, "");

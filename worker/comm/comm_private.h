@@ -26,7 +26,13 @@ struct comm_listener {
         uint64_t refused;
 };
 
-/* Sizes the buffers of a stream socket (either end) and turns Nagle's delay off. */
+/*
+ * TCP doubles its time-out with each try in vain: when a link is down for some seconds, ranks would wait about as long again after it is back, and longer than recovery.collective_timeout_ms.
+ * No more than a second (the least that may be asked for) from one try to the next instead; the kernel's headers have the option from 6.15 on.
+ */
+enum { COMM_TCP_RTO_MAX_MS = 44 /* TCP_RTO_MAX_MS */, COMM_RTO_MAX_MS = 1000 };
+
+/* Sizes the buffers of a stream socket (either end), turns Nagle's delay off and bounds TCP's back-off. */
 void comm_socket_tune(int fd, bool tcp);
 /*
  * Starts a non-blocking connection to the part of `endpoint` that fits (AF_UNIX when `local`, else TCP). 0: connected; -EINPROGRESS: wait for

@@ -22,11 +22,12 @@
 #define SOCKET_BUFFER (256 << 10)
 
 void comm_socket_tune(int fd, bool tcp) {
-        int size = SOCKET_BUFFER, one = 1;
+        int size = SOCKET_BUFFER, one = 1, rto_max = COMM_RTO_MAX_MS;
 
         if (tcp) {
                 /* TCP sizes its buffers by itself, better than a fixed figure would. */
                 (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+                (void)setsockopt(fd, IPPROTO_TCP, COMM_TCP_RTO_MAX_MS, &rto_max, sizeof(rto_max)); /* older kernels: back-off without this bound */
                 return;
         }
         if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size)) < 0)
