@@ -119,7 +119,7 @@ static inline void metrics_freep(struct metrics **m) {
 int goodput_run(struct ctl *c, int n, char **args) {
         _cleanup_(client_freep) struct client *cl = NULL;
         _cleanup_(history_free) struct history h = { 0 };
-        _cleanup_(metrics_freep) struct metrics *m = metrics_new();
+        _cleanup_(metrics_freep) struct metrics *m = metrics_new(METRICS_STEPS);
         _cleanup_message_ Fp8ctl__V1__Job *j = NULL;
         const struct metrics_row *rows;
         struct goodput g;

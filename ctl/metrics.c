@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * metrics JOB: the rows of metrics.jsonl (PROTOCOL.md), fetched through the controller in pieces.  A step that was done again after a failure is
- * in the file once an epoch; the row of the highest epoch is the one printed.  Lines are a worker's text: what is no JSON object with a step is skipped.
+ * in the file once an epoch; the row of the highest epoch is the one printed.  With --fp8 the same of the rows of FP8 tensors.  Lines are a worker's text: what is no JSON object with a step is skipped.
  */
 #include "ctl/metrics.h"
 
@@ -22,11 +22,12 @@
 #define POLL_MS 250
 
 static struct {
-        bool follow;
+        bool follow, fp8;
 } given;
 
 const struct opt metrics_opts[] = {
         { "follow", 'f', OPT_FLAG, NULL, "go on with new rows until the job is over (json: one object a line)", &given.follow, 0, 0, NULL },
+        { "fp8", 0, OPT_FLAG, NULL, "what quantising did to each FP8 tensor, in the steps of the job key metrics.fp8_every", &given.fp8, 0, 0, NULL },
         { 0 },
 };
 
@@ -88,8 +89,48 @@ static void print_table_row(const struct metrics_row *r) {
         putchar('\n');
 }
 
-static void print_row(const struct ctl *c, const struct metrics_row *r) {
+/* ------------------------------------------------------------------ --fp8 */
+
+static const char *const fp8_keys[] = { "amax", "saturated", "flushed" };
+
+static void print_fp8_head(const struct ctl *c) {
         if (c->format == FORMAT_CSV)
+                printf("step,epoch,layer,tensor,amax,saturated,flushed\n");
+        else if (c->format == FORMAT_TABLE)
+                printf("%s%7s %5s %5s %12s %10s %10s  %s%s\n", colour_begin(stdout, COLOUR_BOLD), "STEP", "EPOCH", "LAYER", "AMAX", "SATURATED", "FLUSHED", "TENSOR", colour_end(stdout, COLOUR_BOLD));
+}
+
+/* A line a tensor. */
+static void print_fp8_row(const struct ctl *c, const struct metrics_row *r) {
+        const json_t *tensors = json_object_get(r->row, "tensors"), *t;
+        size_t i;
+
+        json_array_foreach(tensors, i, t) {
+                char b[3][TEXT_BUF];
+
+                if (c->format == FORMAT_CSV) {
+                        printf("%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",", r->step, r->epoch, r->layer);
+                        print_csv_value(json_object_get(t, "tensor"));
+                        for (size_t k = 0; k < sizeof(fp8_keys) / sizeof(fp8_keys[0]); k++) {
+                                putchar(',');
+                                print_csv_value(json_object_get(t, fp8_keys[k]));
+                        }
+                        putchar('\n');
+                        continue;
+                }
+                printf("%7" PRIu64 " %5" PRIu64 " %5" PRIu64 " %12s %10s %10s  ", r->step, r->epoch, r->layer, text_number(b[0], "%.5g", number(t, "amax")),
+                       text_number(b[1], "%.4f%%", 100 * number(t, "saturated")), text_number(b[2], "%.4f%%", 100 * number(t, "flushed")));
+                print_text(stdout, string(t, "tensor"));
+                putchar('\n');
+        }
+}
+
+/* ------------------------------------------------------------------ both */
+
+static void print_row(const struct ctl *c, const struct metrics_row *r) {
+        if (given.fp8 && (c->format == FORMAT_CSV || c->format == FORMAT_TABLE))
+                print_fp8_row(c, r);
+        else if (c->format == FORMAT_CSV)
                 print_csv(r->row);
         else if (c->format == FORMAT_TABLE)
                 print_table_row(r);
@@ -100,7 +141,9 @@ static void print_row(const struct ctl *c, const struct metrics_row *r) {
 }
 
 static void print_head(const struct ctl *c) {
-        if (c->format == FORMAT_CSV)
+        if (given.fp8)
+                print_fp8_head(c);
+        else if (c->format == FORMAT_CSV)
                 print_csv_head();
         else if (c->format == FORMAT_TABLE)
                 print_table_head();
@@ -145,7 +188,7 @@ static inline void metrics_freep(struct metrics **m) {
 int metrics_run(struct ctl *c, int n, char **args) {
         Fp8ctl__V1__ReadFileRequest rq = FP8CTL__V1__READ_FILE_REQUEST__INIT;
         _cleanup_(client_freep) struct client *cl = NULL;
-        _cleanup_(metrics_freep) struct metrics *m = metrics_new();
+        _cleanup_(metrics_freep) struct metrics *m = metrics_new(given.fp8 ? METRICS_FP8 : METRICS_STEPS);
         struct error e = { 0 };
         bool over = false;
 

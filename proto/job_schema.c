@@ -198,6 +198,8 @@ const struct job_key job_keys[] = {
           .doc = "GPUs: bytes of device memory for what a rank receives before it is summed." },
 
         { "metrics.digests", KEY_BOOL, AT(metrics.digests), .def = "false", .doc = "Whether each step's row holds a digest of master weights and moments." },
+        { "metrics.fp8_every", INTS(0, 1000000000), .offset = AT(metrics.fp8_every), .def = "0",
+          .doc = "Every so many steps each FP8 tensor tells what quantising did to it (`fp8ctl metrics JOB --fp8`); no bit depends on it, the step takes longer. 0: never." },
         { "metrics.max_bytes", INTS(65536, INT64_C(1) << 40), .offset = AT(metrics.max_bytes), .def = "16777216", .doc = "Bound of a rank's log and of the metrics file, each." },
         { "metrics.loss_spike", INTS(0, 1000000), .offset = AT(metrics.loss_spike), .def = "10",
           .doc = "A loss so many robust standard deviations (1.4826 times the median absolute deviation) above the median of the last 64 is told by the event `loss_spike`; 0: never." },

@@ -127,6 +127,7 @@ struct job_spec {
                 bool digests;      /* per-step digest of master weights and moments in the metrics */
                 int64_t max_bytes; /* bound of a rank's log and metrics file each */
                 int64_t straggler_percent, straggler_steps;
+                int64_t fp8_every;  /* statistics of the FP8 tensors in every so manieth step; 0: never */
                 int64_t loss_spike; /* robust standard deviations above the median; 0: off */
         } metrics;
         /* Refused unless fp8d runs with --allow-test-hooks. -1 / NULL: off. */

@@ -108,7 +108,9 @@ class Cluster:
             with open(f) as h:
                 for line in h:
                     if line.endswith("\n"):
-                        rows.append(json.loads(line))
+                        row = json.loads(line)
+                        if "step" in row:  # else of FP8 tensors
+                            rows.append(row)
         rows.sort(key=lambda r: r["t"])
         return rows
 

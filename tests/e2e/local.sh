@@ -15,7 +15,7 @@ parallel: {tp: 2, dp: 2}
 train: {steps: 12, micro_batch: 1, global_batch: 2, eval_every: 6, eval_batches: 1}
 optimizer: {lr: 0.003}
 checkpoint: {dir: $dir/ckpt, every_steps: 5}
-metrics: {digests: true}
+metrics: {digests: true, fp8_every: 6}
 EOT
 
 run ctl cluster up --nodes 2 --devices 2; expect 'up' 0; has 'up' out '2 nodes, 4 devices'
@@ -86,6 +86,12 @@ print(len(rows) == len(lines) and all(int(l["step"]) == r["step"] and l["loss_he
 EOT
 )" True
 run ctl metrics 1; is 'the table has a head and 12 rows' "$(wc -l <"$dir/out")" 13
+run ctl metrics 1 --fp8 -o json; expect 'metrics --fp8' 0
+is 'FP8 tensors' "$(json "$dir/out" 'j["v"], sorted({r["step"] for r in j["rows"]}), {len(r["tensors"]) for r in j["rows"]}, all(t["amax"] > 0 and t["saturated"] == 0 and 0 <= t["flushed"] < 1 for r in j["rows"] for t in r["tensors"])')" \
+  '(1, [6, 12], {20}, True)'
+lines=$(json "$dir/out" 'sum(len(r["tensors"]) for r in j["rows"]) + 1')
+run ctl metrics 1 --fp8; is 'the table of FP8 tensors' "$(wc -l <"$dir/out")" "$lines"; has 'FP8 tensors by name' out 'mlp.down_proj.grad_output'
+is 'and as csv' "$(ctl metrics 1 --fp8 -o csv | wc -l)" "$lines"
 run ctl metrics 1 --follow -o json; is 'followed to the end' "$(wc -l <"$dir/out")" 12
 run ctl logs 1; expect logs 0; has logs out '0: '; has logs out '3: '
 run ctl logs 1 --rank 2 -f; expect 'logs -f of an ended job' 0; has 'logs of one rank' out 'rank 2'

@@ -22,7 +22,7 @@ int attention_forward(struct model *m, struct layer *l, struct layer_acts *a, co
 static int rotate_back(struct model *m, struct layer *l, const struct doc_bounds *docs, struct work_gradients *wq, struct error *e) {
         struct work *w = &m->work;
         const struct quant_spec *spec = l->spec;
-        int r = m->ops->rope_quant_bwd((const void *[]){ w->dq, w->dk, w->dv }, docs, m->config->rope_theta, m->D, m->act,
+        int r = m->stats_now ? -EOPNOTSUPP : m->ops->rope_quant_bwd((const void *[]){ w->dq, w->dk, w->dv }, docs, m->config->rope_theta, m->D, m->act,
                                        (const struct quant_spec *[]){ &spec[SITE_DY_Q], &spec[SITE_DY_K], &spec[SITE_DY_V] }, (struct qtensor *[]){ &wq->dq, &wq->dk, &wq->dv }, m->stream);
 
         if (r != -EOPNOTSUPP) {

@@ -110,7 +110,7 @@ int norm_forward(struct model *m, const struct norm *n, void *x, const void *fro
 
         out->scaling = spec->scaling;
         out->dtype = spec->dtype;
-        if (!m->layout->sequence_parallel && !plain) {
+        if (!m->layout->sequence_parallel && !plain && !m->stats_now) {
                 TRY_DEV(e, m->ops->rmsnorm_quant_fwd(x, from, delta, n->weight, eps, NULL, rstd, m->act, m->T, m->H, spec, out, m->stream));
                 return 0;
         }

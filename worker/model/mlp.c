@@ -11,9 +11,9 @@ static bool caches_fp8(const struct model *m, const struct layer *l) {
         return l->fp8 && m->spec->precision.recipe == RECIPE_BLOCK;
 }
 
-/* Both inputs quantised, and the output, in one operation. 1: done, 0: this device has none. */
+/* Both inputs quantised, and the output, in one operation. 1: done, 0: this device has none, or the values have to be seen. */
 static int activate_at_once(struct model *m, struct layer *l, struct layer_acts *a, const struct quant_spec *down, struct error *e) {
-        int r = m->ops->swiglu_cache_fwd(a->g, a->u, m->act, &l->spec[SITE_CACHE_GATE], &a->gq, &l->spec[SITE_CACHE_UP], &a->uq, down, &a->aq, m->stream);
+        int r = m->stats_now ? -EOPNOTSUPP : m->ops->swiglu_cache_fwd(a->g, a->u, m->act, &l->spec[SITE_CACHE_GATE], &a->gq, &l->spec[SITE_CACHE_UP], &a->uq, down, &a->aq, m->stream);
 
         if (r == -EOPNOTSUPP)
                 return 0;
@@ -37,6 +37,10 @@ static int activate(struct model *m, struct layer *l, struct layer_acts *a, stru
                         return r < 0 ? r : 0;
                 TRY(quantize_at(m, &l->spec[SITE_CACHE_GATE], a->g, m->act, m->T, m->I, &a->gq, e));
                 TRY(quantize_at(m, &l->spec[SITE_CACHE_UP], a->u, m->act, m->T, m->I, &a->uq, e));
+        }
+        if (m->stats_now) {
+                TRY_DEV(e, m->ops->swiglu_fwd(a->g, a->u, m->work.a, m->act, m->T, m->I, m->stream));
+                return quantize_at(m, &down, m->work.a, m->act, m->T, m->I, &a->aq, e);
         }
         a->aq.scaling = down.scaling;
         TRY_DEV(e, m->ops->swiglu_quant_fwd(a->g, a->u, NULL, m->act, m->T, m->I, &down, &a->aq, m->stream));
@@ -67,7 +71,7 @@ static int swiglu_backward(struct model *m, struct layer *l, struct layer_acts *
         struct work *w = &m->work;
         struct work_gradients *wq = &w->q[l->fp8];
 
-        if (!l->fp8) {
+        if (!l->fp8 || m->stats_now) {
                 TRY_DEV(e, m->ops->swiglu_bwd(a->g, a->u, w->dwide, m->act, w->dg, w->du, m->act, m->T, m->I, NULL, NULL, NULL, NULL, m->stream));
                 TRY(quantize_at(m, sg, w->dg, m->act, m->T, m->I, &wq->dg, e));
                 return quantize_at(m, su, w->du, m->act, m->T, m->I, &wq->du, e);
@@ -78,13 +82,13 @@ static int swiglu_backward(struct model *m, struct layer *l, struct layer_acts *
         return 0;
 }
 
-/* What restore and swiglu_backward do, in one operation. 1: done, 0: this device has none. */
+/* What restore and swiglu_backward do, in one operation. 1: done, 0: this device has none, or the values have to be seen. */
 static int cached_backward(struct model *m, struct layer *l, struct layer_acts *a, struct error *e) {
         struct work_gradients *wq = &m->work.q[l->fp8];
         struct quant_spec down = l->spec[SITE_X_DOWN];
         int r;
 
-        if (!caches_fp8(m, l))
+        if (!caches_fp8(m, l) || m->stats_now)
                 return 0;
         down.want_row = false;
         r = m->ops->swiglu_cached_bwd(&a->gq, &a->uq, m->work.dwide, m->act, &down, &a->aq, &l->spec[SITE_DY_GATE], &wq->dg, &l->spec[SITE_DY_UP], &wq->du, m->stream);

@@ -117,6 +117,8 @@ static void scaling_take(struct model *m, struct arena *a) {
         if (r == RECIPE_BF16 || r == RECIPE_FP32)
                 return;
         m->amax = arena_take(&a[ARENA_WORK], sizeof(dev_real) * n);
+        if (m->spec->metrics.fp8_every > 0)
+                m->stats = arena_take(&a[ARENA_WORK], sizeof(*m->stats) * n);
         if (r != RECIPE_DELAYED)
                 return;
         m->n_sites = (int)n;

@@ -71,6 +71,7 @@ int finding_rank(uint64_t finding);
 /* "model.layers.3.mlp.down_proj.input"; -EINVAL for what no finding_* makes. */
 int finding_name(const struct model_config *m, uint64_t finding, char *buf, size_t size);
 void site_name(int layer, enum site site, char *buf, size_t size);
+const char *site_suffix(enum site site); /* "mlp.down_proj.input" */
 
 /* ------------------------------------------------------------------ parts */
 
@@ -194,6 +195,8 @@ struct model {
         dev_real *amax, *scale, *history; /* [n_sites], [n_sites], [n_sites][amax_history] */
         double *fp8_max;              /* [n_sites] */
         uint64_t *bad;                /* [1] */
+        struct quant_stats *stats;    /* [sites], of a step; NULL unless metrics.fp8_every asks for them */
+        bool stats_now;               /* in this step. Then nothing is quantised where it is made: the values have to be seen (other operations, the same bits) */
 
         struct arena arenas[ARENA_KINDS];
 };
@@ -215,6 +218,10 @@ size_t model_memory(const struct model *m);
 int model_forward(struct model *m, int slot, const void *in, bool training, double gscale, dev_real *loss_sum, void **ret_out, struct error *e);
 /* Before the first micro-batch of a step. */
 int model_gradients_clear(struct model *m, struct error *e);
+/* Before the first micro-batch of a step: whether it shall count what quantising does to the values of each FP8 tensor. The weights' figures are taken now. */
+int model_stats_begin(struct model *m, bool wanted, struct error *e);
+/* After the last one: what is quantised from now on belongs to no step's statistics. */
+void model_stats_end(struct model *m);
 /* work.dres holds the gradient of the stage's output (ignored on the last stage), and of its input afterwards. */
 int model_backward(struct model *m, int slot, struct error *e);
 

@@ -48,6 +48,10 @@ static bool site_is_cache(enum site s) {
         return s == SITE_CACHE_GATE || s == SITE_CACHE_UP;
 }
 
+const char *site_suffix(enum site site) {
+        return site_suffixes[site];
+}
+
 void site_name(int layer, enum site site, char *buf, size_t size) {
         snprintf(buf, size, "model.layers.%d.%s", layer, site_suffixes[site]);
 }
@@ -165,6 +169,12 @@ void qtensor_take(const struct quant_spec *spec, int64_t rows, int64_t cols, str
         }
 }
 
+/* A site's amax and its statistics stand at the same place. */
+static int stats_add(struct model *m, const struct quant_spec *spec, const void *x, enum dtype xt, const struct qtensor *t, struct error *e) {
+        TRY_DEV(e, m->ops->quant_stats(x, xt, t, m->stats + (spec->amax - m->amax), m->stream));
+        return 0;
+}
+
 int quantize_at(struct model *m, const struct quant_spec *spec, const void *x, enum dtype xt, int64_t rows, int64_t cols, struct qtensor *out,
                 struct error *e) {
         out->scaling = spec->scaling;
@@ -176,5 +186,24 @@ int quantize_at(struct model *m, const struct quant_spec *spec, const void *x, e
                 return 0;
         }
         TRY_DEV(e, m->ops->quantize(x, xt, spec, out, m->stream));
+        return m->stats_now && spec->want_row ? stats_add(m, spec, x, xt, out, e) : 0;
+}
+
+int model_stats_begin(struct model *m, bool wanted, struct error *e) {
+        m->stats_now = wanted && m->stats;
+        if (!m->stats_now)
+                return 0;
+        TRY_DEV(e, m->ops->zero(m->stats, sizeof(*m->stats) * (size_t)m->layout->n_layers * SITES, m->stream));
+        for (int i = 0; i < m->layout->n_layers; i++) {
+                struct layer *l = &m->layers[i];
+                struct linear *const all[] = { &l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down };
+
+                for (size_t k = 0; l->fp8 && k < sizeof(all) / sizeof(all[0]); k++)
+                        TRY(stats_add(m, all[k]->spec, all[k]->param, m->act, &all[k]->q, e));
+        }
         return 0;
+}
+
+void model_stats_end(struct model *m) {
+        m->stats_now = false;
 }

@@ -75,10 +75,27 @@ static json_t *number(double x) {
         return isfinite(x) ? json_real(x) : json_null();
 }
 
+/* Takes the row. */
+static void append(struct metrics *m, uint64_t step, json_t *row) {
+        char *text = row ? json_dumps(row, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
+
+        json_decref(row);
+        if (text) {
+                size_t len = strlen(text);
+
+                text[len] = '\n'; /* over the NUL: one write, one line */
+                if (rotated_log_write(m->log, text, len + 1) < 0 && !m->complained) {
+                        log_error("metrics of step %" PRIu64 " cannot be written; going on without", step);
+                        m->complained = true;
+                }
+        }
+        free(text);
+}
+
 void metrics_row(struct metrics *m, uint64_t epoch, const struct step_result *r, const struct metrics_ckpt *k) {
         uint64_t now = clock_mono_ns();
         double tokens = (double)trainer_tokens_per_step(m->trainer);
-        char hex[16], digest[DIGEST_HEX_SIZE], *text;
+        char hex[16], digest[DIGEST_HEX_SIZE];
         uint32_t loss_bits;
         json_t *row;
 
@@ -98,18 +115,22 @@ void metrics_row(struct metrics *m, uint64_t epoch, const struct step_result *r,
                         "snapshot_ms", (double)k->waited_ns / 1e6, "saves_skipped", (json_int_t)k->saves_skipped, "replicas_skipped", (json_int_t)k->replicas_skipped,
                         "replicas_missed", (json_int_t)k->replicas_missed, "replica_bytes", (json_int_t)k->replica_bytes, "replica_rdma_bytes",
                         (json_int_t)k->replica_rdma_bytes, "local_copies", (json_int_t)k->local_copies, "local_skipped", (json_int_t)k->local_skipped, "digest", r->has_digest ? json_string(digest) : json_null());
-        text = row ? json_dumps(row, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
-        json_decref(row);
-        if (text) {
-                size_t len = strlen(text);
+        append(m, r->step, row);
+}
 
-                text[len] = '\n'; /* over the NUL: one write, one line */
-                if (rotated_log_write(m->log, text, len + 1) < 0 && !m->complained) {
-                        log_error("metrics of step %" PRIu64 " cannot be written; going on without", r->step);
-                        m->complained = true;
-                }
+/* A row a layer: a line stays short however deep the model is. Not "step": who looks for rows of steps passes these over. */
+void metrics_fp8_rows(struct metrics *m, uint64_t epoch, uint64_t step) {
+        const struct fp8_tensor *f;
+        size_t n = trainer_fp8(m->trainer, &f), end;
+
+        for (size_t i = 0; m->log && i < n; i = end) {
+                json_t *tensors = json_object();
+
+                for (end = i; end < n && f[end].layer == f[i].layer; end++)
+                        json_object_set_new(tensors, f[end].name, json_pack("[o, f, f]", number(f[end].amax), f[end].saturated, f[end].flushed));
+                append(m, step, json_pack("{s:i, s:I, s:I, s:f, s:i, s:o}", "v", 1, "fp8_step", (json_int_t)step, "epoch", (json_int_t)epoch, "t", (double)clock_wall_ns() / 1e9, "layer",
+                                          f[i].layer, "tensors", tensors));
         }
-        free(text);
 }
 
 void metrics_progress(struct metrics *m, const struct step_result *r) {

@@ -24,6 +24,8 @@ struct metrics_ckpt {
         uint64_t local_copies, local_skipped;                      /* on the node's disk; likewise */
 };
 void metrics_row(struct metrics *m, uint64_t epoch, const struct step_result *r, const struct metrics_ckpt *k);
+/* What the FP8 tensors told in the step just done, if it was one of those: before its row, so that who sees the row has them. */
+void metrics_fp8_rows(struct metrics *m, uint64_t epoch, uint64_t step);
 /* Puts the step into the recorder, its number last. After the snapshot. */
 void metrics_progress(struct metrics *m, const struct step_result *r);
 void metrics_fill(const struct metrics *m, Fp8ctl__V1__RankProgress *ret);

@@ -586,6 +586,7 @@ static int keep(struct session *s, const struct step_result *res, bool last, str
         bool save_now = periodic_save(s, res->step) || (res->agreed_requests & (TRAINER_REQUEST_SAVE | TRAINER_REQUEST_STOP)) || control_wait(s->control, 0, 0) & NEWS_SAVE;
         int r;
 
+        metrics_fp8_rows(s->metrics, s->epoch, res->step);
         metrics_row(s->metrics, s->epoch, res,
                     &(struct metrics_ckpt){ snapshot_take_waited(s->snapshot), save_skipped(s->save), copies.skipped, copies.missed, copies.bytes, copies.lane_bytes, local.written, local.skipped });
         if (last || save_now || (!later && (res->step % (uint64_t)every == 0 || local_tier_due(s->local, res->step)))) {

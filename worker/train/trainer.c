@@ -83,6 +83,7 @@ static int build(struct trainer *t, struct error *e) {
         t->optimizer.moments = t->spec->precision.moments == JOB_DTYPE_BF16 ? DT_BF16 : DT_F32;
         TRY(model_init(&t->model, t->spec, &t->layout, &t->table, c->ops, c->dev, take_more, t, e));
         TRY(host_alloc(t, e));
+        TRY(fp8_stats_init(t, e));
         TRY(optimizer_lists(t, e));
         TRY(reducer_init(t, e));
         TRY(state_list(t, e));
@@ -118,6 +119,7 @@ struct trainer *trainer_free(struct trainer *t) {
         trainer_detach(t);
         dataset_free(t->data);
         reducer_done(t);
+        fp8_stats_done(&t->fp8);
         optimizer_done(&t->optimizer);
         model_done(&t->model);
         zero_done(&t->zero);
@@ -209,7 +211,9 @@ static int gradients(struct trainer *t, struct error *e) {
         trainer_phase(t, FLIGHT_FORWARD);
         hook_slow(t);
         TRY(hook_flip(t, e));
+        TRY(fp8_stats_begin(t, e));
         TRY(pipeline_run(t, e));
+        fp8_stats_end(t);
         TRY(hook_overflow(t, e));
         trainer_phase(t, FLIGHT_REDUCE);
         return optimizer_reduce(t, e);
@@ -279,6 +283,7 @@ static int after(struct trainer *t, struct step_result *res, struct error *e) {
         const struct job_spec *s = t->spec;
         uint64_t step = t->progress.step, every = (uint64_t)s->train.eval_every;
 
+        TRY(fp8_stats_gather(t, e));
         if (every > 0 && s->train.eval_batches > 0 && dataset_tokens(t->data, true) > 0 && (step % every == 0 || step == (uint64_t)s->train.steps)) {
                 trainer_phase(t, FLIGHT_EVAL);
                 TRY(evaluate(t, &res->val_loss, e));

@@ -84,6 +84,15 @@ size_t trainer_suspects(const struct trainer *t, uint32_t *ret, size_t max, int 
 uint64_t trainer_step_number(const struct trainer *t); /* steps done */
 double trainer_loss_first(const struct trainer *t);
 bool trainer_reports_loss(const struct trainer *t);    /* the rank that writes the metrics: last stage, dp 0, tp 0 */
+/* What quantising did to an FP8 tensor in a step, over all ranks and micro-batches. */
+struct fp8_tensor {
+        int layer;
+        const char *name;         /* inside the layer: "mlp.down_proj.input" */
+        double amax;              /* NaN where a value was */
+        double saturated, flushed; /* shares of its elements: clipped at the format's greatest value; not zero before, zero after */
+};
+/* Of the step just done, by layer; none unless it was one of metrics.fp8_every. The same on all ranks, until the next step. */
+size_t trainer_fp8(const struct trainer *t, const struct fp8_tensor **ret);
 int64_t trainer_tokens_per_step(const struct trainer *t);
 /* One line: what the arenas hold, in MB, for the log. */
 void trainer_memory_plan(const struct trainer *t, char *buf, size_t size);

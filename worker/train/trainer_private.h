@@ -82,6 +82,14 @@ struct vote {
         uint64_t checksum; /* of its parameters; 0: not due */
 };
 
+/* Room for the statistics of all sites of all layers. */
+struct fp8_stats {
+        struct quant_stats *own;   /* [this stage's sites] */
+        double *sums, *amax;       /* [3][all sites], [all sites] */
+        struct fp8_tensor *list;   /* [all sites] */
+        size_t n;                  /* of them valid */
+};
+
 struct trainer {
         struct trainer_config config;
         const struct job_spec *spec;
@@ -94,6 +102,7 @@ struct trainer {
         struct groups groups;
         struct dataset *data;
         struct progress progress;
+        struct fp8_stats fp8;
         struct schedule_action *actions; /* [2 * n_micro] */
         int n_actions;
         struct vote *votes;              /* [n_ranks] */
@@ -173,6 +182,14 @@ int replica_checksum(struct trainer *t, uint64_t *ret, struct error *e);
 /* Whose differs from those of the other replicas, by majority; where there is none all of them. How many. */
 int replica_odd(const struct layout *l, const struct vote *votes, bool *odd);
 int replica_check(struct trainer *t, struct error *e); /* after the votes are in. -EILSEQ: they differ */
+
+int fp8_stats_init(struct trainer *t, struct error *e);
+void fp8_stats_done(struct fp8_stats *f);
+/* Before and after a step's micro-batches. */
+int fp8_stats_begin(struct trainer *t, struct error *e);
+void fp8_stats_end(struct trainer *t);
+/* When the step is decided on: all ranks' figures put together. */
+int fp8_stats_gather(struct trainer *t, struct error *e);
 
 int evaluate(struct trainer *t, double *ret_loss, struct error *e);
 int state_list(struct trainer *t, struct error *e);
