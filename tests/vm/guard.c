@@ -85,11 +85,11 @@ static void finish(pid_t p) {
 static void expiry_renewal_drop(void) {
         int fd = device();
         pid_t p = sleeper();
-        struct fp8guard_lease l = create(fd, 600 * MS), old = l;
+        struct fp8guard_lease l = create(fd, 1200 * MS), old = l;
         CHECK(add(fd, &l, FP8GUARD_GROUP_PGRP, p) == 0);
         for (int i = 0; i < 6; i++) {
-                sleep_ns(150 * MS);
-                l.ttl_ns = 600 * MS;
+                sleep_ns(250 * MS);
+                l.ttl_ns = 1200 * MS;
                 CHECK(ioctl(fd, FP8GUARD_LEASE_RENEW, &l) == 0);
         }
         CHECK(!killed(p, MS));
@@ -100,7 +100,7 @@ static void expiry_renewal_drop(void) {
         CHECK(ioctl(fd, FP8GUARD_LEASE_DROP, &l) == 0);
         /* The slot's next life: a renewal with the old generation does nothing. */
         p = sleeper();
-        l = create(fd, 400 * MS);
+        l = create(fd, 1000 * MS);
         CHECK(l.id == old.id && l.generation != old.generation);
         CHECK(add(fd, &l, FP8GUARD_GROUP_PGRP, p) == 0);
         old.ttl_ns = 3600000 * MS;
@@ -110,10 +110,10 @@ static void expiry_renewal_drop(void) {
         CHECK(ioctl(fd, FP8GUARD_LEASE_DROP, &l) == 0);
         /* Dropped: nobody dies. */
         p = sleeper();
-        l = create(fd, 300 * MS);
+        l = create(fd, 800 * MS);
         CHECK(add(fd, &l, FP8GUARD_GROUP_PGRP, p) == 0);
         CHECK(ioctl(fd, FP8GUARD_LEASE_DROP, &l) == 0);
-        CHECK(!killed(p, 400 * MS));
+        CHECK(!killed(p, 900 * MS));
         close(fd);
         CHECK(!killed(p, 50 * MS));
         finish(p);
@@ -121,7 +121,7 @@ static void expiry_renewal_drop(void) {
 
 static void refusals(void) {
         int fd = device();
-        struct fp8guard_lease l = create(fd, 1000 * MS), bad = { .size = sizeof(bad), .ttl_ns = 1 };
+        struct fp8guard_lease l = create(fd, LONG), bad = { .size = sizeof(bad), .ttl_ns = 1 };
         CHECK(ioctl(fd, FP8GUARD_LEASE_CREATE, &bad) < 0 && errno == EINVAL);
         bad.size = 4;
         CHECK(ioctl(fd, FP8GUARD_LEASE_CREATE, &bad) < 0 && errno == EINVAL);
@@ -155,7 +155,7 @@ static void holders(void) {
                 CHECK(holder >= 0);
                 if (holder == 0) {
                         int fd = device();
-                        struct fp8guard_lease l = create(fd, how == 2 ? 500 * MS : 60000 * MS);
+                        struct fp8guard_lease l = create(fd, how == 2 ? 1000 * MS : 60000 * MS);
                         CHECK(add(fd, &l, FP8GUARD_GROUP_PGRP, p) == 0);
                         heir = how == 1 ? sleeper() : -1;
                         CHECK(write(link[1], &heir, sizeof(heir)) == sizeof(heir));
@@ -239,7 +239,7 @@ static void cgroup(const char *dir) {
                 p[i] = sleeper();
                 enter(i % 2 ? below : dir, p[i]);
         }
-        struct fp8guard_lease l = create(fd, 500 * MS);
+        struct fp8guard_lease l = create(fd, 1000 * MS);
         CHECK(add(fd, &l, FP8GUARD_GROUP_CGROUP, group) == 0);
         for (int i = 0; i < 8; i++)
                 CHECK(killed(p[i], LONG));
@@ -275,7 +275,7 @@ static void escape(const char *dir) {
                 }
                 for (int i = 0; i < 2; i++)
                         CHECK(read(link[0], &fled[i], sizeof(pid_t)) == sizeof(pid_t));
-                struct fp8guard_lease l = create(fd, 400 * MS);
+                struct fp8guard_lease l = create(fd, 1000 * MS);
                 CHECK(add(fd, &l, FP8GUARD_GROUP_PGRP, rank) == 0);
                 CHECK(!with || add(fd, &l, FP8GUARD_GROUP_CGROUP, group) == 0);
                 CHECK(killed(rank, LONG));
