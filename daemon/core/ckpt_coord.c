@@ -553,6 +553,7 @@ static void commit(struct controller *c, struct save *s) {
         if (!PLANTED(TWO_COMMITTERS))
                 record_expect_epoch(c, j);
         record_put_commit(c, j, k);
+        checkpoint_replaced(c, j, k);
         j->dirty = true;
         answer_committed(c, NULL, j, k);
         event_add(c, &(struct event_of){ .job = j, .rank = -1, .ms = (double)(core_now(c) - s->began) / 1e6 }, "checkpoint_committed", "step %" PRIu64 " saved in %s, %" PRIu64 " bytes", s->step,

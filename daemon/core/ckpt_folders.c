@@ -84,6 +84,15 @@ void checkpoint_remove(struct controller *c, struct job *j, struct checkpoint *k
         c->io.file_work(c->io.arg, &w);
 }
 
+void checkpoint_replaced(struct controller *c, struct job *j, const struct checkpoint *by) {
+        for (size_t i = 0; i < j->n_checkpoints; i++) {
+                struct checkpoint *k = &j->checkpoints[i];
+
+                if (k != by && k->step == by->step && !k->removing)
+                        checkpoint_remove(c, j, k);
+        }
+}
+
 void checkpoint_resume_removals(struct controller *c, struct job *j) {
         for (size_t i = 0; i < j->n_checkpoints; i++)
                 if (j->checkpoints[i].removing && !j->checkpoints[i].file_id)

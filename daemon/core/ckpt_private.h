@@ -14,6 +14,8 @@ const struct checkpoint *checkpoint_of(const struct job *j, const Fp8ctl__V1__Ch
 uint64_t checkpoint_before(const struct job *j, uint64_t step); /* the newest commit before; 0: none */
 bool checkpoint_being_loaded(const struct job *j, const char *path);
 void checkpoint_remove(struct controller *c, struct job *j, struct checkpoint *k);
+/* A step has one record in the store: the folder of another commit of that step, one that could not be loaded, goes, and what the store has of it is the new one's. */
+void checkpoint_replaced(struct controller *c, struct job *j, const struct checkpoint *by);
 void checkpoint_resume_removals(struct controller *c, struct job *j);
 bool checkpoint_removal_done(struct controller *c, struct job *j, uint64_t id, int rc, const char *text);
 void checkpoint_retain(struct controller *c, struct job *j); /* keep_last, keep_every */

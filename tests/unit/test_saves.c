@@ -149,6 +149,33 @@ TEST(every_nth_checkpoint_is_kept_for_good) {
         world_stop(&w);
 }
 
+/* A commit that could not be loaded does not stand in for a good one: when its step is saved anew it goes, and keep_last counts steps. */
+TEST(a_step_that_is_saved_anew_replaces_the_commit_that_could_not_be_loaded) {
+        struct world w;
+        uint64_t id = world_start_job(&w, "");
+        struct job *j;
+
+        CU_ASSERT_FATAL(w.c->n_jobs == 1);
+        j = w.c->jobs[0];
+        for (uint64_t step = 1; step <= 3; step++) {
+                all_prepared(&w, step, 1);
+                world_pump_files(&w, 0);
+        }
+        for (size_t i = 0; i < j->n_checkpoints; i++)
+                j->checkpoints[i].bad = j->checkpoints[i].step == 3;
+        all_prepared(&w, 3, 2);
+        world_pump_files(&w, 0);
+        CU_ASSERT_EQUAL(j->n_checkpoints, 3);
+        for (size_t i = 0; i < j->n_checkpoints; i++)
+                CU_ASSERT(!j->checkpoints[i].bad);
+        all_prepared(&w, 4, 1);
+        world_pump_files(&w, 0);
+        for (uint64_t step = 1; step <= 4; step++)
+                CU_ASSERT_EQUAL(is_committed(&w, id, step), step >= 2);
+        CU_ASSERT_EQUAL(world_count(&w, "commit/"), 3);
+        world_stop(&w);
+}
+
 TEST(a_word_about_a_committed_save_is_answered_again_to_who_said_it) {
         struct world w;
         size_t before;
