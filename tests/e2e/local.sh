@@ -66,7 +66,8 @@ run ctl describe 1 -o json
 is 'describe' "$(json "$dir/out" 'j["id"], j["job_file"]["train"]["steps"], j["checkpoints"][-1]["step"], j["events"][0]["kind"]')" "(1, 12, 12, 'submitted')"
 run ctl list; has 'list without ended jobs' err 'no jobs wait or run'
 run ctl list -a -o json; is 'list' "$(json "$dir/out" 'j["v"], [x["id"] for x in j["jobs"]]')" '(1, [1])'
-run ctl ckpt ls 1 -o json; is 'ckpt ls' "$(json "$dir/out" '[c["step"] for c in j["checkpoints"]]')" '[10, 12]'
+# Which came before the last: a save that is due while others are under way is passed over.
+run ctl ckpt ls 1 -o json; is 'ckpt ls' "$(json "$dir/out" 'len(j["checkpoints"]), j["checkpoints"][-1]["step"], j["checkpoints"][0]["step"] in (5, 10)')" '(2, 12, True)'
 run ctl ckpt ls 1 -o name; has 'ckpt names' out "$checkpoint"
 run ctl wait 1; expect 'wait for an ended job' 0
 run ctl cancel 1; is 'cancel of an ended job changes nothing' "$(ctl get 1 -o yaml | grep ^state)" 'state: COMPLETED'
