@@ -754,3 +754,12 @@ size_t world_told(const struct world *w, size_t since, Fp8ctl__V1__ControllerMes
                 n += w->sent[i].m->body_case == kind && (!session || w->sent[i].session == session) && (!step || step_of(w->sent[i].m) == step);
         return n;
 }
+
+void world_lose_b(struct world *w) {
+        controller_worker_closed(w->c, 2);
+        world_pass(w, 11000);
+        for (uint32_t r = 0; r < WORLD_RANKS; r++)
+                if (w->ranks[r].session == 2)
+                        w->ranks[r] = (struct world_rank){ 0 };
+        world_pump(w);
+}

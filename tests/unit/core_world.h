@@ -107,6 +107,7 @@ void world_pump_files(struct world *w, int rc);
 uint64_t world_run_job(struct world *w, const char *more);
 uint64_t world_start_job(struct world *w, const char *more); /* world_start without hooks, then that */
 void world_pass(struct world *w, uint64_t ms); /* time passes, in ticks of 100 ms, and workers keep up */
+void world_lose_b(struct world *w); /* node b (session 2) is gone with all its ranks, and its lease is over */
 
 /* What rank r of the newest job says. */
 void world_prepared(struct world *w, uint32_t r, uint64_t step, uint32_t attempt);

@@ -27,15 +27,6 @@ static void save(struct world *w, uint32_t ranks, uint64_t step) {
         world_progress(w, step);
 }
 
-static void lose_b(struct world *w) {
-        controller_worker_closed(w->c, 2);
-        world_pass(w, 11000);
-        for (uint32_t r = 0; r < WORLD_RANKS; r++)
-                if (w->ranks[r].session == 2)
-                        w->ranks[r] = (struct world_rank){ 0 };
-        world_pump(w);
-}
-
 /* All do what StopRanks asks for. */
 static void stop_at(struct world *w, uint32_t ranks, uint64_t step) {
         for (uint32_t r = 0; r < ranks; r++) {
@@ -65,7 +56,7 @@ TEST(with_min_dp_a_lost_node_costs_a_replica_and_gives_it_back) {
 
         save(&w, 4, 3);
         w.replicas = 1 << 4; /* of four ranks: of no use to two */
-        lose_b(&w);
+        world_lose_b(&w);
         EXPECT(&w, id, S(RUNNING), 1, 2);
         CU_ASSERT_EQUAL(w.load_kind, LOAD(CHECKPOINT));
         CU_ASSERT_EQUAL(w.load_step, 3);
@@ -91,7 +82,7 @@ TEST(without_min_dp_it_waits_for_devices) {
         uint64_t id = world_start_job(&w, "");
 
         save(&w, 4, 3);
-        lose_b(&w);
+        world_lose_b(&w);
         EXPECT(&w, id, S(PENDING), 2, 2);
         world_stop(&w);
 }

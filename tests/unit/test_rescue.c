@@ -23,15 +23,6 @@ static uint64_t start(struct world *w, const char *more) {
         return id;
 }
 
-static void lose_b(struct world *w) {
-        controller_worker_closed(w->c, 2);
-        world_pass(w, 11000);
-        for (uint32_t r = 0; r < WORLD_RANKS; r++)
-                if (w->ranks[r].session == 2)
-                        w->ranks[r] = (struct world_rank){ 0 };
-        world_pump(w);
-}
-
 static int state_of(struct world *w, uint64_t id, char *reason, size_t size) {
         Fp8ctl__V1__Job *j = world_job(w, id);
         int state = j ? (int)j->state : -1;
@@ -55,7 +46,7 @@ TEST(fewer_replicas_go_on_from_what_memory_has) {
         struct world w;
         uint64_t id = start(&w, ELASTIC);
 
-        lose_b(&w);
+        world_lose_b(&w);
         CU_ASSERT_EQUAL(state_of(&w, id, text, sizeof(text)), S(RUNNING));
         q = asked(&w);
         CU_ASSERT_PTR_NOT_NULL_FATAL(q);
@@ -73,7 +64,7 @@ TEST(what_cannot_be_saved_is_done_again) {
         uint64_t id = start(&w, ELASTIC);
 
         w.save_error = "No space left on device";
-        lose_b(&w);
+        world_lose_b(&w);
         CU_ASSERT_EQUAL(state_of(&w, id, text, sizeof(text)), S(RUNNING));
         CU_ASSERT_EQUAL(w.load_step, 3);
         CU_ASSERT_STRING_EQUAL(world_event(&w, "memory_not_saved", text, sizeof(text)), "step 4 in replica memory could not be saved: a: No space left on device");
@@ -86,7 +77,7 @@ TEST(what_takes_too_long_is_given_up) {
         uint64_t id = start(&w, ELASTIC);
 
         w.lose_memory = true;
-        lose_b(&w);
+        world_lose_b(&w);
         CU_ASSERT_EQUAL(state_of(&w, id, text, sizeof(text)), S(RECOVERING));
         world_pass(&w, 21000);
         CU_ASSERT_EQUAL(state_of(&w, id, text, sizeof(text)), S(RUNNING));
@@ -99,7 +90,7 @@ TEST(without_time_for_it_nobody_is_asked) {
         struct world w;
         uint64_t id = start(&w, ", \"recovery\": {\"min_dp\": 1, \"rescue_ms\": 0}");
 
-        lose_b(&w);
+        world_lose_b(&w);
         CU_ASSERT_EQUAL(state_of(&w, id, text, sizeof(text)), S(RUNNING));
         CU_ASSERT_PTR_NULL(asked(&w));
         CU_ASSERT_EQUAL(w.load_step, 3);
@@ -111,7 +102,7 @@ TEST(a_job_that_must_wait_for_devices_goes_on_from_what_memory_had) {
         struct world w;
         uint64_t id = start(&w, "");
 
-        lose_b(&w);
+        world_lose_b(&w);
         CU_ASSERT_EQUAL(state_of(&w, id, text, sizeof(text)), S(PENDING));
         w.replicas = w.held = 0;
         world_attach(&w, 3, "b");
