@@ -51,11 +51,10 @@ def check_why(c, job):
 
 
 def check_goodput(c, job):
-    """Computed here from the rows as they were written: new steps x median time from one to the next / wall time."""
-    rows = [r for r in c.rows(job)]
+    """Computed here from the rows of the steps that count: new steps x median time from one to the next / wall time."""
     final = sorted(c.final(job).values(), key=lambda r: r["step"])
-    step = median([b["t"] - a["t"] for a, b in zip(rows, rows[1:]) if a["epoch"] == b["epoch"]])
-    outside = len(final) * step / (rows[-1]["t"] - rows[0]["t"] + rows[0]["ms"] / 1e3)
+    step = median([b["t"] - a["t"] for a, b in zip(final, final[1:]) if a["epoch"] == b["epoch"]])
+    outside = len(final) * step / (final[-1]["t"] - final[0]["t"] + final[0]["ms"] / 1e3)
     g = c.json("goodput", str(job))
     parts = sum(g[k + "_s"] for k in ("productive", "lost", "recovering", "checkpointing", "skipped", "waiting", "other"))
     if abs(g["goodput"] - min(outside, 1)) > 0.01 * SLOWDOWN or abs(parts - g["wall_s"]) > 0.001 or g["recovering_s"] <= 0:
