@@ -21,7 +21,8 @@ static const char text_seed[] = "tone\ntwo\n\n three\n\r\n\t\nfour";
 const struct fuzz_seed fuzz_seeds[] = { { index_seed, sizeof(index_seed) }, { text_seed, sizeof(text_seed) - 1 } };
 const size_t fuzz_seeds_n = ARRAY_SIZE(fuzz_seeds);
 
-static char dir[] = "/tmp/fp8ctl-fuzz-XXXXXX", paths[3][64]; /* .idx, .bin, text */
+/* In memory where there is such a file system: on a disk the processor waits nine tenths of the time. */
+static char shm[] = "/dev/shm/fp8ctl-fuzz-XXXXXX", tmp[] = "/tmp/fp8ctl-fuzz-XXXXXX", *dir = shm, paths[3][64]; /* .idx, .bin, text */
 
 static void remove_files(void) {
         for (int i = 0; i < 3; i++)
@@ -41,7 +42,7 @@ static void prepare_folder(void) {
 
         if (paths[0][0])
                 return;
-        if (!mkdtemp(dir))
+        if (!mkdtemp(dir) && !mkdtemp(dir = tmp))
                 abort();
         snprintf(paths[0], sizeof(paths[0]), "%s/d.idx", dir);
         snprintf(paths[1], sizeof(paths[1]), "%s/d.bin", dir);
