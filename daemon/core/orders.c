@@ -124,6 +124,7 @@ void order_plan(struct controller *c, struct job *j, struct node *only) {
         load.n_sources = replicas.n_sources;
         plan.load = &load;
         plan.replicas = &replicas.plan;
+        plan.best_step = j->best_step > j->inc.best_step ? j->best_step : j->inc.best_step;
         m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RANK_PLAN;
         m.rank_plan = &plan;
         for (size_t i = 0; i < c->n_nodes; i++)

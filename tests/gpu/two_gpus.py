@@ -37,14 +37,14 @@ metrics: {{digests: {digests}}}
 """
 
 
-def submit(c, name, more="", **kw):
+def submit(c, name, more="", sets=(), **kw):
     v = dict(preset="gpt2-162m", text=c.text, seq=1024, tp=1, pp=1, dp=1, steps=40, micro=4, batch=16, recipe="block", home=c.home, name=name, replica_every=1000,
              timeout=3000, digests="false", peer="true")
     v.update(kw)
     path = f"{c.home}/{name}.yaml"
     with open(path, "w") as f:
         f.write(JOB.format(**v) + more)
-    return c.submit(path, "--name", name)
+    return c.submit(path, "--name", name, *sets)
 
 
 def losses(c, job):

@@ -552,6 +552,7 @@ static void run_plan(struct world *w, uint64_t session, const Fp8ctl__V1__RankPl
                 return;
         w->load_kind = m->load->kind;
         w->load_step = m->load->step;
+        w->best_step = m->best_step;
         w->plans++;
         for (uint32_t r = 0; r < WORLD_RANKS; r++)
                 if (w->ranks[r].job == m->job_id && w->ranks[r].session == session && w->ranks[r].epoch == m->epoch) {

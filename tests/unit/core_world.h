@@ -60,7 +60,7 @@ struct world {
         size_t n_files, files_done;
         struct world_rank ranks[WORLD_RANKS]; /* of the job that was started last */
         Fp8ctl__V1__LoadSource__Kind load_kind; /* of the newest plan */
-        uint64_t load_step, plans;
+        uint64_t load_step, best_step, plans;
         double busy_ms[WORLD_RANKS][N_FLIGHT_PHASES]; /* what each rank took for itself so far */
         uint64_t clean_step;                    /* of world_fault, CHECKSUM */
         int stuck_rank; /* with stuck_ms: all others have waited for it, in a collective of the whole job, for so long */

@@ -128,6 +128,23 @@ TEST(a_step_gained_or_another_cause_begins_the_count_anew) {
         world_stop(&w);
 }
 
+/* Workers tell at once of the first step beyond it: until they have, the incident is not over. */
+TEST(a_plan_says_which_steps_are_done_again) {
+        struct world w;
+        uint64_t id = world_start_job(&w, "");
+
+        CU_ASSERT_EQUAL(w.best_step, 0);
+        w.replicas = UINT64_C(1) << 4;
+        world_progress(&w, 7);
+        dies(&w, 1, "killed by SIGKILL");
+        CU_ASSERT_EQUAL(w.load_step, 4);
+        CU_ASSERT_EQUAL(w.best_step, 7);
+        dies(&w, 2, "killed by SIGKILL"); /* before any step was new */
+        CU_ASSERT_EQUAL(w.best_step, 7);
+        EXPECT(&w, id, S(RUNNING), 2, "");
+        world_stop(&w);
+}
+
 /* A death that was only seen has no cause yet; it is judged when the rank was reaped. */
 TEST(a_cause_that_is_told_later_counts) {
         struct world w;

@@ -37,8 +37,8 @@ struct local_rank {
         struct watcher *watcher;
         bool death_told;         /* by the mutex, before the spawner reaped it */
         bool released;
-        int await_steps;         /* so many of its next steps are told to the controller at once */
-        uint64_t seen_step;
+        int await_steps;         /* so many of its next steps beyond seen_step are told to the controller at once */
+        uint64_t seen_step;      /* from its plan: steps up to it are done again */
         bool exited;
         int exit_status, signal;
         bool oom;

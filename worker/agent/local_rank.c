@@ -154,7 +154,8 @@ void local_rank_note(struct local_rank *r, const Fp8ctl__V1__WorkerMessage *m) {
                 r->phase = FP8CTL__V1__RANK_PHASE__RANK_RUNNING;
                 r->epoch = m->rank_running->epoch > r->epoch ? m->rank_running->epoch : r->epoch;
                 r->await_steps = 2;
-                r->seen_step = m->rank_running->step;
+                if (r->seen_step < m->rank_running->step)
+                        r->seen_step = m->rank_running->step;
                 stream_watch_steps(r->agent);
                 break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_RANK_FAULT: /* left its epoch, waits for the next */

@@ -136,6 +136,7 @@ static void on_plan(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
                         continue;
                 }
                 r->epoch = p->epoch;
+                r->seen_step = p->best_step;
                 r->phase = FP8CTL__V1__RANK_PHASE__RANK_LOADING;
                 link_relay(a, r, m);
         }
