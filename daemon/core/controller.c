@@ -92,6 +92,7 @@ static void settle_after(struct controller *c, bool nodes_as_were) {
         if (!c->running || c->failed)
                 return;
         nodes_as_were = nodes_as_were && !c->schedule_wanted && !c->cluster_dirty;
+        rollout_look(c);
         if (c->schedule_wanted) {
                 job_schedule(c);
                 layout_look(c);
@@ -109,7 +110,7 @@ static void settle_after(struct controller *c, bool nodes_as_were) {
         }
         if (!nodes_as_were || core_now(c) >= c->nodes_deadline)
                 c->nodes_deadline = node_next_deadline(c);
-        at = sooner(c->nodes_deadline, request_next_deadline(c));
+        at = sooner(sooner(c->nodes_deadline, request_next_deadline(c)), rollout_deadline(c));
         for (size_t i = 0; i < c->n_jobs; i++)
                 at = sooner(at, job_next_deadline(c->jobs[i]));
         if (at)
@@ -167,6 +168,7 @@ struct controller *controller_free(struct controller *c) {
         for (size_t i = 0; i < c->n_nodes; i++)
                 node_free(c->nodes[i]);
         event_log_free(c);
+        rollout_free_all(c);
         free(c->jobs);
         free(c->nodes);
         free(c);
@@ -246,6 +248,8 @@ int controller_start(struct controller *c, struct error *e) {
                         return error_set(e, -EBADMSG, "job %" PRIu64 ": found a live epoch without a place for every rank", c->jobs[i]->id);
                 take_up(c, c->jobs[i]);
         }
+        if (rollout_start(c, e) < 0)
+                return -EBADMSG;
         c->running = true;
         event_add(c, &(struct event_of){ .rank = -1 }, "controller_started", "fp8d %s: %zu nodes and %zu jobs known; leases of an earlier life run out in %.1f s", c->version, c->n_nodes, c->n_jobs,
                   c->config.lease_ttl_ms / 1e3);
@@ -459,6 +463,7 @@ static void dispatch(struct controller *c, struct session *s, const Fp8ctl__V1__
         case FP8CTL__V1__WORKER_MESSAGE__BODY_DIAGNOSE_REPLY: NODE_MESSAGE(m->diagnose_reply, diagnose_reply); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_NODE_PAIR_REPLY: NODE_MESSAGE(m->node_pair_reply, node_pair_reply); break;
         case FP8CTL__V1__WORKER_MESSAGE__BODY_NODE_TEST_REPLY: NODE_MESSAGE(m->node_test_reply, node_test_reply); break;
+        case FP8CTL__V1__WORKER_MESSAGE__BODY_ROLLOUT_CHANGED: NODE_MESSAGE(m->rollout_changed, rollout_changed); break;
         default: core_drop(c, DROP_MALFORMED, "worker message"); break;
         }
 }

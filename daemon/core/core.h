@@ -95,6 +95,9 @@ struct node {
         size_t n_held;
         struct node_health *health; /* NULL: nothing was ever said of it (health.h) */
         struct node_facts *facts;  /* what it is made of; NULL: not told yet (node_facts.c) */
+        uint64_t facts_session;    /* on which they were told; 0: not in this life */
+        bool rollout_hook;         /* its worker has a program that changes it */
+        struct rollout_node *rollout; /* its entry in the rollout that is not over (rollout.h); NULL: it has none */
 };
 
 /* A stream that has not said hello yet, or has. */
@@ -352,6 +355,10 @@ struct controller {
         bool running, failed, cluster_dirty, schedule_wanted, events_new;
         uint64_t nodes_deadline;   /* the next of all nodes, looked for after all but what ranks say */
         bool standbys_yield; /* a job waits for the devices of warm standbys */
+        struct rollout **rollouts; /* by id */
+        size_t n_rollouts;
+        struct rollout *rollout;   /* the one that is not over; NULL: none */
+        bool rollout_wanted;       /* it is to be looked at */
         char failed_why[256];
 };
 
@@ -383,6 +390,7 @@ size_t event_select(const struct controller *c, uint64_t after, uint64_t job, bo
 void event_log_free(struct controller *c);
 
 /* record.c */
+void record_put_message(struct controller *c, const char *key, const ProtobufCMessage *m);
 int record_load(struct controller *c, const char *key, const void *value, size_t len, struct error *e);
 void record_put_job(struct controller *c, struct job *j);
 void record_put_node(struct controller *c, const struct node *n);
@@ -437,6 +445,7 @@ void node_facts_fill(const struct node *n, Fp8ctl__V1__Node *m, bool all); /* m 
 struct node_facts *node_facts_free(struct node_facts *f);
 int node_makes(const struct controller *c, int *ret); /* [n_nodes]: equal numbers from 1 on for equal fingerprints, 0: not told yet */
 const char *node_fingerprint(const struct node *n); /* "": not told yet */
+const char *node_fact(const struct node *n, const char *key); /* NULL: not told */
 
 /* node_topology.c */
 void node_take_path(char dst[PCI_PATH_LEN], const char *path); /* "": it is none */
@@ -470,6 +479,25 @@ struct node_health *health_free(struct node_health *h);
 void node_set_duty(struct controller *c, struct node *n, enum node_duty duty, const char *why); /* drain.c */
 void node_test_request(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);
 void node_test_reply(struct controller *c, struct session *s, const Fp8ctl__V1__NodeTestReply *m);
+uint64_t node_test_ask(struct controller *c, struct node *n); /* the number of its answer; 0: it cannot be asked */
+bool health_breaker_open(const struct controller *c);        /* it keeps a node among those that take ranks */
+
+/* rollout.c, rollout_request.c, rollout_record.c; rollout.h */
+void rollout_look(struct controller *c);                     /* what can go on does */
+uint64_t rollout_deadline(const struct controller *c);       /* 0: none */
+int rollout_start(struct controller *c, struct error *e);    /* after all records were read */
+void rollout_free_all(struct controller *c);
+bool rollout_holds(const struct node *n);                    /* it is emptied, changed or tested for one */
+void rollout_failure(struct controller *c, struct node *n, const char *why); /* the node has failed, or a rank of itself there */
+void rollout_changed(struct controller *c, struct session *s, const Fp8ctl__V1__RolloutChanged *m);
+bool rollout_tests(const struct node *n, uint64_t relay);    /* it has asked for this test */
+void rollout_tested(struct controller *c, struct node *n, bool passed, const char *why);
+int rollout_load(struct controller *c, const void *value, size_t len, struct error *e);
+int rollout_load_node(struct controller *c, const void *value, size_t len, struct error *e);
+void rollout_request_start(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);
+void rollout_request_list(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);
+void rollout_request_get(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);
+void rollout_request_set(struct controller *c, uint64_t request, const ProtobufCMessage *m, const struct caller *who);
 
 /* job.c */
 enum job_event { JOB_E_PLACE, JOB_E_RUN, JOB_E_FAULT, JOB_E_STOP, JOB_E_REQUEUE, JOB_E_FINISH, JOB_E_FAIL, JOB_E_CANCEL, JOB_E_SUBMIT, N_JOB_EVENTS };

@@ -12,6 +12,7 @@
 #include "base/text.h"
 #include "daemon/core/health.h"
 #include "daemon/core/request_private.h"
+#include "daemon/core/rollout.h"
 
 static const char *const duty_names[] = { "open", "cordoned", "draining" };
 
@@ -37,6 +38,7 @@ void node_check_drained(struct controller *c, struct node *n) {
         if (n->duty != NODE_DRAINING || n->drained || !empty(n))
                 return;
         n->drained = true;
+        c->rollout_wanted = true;
         event_add(c, &(struct event_of){ .node = n, .rank = -1 }, "node_drained", "no rank is left on %s: it can be stopped", n->name);
 }
 
@@ -54,7 +56,7 @@ void node_set_duty(struct controller *c, struct node *n, enum node_duty duty, co
         }
         record_put_node(c, n);
         node_check_drained(c, n);
-        c->schedule_wanted = true;
+        c->schedule_wanted = c->rollout_wanted = true;
 }
 
 /* ------------------------------------------------------------------ windows */
@@ -102,6 +104,10 @@ void node_request_set(struct controller *c, uint64_t request, const ProtobufCMes
         }
         if (q->duty > FP8CTL__V1__SET_NODE_REQUEST__DUTY__DRAIN || (q->duty != FP8CTL__V1__SET_NODE_REQUEST__DUTY__DRAIN && (q->after_ms || q->for_ms))) {
                 request_refuse(c, request, ST_INVALID, "duty: found %d, allowed: OPEN, CORDON, DRAIN; a window is for DRAIN", (int)q->duty);
+                return;
+        }
+        if (rollout_holds(n)) {
+                request_refuse(c, request, ST_PRECONDITION, "node %s is being changed by rollout %s: fp8ctl rollout stop or abort comes first", n->name, c->rollout->name);
                 return;
         }
         core_text(why, sizeof(why), q->reason);

@@ -58,6 +58,13 @@ static bool breaker_lets(const struct controller *c, const struct node *n, bool 
         return (devices_taken(c, whole ? n->name : "", since) + (whole ? n->n_devices : 1)) * 100 <= all * c->config.health_share;
 }
 
+bool health_breaker_open(const struct controller *c) {
+        for (size_t i = 0; i < c->n_nodes; i++)
+                if (c->nodes[i]->health && c->nodes[i]->health->waits != HEALTH_OK)
+                        return true;
+        return false;
+}
+
 static void breaker_holds(struct controller *c, struct node *n, enum health_verdict v, enum health_hold hold, const char *why) {
         struct node_health *h = n->health;
 
@@ -114,6 +121,7 @@ void health_take(struct controller *c, struct node *n, enum health_verdict v, en
         }
         h->waits = HEALTH_OK;
         h->waits_said = false;
+        rollout_failure(c, n, why);
         if (h->hold == HOLD_NONE) {
                 h->duty_before = n->duty;
                 h->taken_ms = c->io.wall_ms(c->io.arg);
@@ -148,6 +156,7 @@ static void take_device(struct controller *c, struct node *n, int32_t device, co
         }
         core_text(d->unfit, sizeof(d->unfit), why);
         d->taken_ms = c->io.wall_ms(c->io.arg);
+        rollout_failure(c, n, why);
         event_add(c, &(struct event_of){ .node = n, .rank = -1, .severity = "error" }, "device_evicted", "%s device %u: %s; it gets no ranks until the node was rebooted, or `fp8ctl node uncordon`", n->name, d->index, why);
         move_ranks(c, n, device, why);
         record_put_node(c, n);

@@ -385,6 +385,8 @@ void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__Worke
         health_hello(c, n, rebooted);
         n->hung_up = false;
         n->saves_memory = node_hello_has(m, "save-memory");
+        n->rollout_hook = node_hello_has(m, "rollout-hook");
+        c->rollout_wanted = true;
         take_inventory(c, n, m);
         standbys_hello(c, n, m);
         if (was != NODE_READY && !m->leaving)
@@ -472,6 +474,9 @@ static void node_lost(struct controller *c, struct node *n, const char *died) {
         else if (!left)
                 snprintf(n->reason, sizeof(n->reason), "no heartbeat for %.1f s", c->config.lease_ttl_ms / 1e3);
         record_put_node(c, n);
+        if (!left)
+                rollout_failure(c, n, n->reason);
+        c->rollout_wanted = true;
         event_add(c, &(struct event_of){ .node = n, .rank = -1, .severity = left ? "info" : "error" }, left ? "node_left" : "node_lost", "%s %s%s; %zu jobs had ranks there", n->name,
                   left ? "has left" : died ? "is lost: its kernel died: " : "is lost: no heartbeat within its lease", died ? died : "", jobs);
         for (size_t i = 0; i < c->n_jobs; i++)

@@ -199,6 +199,8 @@ void node_facts_take(struct controller *c, struct node *n, const Fp8ctl__V1__Hea
 
                 core_text(f->boot_id, sizeof(f->boot_id), n->boot_id);
                 n->facts = f;
+                n->facts_session = n->session;
+                c->rollout_wanted = true;
                 if (was) {
                         d = compare(was, f, true);
                         if (d.n)
@@ -255,6 +257,13 @@ int node_makes(const struct controller *c, int *ret) {
                 ret[list[i].node] = list[i].fingerprint[0] ? make : 0;
         }
         return 0;
+}
+
+const char *node_fact(const struct node *n, const char *key) {
+        for (size_t i = 0; n->facts && i < n->facts->n; i++)
+                if (strcmp(n->facts->list[i]->key, key) == 0)
+                        return n->facts->list[i]->value;
+        return NULL;
 }
 
 const char *node_fingerprint(const struct node *n) {

@@ -25,6 +25,14 @@ static void ask(struct controller *c, struct node *n, uint64_t relay) {
         node_send(c, n, &m);
 }
 
+uint64_t node_test_ask(struct controller *c, struct node *n) {
+        uint64_t relay = n->session && health_get(n) ? c->next_relay++ : 0;
+
+        if (relay)
+                ask(c, n, relay);
+        return relay;
+}
+
 void node_test_begin(struct controller *c, struct node *n) {
         struct node_health *h = n->health;
 
@@ -94,9 +102,9 @@ static void keep(struct node_health *h, Fp8ctl__V1__NodeTest *t) {
         h->tests[h->n_tests++] = t;
 }
 
-static void judge(struct controller *c, struct node *n, const Fp8ctl__V1__NodeTest *t) {
+/* why: of a test that was not passed. */
+static void judge(struct controller *c, struct node *n, const Fp8ctl__V1__NodeTest *t, char *why, size_t size) {
         const Fp8ctl__V1__NodeTestPart *worst = NULL;
-        char why[HEALTH_TEXT_LEN];
         int verdict = HEALTH_OK;
 
         for (size_t i = 0; i < t->n_parts; i++) {
@@ -108,12 +116,13 @@ static void judge(struct controller *c, struct node *n, const Fp8ctl__V1__NodeTe
                 }
         }
         if (verdict >= HEALTH_DRAIN) {
-                snprintf(why, sizeof(why), "test %.40s%s: %.160s", worst->name, worst->device >= 0 ? " of a device" : "", worst->text);
+                snprintf(why, size, "test %.40s%s: %.160s", worst->name, worst->device >= 0 ? " of a device" : "", worst->text);
                 event_add(c, &(struct event_of){ .node = n, .rank = -1, .severity = "error", .ms = t->ms }, "node_test_failed", "%s: %s", n->name, why);
                 health_take(c, n, (enum health_verdict)verdict, HOLD_ADMIN, why);
                 return;
         }
         if (!t->passed) {
+                snprintf(why, size, "it could not be tested: %.200s", t->error);
                 event_add(c, &(struct event_of){ .node = n, .rank = -1, .severity = "warning", .ms = t->ms }, "node_test_failed", "%s could not be tested: %s", n->name, t->error);
                 return;
         }
@@ -128,10 +137,12 @@ void node_test_reply(struct controller *c, struct session *s, const Fp8ctl__V1__
         struct node_health *h = n->health;
         Fp8ctl__V1__NodeTest *t;
         struct pending *p = c->pending;
+        bool rollout = rollout_tests(n, m->request);
+        char why[HEALTH_TEXT_LEN] = "its test found no answer";
 
         while (p && !(p->kind == PENDING_TEST && p->node == n && p->relay == m->request))
                 p = p->next;
-        if (!h || (!p && (!m->request || m->request != h->test_relay))) {
+        if (!h || (!p && !rollout && (!m->request || m->request != h->test_relay))) {
                 core_drop(c, DROP_MALFORMED, "node_test_reply");
                 return;
         }
@@ -143,8 +154,10 @@ void node_test_reply(struct controller *c, struct session *s, const Fp8ctl__V1__
                 return;
         }
         keep(h, t);
-        judge(c, n, t);
+        judge(c, n, t, why, sizeof(why));
         record_put_node(c, n);
+        if (rollout)
+                rollout_tested(c, n, t->passed, why);
         if (p) {
                 request_answer(c, p->request, &t->base);
                 pending_remove(c, p);

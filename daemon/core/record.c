@@ -13,7 +13,7 @@
 
 #define STR(s) ((s) ? (char *)(s) : (char *)"")
 
-static void put_message(struct controller *c, const char *key, const ProtobufCMessage *m) {
+void record_put_message(struct controller *c, const char *key, const ProtobufCMessage *m) {
         size_t len = protobuf_c_message_get_packed_size(m);
         _cleanup_free_ uint8_t *buf = malloc(len ? len : 1);
 
@@ -187,7 +187,7 @@ void record_put_job(struct controller *c, struct job *j) {
         rec.holders = holders;
         rec.n_holders = j->holders ? (size_t)j->world : 0;
         snprintf(key, sizeof(key), "job/%" PRIu64, j->id);
-        put_message(c, key, &rec.base);
+        record_put_message(c, key, &rec.base);
         job_message_free(&m);
         j->dirty = false;
 }
@@ -374,7 +374,7 @@ void record_put_node(struct controller *c, const struct node *n) {
         rec.lease_number = n->lease_number;
         rec.lease_until_unix_ms = n->last_seen_ms + c->config.lease_ttl_ms;
         snprintf(key, sizeof(key), "node/%s", n->name);
-        put_message(c, key, &rec.base);
+        record_put_message(c, key, &rec.base);
 }
 
 static int load_node(struct controller *c, const void *value, size_t len, struct error *e) {
@@ -428,7 +428,7 @@ void record_put_cluster(struct controller *c) {
         rec.next_job_id = c->next_job;
         rec.next_event_id = c->next_event;
         rec.next_lease_number = c->next_lease;
-        put_message(c, "cluster", &rec.base);
+        record_put_message(c, "cluster", &rec.base);
         c->cluster_dirty = false;
 }
 
@@ -471,6 +471,7 @@ int record_load(struct controller *c, const char *key, const void *value, size_t
                 int (*load)(struct controller *c, const void *value, size_t len, struct error *e);
         } kinds[] = {
                 { "job/", load_job }, { "node/", load_node }, { "event/", load_event }, { "cluster", load_cluster },
+                { "rollout/", rollout_load }, { "rollout-node/", rollout_load_node },
                 /* The job's own record says the same; these are there for the compare. */
                 { "epoch/", NULL }, { "commit/", NULL }, { "request/", NULL },
         };
@@ -481,7 +482,7 @@ int record_load(struct controller *c, const char *key, const void *value, size_t
 
                         return r < 0 ? error_prefix(e, "%s", key) : 0;
                 }
-        return error_set(e, -EBADMSG, "store: found key '%s', expected cluster, job/, node/, event/, epoch/, commit/ or request/", key);
+        return error_set(e, -EBADMSG, "store: found key '%s', expected cluster, job/, node/, event/, epoch/, commit/, request/, rollout/ or rollout-node/", key);
 }
 
 static void epoch_key(const struct job *j, char *buf, size_t size) {
@@ -520,7 +521,7 @@ void record_put_commit(struct controller *c, const struct job *j, const struct c
 
         checkpoint_record_fill(j, k, &m, &r);
         commit_key(j, k, key, sizeof(key));
-        put_message(c, key, &r.base);
+        record_put_message(c, key, &r.base);
 }
 
 void record_delete_commit(struct controller *c, const struct job *j, const struct checkpoint *k) {

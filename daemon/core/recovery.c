@@ -269,6 +269,8 @@ void recovery_rank_lost(struct controller *c, struct job *j, uint32_t i, const c
                 return;
         snprintf(cause, sizeof(cause), "rank %u (incarnation %" PRIu64 ") on %.100s %.200s", i, r->incarnation, r->node->name, why);
         r->deaths += counts;
+        if (counts)
+                rollout_failure(c, r->node, cause);
         recovery_mark_lost(c, j, i, why, how);
         recovery_act(c, j, cause, why, how != LOST_DYING, counts, r->incarnation);
 }

@@ -378,6 +378,10 @@ void request_handle(struct controller *c, uint64_t request, enum request_kind ki
                 [REQ_TEST_PAIRS] = { &fp8ctl__v1__test_pairs_request__descriptor, node_pairs_request },
                 [REQ_TEST_NODE] = { &fp8ctl__v1__test_node_request__descriptor, node_test_request },
                 [REQ_DIAGNOSE_JOB] = { &fp8ctl__v1__diagnose_job_request__descriptor, diagnose_request },
+                [REQ_START_ROLLOUT] = { &fp8ctl__v1__start_rollout_request__descriptor, rollout_request_start },
+                [REQ_LIST_ROLLOUTS] = { &fp8ctl__v1__list_rollouts_request__descriptor, rollout_request_list },
+                [REQ_GET_ROLLOUT] = { &fp8ctl__v1__get_rollout_request__descriptor, rollout_request_get },
+                [REQ_SET_ROLLOUT] = { &fp8ctl__v1__set_rollout_request__descriptor, rollout_request_set },
                 [REQ_REMOVE_CHECKPOINT] = { &fp8ctl__v1__remove_checkpoint_request__descriptor, checkpoint_request_remove },
         };
 

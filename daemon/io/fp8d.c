@@ -286,6 +286,10 @@ static const struct {
         { "DiagnoseJob", REQ_DIAGNOSE_JOB, &fp8ctl__v1__diagnose_job_request__descriptor },
         { "TestNode", REQ_TEST_NODE, &fp8ctl__v1__test_node_request__descriptor },
         { "TestPairs", REQ_TEST_PAIRS, &fp8ctl__v1__test_pairs_request__descriptor },
+        { "StartRollout", REQ_START_ROLLOUT, &fp8ctl__v1__start_rollout_request__descriptor },
+        { "ListRollouts", REQ_LIST_ROLLOUTS, &fp8ctl__v1__list_rollouts_request__descriptor },
+        { "GetRollout", REQ_GET_ROLLOUT, &fp8ctl__v1__get_rollout_request__descriptor },
+        { "SetRollout", REQ_SET_ROLLOUT, &fp8ctl__v1__set_rollout_request__descriptor },
 };
 #define N_REQUESTS ARRAY_SIZE(requests)
 
@@ -337,6 +341,10 @@ REQUEST(13)
 REQUEST(14)
 REQUEST(15)
 REQUEST(16)
+REQUEST(17)
+REQUEST(18)
+REQUEST(19)
+REQUEST(20)
 
 static void on_request_gone(void *arg, struct rpc_call *call) {
         struct fp8d *d = arg;
@@ -416,6 +424,10 @@ static const struct rpc_method methods[] = {
         UNARY("DiagnoseJob", 14),
         UNARY("TestNode", 15),
         UNARY("TestPairs", 16),
+        UNARY("StartRollout", 17),
+        UNARY("ListRollouts", 18),
+        UNARY("GetRollout", 19),
+        UNARY("SetRollout", 20),
         { .path = "/fp8ctl.v1.WorkerService/Attach", .stream = true, .on_opened = on_worker_opened, .on_message = on_worker_message, .on_closed = on_worker_closed },
 };
 _Static_assert(ARRAY_SIZE(methods) == N_REQUESTS + 1, "a method for each request, and the workers' stream");

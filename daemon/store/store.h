@@ -4,7 +4,8 @@
  * What the controller must not forget: keys and values under transactions with a compare.  SQLite (WAL, synchronous=FULL) first; etcd's Txn has the same form.
  *
  * Keys: "cluster" ClusterRecord; "job/<id>" JobRecord; "epoch/<job>" the live epoch, decimal text; "node/<name>" NodeRecord;
- *       "commit/<job>/<step, 20 digits>" CheckpointRecord; "event/<id, 20 digits>" EventRecord; "request/<request id>" job id, decimal text.
+ *       "commit/<job>/<step, 20 digits>" CheckpointRecord; "event/<id, 20 digits>" EventRecord; "request/<request id>" job id, decimal text;
+ *       "rollout/<id, 20 digits>" RolloutRecord; "rollout-node/<rollout>/<name>" RolloutNodeRecord.
  * All calls block; the controller's I/O layer runs them in a thread of their own.
  */
 #include <stddef.h>

@@ -186,7 +186,7 @@ static void attach(struct world *w, uint64_t session, const char *name, bool wit
         Fp8ctl__V1__NodeDevice d[2] = { FP8CTL__V1__NODE_DEVICE__INIT, FP8CTL__V1__NODE_DEVICE__INIT }, *ds[2] = { &d[0], &d[1] };
         Fp8ctl__V1__Node n = FP8CTL__V1__NODE__INIT;
         Fp8ctl__V1__WorkerHello h = FP8CTL__V1__WORKER_HELLO__INIT;
-        char *features[] = { (char *)"standby", (char *)"save-memory" };
+        char *features[3] = { (char *)"standby" };
         Fp8ctl__V1__WorkerLeaving leaving = FP8CTL__V1__WORKER_LEAVING__INIT;
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
 
@@ -202,7 +202,11 @@ static void attach(struct world *w, uint64_t session, const char *name, bool wit
         n.n_devices = 2;
         h.protocol_min = h.protocol_max = 1;
         h.features = features;
-        h.n_features = 1 + w->saves_memory;
+        h.n_features = 1;
+        if (w->saves_memory)
+                features[h.n_features++] = (char *)"save-memory";
+        if (w->rollout_hook)
+                features[h.n_features++] = (char *)"rollout-hook";
         leaving.grace_ms = w->leaving_ms;
         leaving.reason = (char *)"SIGTERM";
         h.leaving = w->leaving_ms ? &leaving : NULL;

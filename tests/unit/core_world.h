@@ -71,6 +71,7 @@ struct world {
         uint64_t disks;                         /* ... on its node's disk */
         uint64_t held;                          /* bit s: each node has step s of epoch 1 of the other nodes' ranks */
         bool saves_memory, lose_memory;         /* workers can save replica memory; are asked in vain */
+        bool rollout_hook;                      /* workers have a program that changes their node */
         const char *save_error;                 /* what they say instead */
         uint32_t leaving_ms;                    /* of the grace of those that say hello; 0: they do not leave */
         int local_every;                        /* of world_submit */
