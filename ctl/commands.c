@@ -45,6 +45,7 @@ const struct command commands[] = {
         { "node test", "NODE...", 1, -1, FORMATS_PLAIN, node_test_opts, node_test_run, "test a node's arithmetic, memory, copies, disk and clock; or the network between nodes",
           "Its ranks compute beside the test, so it should have none: drain it first. A part that fails keeps the node from ranks until `node uncordon`.\n"
           "--pairwise: two or more nodes measure what is between them, in rounds of pairs; what is slow with most others is a bad node, else a bad link.\n"
+          "--all-reduce: sums as ranks make them, every bit compared; who makes wrong ones with most others gets no ranks until `node uncordon`.\n"
           "Exit code 0: passed; 1: not.", false },
         { "node cordon", "NODE", 1, 1, FORMATS_USUAL, node_cordon_opts, node_cordon_run, "give a node no new ranks", NULL, false },
         { "node drain", "NODE", 1, 1, FORMATS_USUAL, node_drain_opts, node_drain_run, "give a node no new ranks, and move those it has to other nodes",

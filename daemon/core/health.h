@@ -107,3 +107,4 @@ int health_load(struct node *n, const Fp8ctl__V1__NodeRecord *m);
 
 /* node_test.c */
 void node_test_begin(struct controller *c, struct node *n); /* before it takes ranks */
+void node_test_pairs(struct controller *c, struct node *n, const Fp8ctl__V1__NodeTest *m); /* what was measured with other nodes: kept, and acted on if it is that grave */

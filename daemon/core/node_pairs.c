@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Pairs of nodes measure what is between them, round after round: in each a node has one partner, so that no figure is another's fault.  Of a pair one is told to listen; when it has said where, the other is sent there,
- * and answers with the figures.  Who does not answer within the round's time is a figure too: it was not to be had.  Nothing is done with what is found but told: networks are judged by their checks.
+ * and answers with the figures.  Who does not answer within the round's time is a figure too: it was not to be had.  What is slow is told and no more: networks are judged by their checks.  Wrong sums are arithmetic or memory
+ * that cannot be trusted, so a node that is in most of its wrong pairs is evicted as by its own test.
  */
 #include "daemon/core/node_pairs.h"
 
@@ -15,12 +16,14 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/text.h"
+#include "daemon/core/health.h"
 #include "daemon/core/pair_plan.h"
 #include "daemon/core/request_private.h"
 
-enum { PAIR_NODES_MAX = 1024, PAIR_NAMES_TOLD = 8 };
+enum { PAIR_NODES_MAX = 1024, PAIR_NAMES_TOLD = 8, PAIR_WRONG_TOLD = 3 };
 
 #define ROUND_MS 8000u
+#define SUMS_MS 25000u /* devices and their libraries take seconds to begin */
 #define TRANSFER_BYTES (UINT64_C(32) << 20)
 #define MEASURE_MS 300u
 
@@ -28,8 +31,8 @@ struct measured {
         uint64_t relay; /* 0: it is over */
         uint32_t round;
         double latency_us;
-        bool rdma, connecting;
-        char error[200];
+        bool rdma, connecting, wrong;
+        char by[32], error[200];
 };
 
 struct pairs {
@@ -39,9 +42,10 @@ struct pairs {
         struct measured *of;  /* each figure's */
         size_t n_figures, waiting;
         uint8_t key[32];
+        bool all_reduce;
         uint64_t began;
         Fp8ctl__V1__PairFigure *messages, **list;
-        char **names;
+        char **names, **wrong_names;
 };
 
 struct pairs *node_pairs_free(struct pairs *k) {
@@ -52,6 +56,7 @@ struct pairs *node_pairs_free(struct pairs *k) {
                 free(k->messages);
                 free(k->list);
                 free(k->names);
+                free(k->wrong_names);
         }
         free(k);
         return NULL;
@@ -69,7 +74,8 @@ static int make(struct pairs *k) {
         k->messages = calloc(most, sizeof(*k->messages));
         k->list = calloc(most, sizeof(*k->list));
         k->names = calloc((size_t)k->n + 1, sizeof(*k->names));
-        return k->figures && k->of && k->messages && k->list && k->names ? 0 : -ENOMEM;
+        k->wrong_names = calloc((size_t)k->n + 1, sizeof(*k->wrong_names));
+        return k->figures && k->of && k->messages && k->list && k->names && k->wrong_names ? 0 : -ENOMEM;
 }
 
 /* ------------------------------------------------------------------ asking */
@@ -83,6 +89,7 @@ static void ask(struct controller *c, const struct pairs *k, size_t i, const str
         q.endpoint = (char *)endpoint;
         q.bytes = TRANSFER_BYTES;
         q.ms = MEASURE_MS;
+        q.all_reduce = k->all_reduce;
         m.body_case = FP8CTL__V1__CONTROLLER_MESSAGE__BODY_NODE_PAIR_REQUEST;
         m.node_pair_request = &q;
         node_send(c, n, &m);
@@ -98,6 +105,10 @@ static void over(struct pairs *k, size_t i, const char *error) {
                 k->figures[i].gbs = NAN;
 }
 
+static uint32_t round_ms(const struct pairs *k) {
+        return k->all_reduce ? SUMS_MS : ROUND_MS;
+}
+
 static void begin_round(struct controller *c, struct pending *p) {
         struct pairs *k = p->pairs;
         int pairs = pair_round(k->n, k->round, k->figures + k->n_figures);
@@ -108,7 +119,7 @@ static void begin_round(struct controller *c, struct pending *p) {
         }
         k->n_figures += (size_t)pairs;
         k->round++;
-        p->deadline = core_now(c) + ROUND_MS * NSEC_PER_MSEC;
+        p->deadline = core_now(c) + round_ms(k) * NSEC_PER_MSEC;
         for (size_t i = k->n_figures - (size_t)pairs; i < k->n_figures; i++) {
                 const struct node *a = k->nodes[k->figures[i].a], *b = k->nodes[k->figures[i].b];
 
@@ -122,8 +133,15 @@ static void begin_round(struct controller *c, struct pending *p) {
 /* ------------------------------------------------------------------ telling */
 static void tell(struct controller *c, const struct pairs *k, const Fp8ctl__V1__PairTest *t) {
         char text[TEXT_MAX_LEN] = "";
-        size_t len = 0;
+        size_t len = 0, wrong = 0;
 
+        for (size_t i = 0; i < t->n_pairs; i++)
+                if (t->pairs[i]->wrong && wrong++ < PAIR_WRONG_TOLD)
+                        len += (size_t)snprintf(text + len, sizeof(text) - len, "%s%.32s and %.32s", wrong > 1 ? "; " : "", t->pairs[i]->a, t->pairs[i]->b);
+        if (wrong) {
+                event_add(c, &(struct event_of){ .rank = -1, .severity = "error", .ms = t->ms }, "node_pairs", "%d nodes in pairs, %" PRIu32 " rounds: wrong sums between %s%s", k->n, t->rounds, text, wrong > PAIR_WRONG_TOLD ? "; ..." : "");
+                return;
+        }
         for (size_t i = 0; i < t->n_slow_nodes && i < PAIR_NAMES_TOLD; i++)
                 len += (size_t)snprintf(text + len, sizeof(text) - len, "%s%.32s", i ? ", " : "", t->slow_nodes[i]);
         if (t->n_slow_nodes)
@@ -147,7 +165,57 @@ static void fill(const struct pairs *k, size_t i) {
         m->rdma = k->of[i].rdma;
         m->slow = f->slow;
         m->error = (char *)k->of[i].error;
+        m->wrong = k->of[i].wrong;
+        m->by = (char *)k->of[i].by;
         k->list[i] = m;
+}
+
+/* Whose sums are wrong with most of the others. */
+static void name_wrong(const struct pairs *k, Fp8ctl__V1__PairTest *t, bool *bad) {
+        _cleanup_free_ struct pair_figure *f = malloc((k->n_figures + 1) * sizeof(*f));
+
+        for (size_t i = 0; f && i < k->n_figures; i++) {
+                f[i] = k->figures[i];
+                f[i].slow = k->of[i].wrong;
+        }
+        if (!f || !pair_name(f, k->n_figures, k->n, bad))
+                return;
+        for (int i = 0; i < k->n; i++)
+                if (bad[i])
+                        k->wrong_names[t->n_wrong_nodes++] = k->nodes[i]->name;
+}
+
+/* In the node's own history: a part for each partner. */
+static void keep(struct controller *c, const struct pairs *k, const Fp8ctl__V1__PairTest *t, int node, bool evict) {
+        Fp8ctl__V1__NodeTest m = FP8CTL__V1__NODE_TEST__INIT;
+        _cleanup_free_ Fp8ctl__V1__NodeTestPart *parts = calloc(HEALTH_TEST_PARTS_MAX, sizeof(*parts)), **list = calloc(HEALTH_TEST_PARTS_MAX, sizeof(*list));
+        _cleanup_free_ char *texts = malloc(HEALTH_TEST_PARTS_MAX * HEALTH_TEXT_LEN);
+
+        if (!parts || !list || !texts)
+                return;
+        m.ms = t->ms;
+        for (size_t i = 0; i < k->n_figures && m.n_parts < HEALTH_TEST_PARTS_MAX; i++) {
+                const struct pair_figure *f = &k->figures[i];
+                const struct measured *o = &k->of[i];
+                Fp8ctl__V1__NodeTestPart *p = &parts[m.n_parts];
+                char *text = texts + m.n_parts * HEALTH_TEXT_LEN;
+
+                if (f->a != node && f->b != node)
+                        continue;
+                fp8ctl__v1__node_test_part__init(p);
+                snprintf(text, HEALTH_TEXT_LEN, "with %.48s%s%s%s%.140s", k->nodes[f->a == node ? f->b : f->a]->name, o->by[0] ? " by " : "", o->by, o->error[0] ? ": " : "", o->error);
+                p->name = (char *)(k->all_reduce ? "all-reduce" : o->rdma ? "transfer-rdma" : "transfer-tcp");
+                p->device = -1;
+                p->verdict = (char *)(o->wrong && evict ? "evict" : f->slow ? "warn" : "ok");
+                p->value = f->gbs;
+                p->unit = (char *)"GB/s";
+                p->text = text;
+                list[m.n_parts++] = p;
+                if (o->wrong)
+                        m.error = (char *)"wrong sums with another node";
+        }
+        m.parts = list;
+        node_test_pairs(c, k->nodes[node], &m);
 }
 
 static void answer(struct controller *c, struct pending *p) {
@@ -168,6 +236,9 @@ static void answer(struct controller *c, struct pending *p) {
         for (int i = 0; i < k->n; i++)
                 if (bad[i])
                         k->names[t.n_slow_nodes++] = k->nodes[i]->name;
+        name_wrong(k, &t, bad);
+        t.all_reduce = k->all_reduce;
+        t.wrong_nodes = k->wrong_names;
         t.unix_ms = c->io.wall_ms(c->io.arg);
         t.ms = (double)(core_now(c) - k->began) / 1e6;
         t.rounds = (uint32_t)k->rounds;
@@ -175,6 +246,8 @@ static void answer(struct controller *c, struct pending *p) {
         t.n_pairs = k->n_figures;
         t.slow_nodes = k->names;
         tell(c, k, &t);
+        for (int i = 0; i < k->n; i++)
+                keep(c, k, &t, i, bad[i]);
         request_answer(c, p->request, &t.base);
         pending_remove(c, p);
 }
@@ -249,13 +322,14 @@ void node_pairs_request(struct controller *c, uint64_t request, const ProtobufCM
         if (choose(c, request, q, k) < 0)
                 return;
         k->rounds = pair_rounds(k->n, q->all);
+        k->all_reduce = q->all_reduce;
         k->began = core_now(c);
         c->io.random(c->io.arg, k->key, sizeof(k->key));
         if (make(k) < 0) {
                 request_refuse(c, request, ST_EXHAUSTED, "no memory");
                 return;
         }
-        p = pending_add(c, PENDING_PAIRS, request, ROUND_MS, who);
+        p = pending_add(c, PENDING_PAIRS, request, round_ms(k), who);
         if (!p)
                 return;
         p->pairs = STEAL_PTR(k);
@@ -280,6 +354,7 @@ void node_pair_reply(struct controller *c, struct session *s, const Fp8ctl__V1__
                 return;
         }
         if (m->error && m->error[0]) {
+                k->of[i].wrong = k->all_reduce && m->wrong;
                 over(k, i, m->error);
         } else if (!k->of[i].connecting) {
                 k->of[i].connecting = true;
@@ -289,7 +364,8 @@ void node_pair_reply(struct controller *c, struct session *s, const Fp8ctl__V1__
                 k->figures[i].gbs = isfinite(m->gbs) && m->gbs > 0 ? m->gbs : NAN;
                 k->of[i].latency_us = isfinite(m->latency_us) && m->latency_us >= 0 ? m->latency_us : 0;
                 k->of[i].rdma = m->rdma;
-                over(k, i, NULL);
+                core_text(k->of[i].by, sizeof(k->of[i].by), m->by);
+                over(k, i, k->all_reduce && !k->of[i].by[0] ? "its worker is too old for this test" : NULL);
         }
         go_on(c, p);
 }

@@ -102,8 +102,8 @@ static void keep(struct node_health *h, Fp8ctl__V1__NodeTest *t) {
         h->tests[h->n_tests++] = t;
 }
 
-/* why: of a test that was not passed. */
-static void judge(struct controller *c, struct node *n, const Fp8ctl__V1__NodeTest *t, char *why, size_t size) {
+/* Keeps it from ranks when a part says so: why. */
+static bool fail(struct controller *c, struct node *n, const Fp8ctl__V1__NodeTest *t, char *why, size_t size) {
         const Fp8ctl__V1__NodeTestPart *worst = NULL;
         int verdict = HEALTH_OK;
 
@@ -115,12 +115,18 @@ static void judge(struct controller *c, struct node *n, const Fp8ctl__V1__NodeTe
                         worst = t->parts[i];
                 }
         }
-        if (verdict >= HEALTH_DRAIN) {
-                snprintf(why, size, "test %.40s%s: %.160s", worst->name, worst->device >= 0 ? " of a device" : "", worst->text);
-                event_add(c, &(struct event_of){ .node = n, .rank = -1, .severity = "error", .ms = t->ms }, "node_test_failed", "%s: %s", n->name, why);
-                health_take(c, n, (enum health_verdict)verdict, HOLD_ADMIN, why);
+        if (verdict < HEALTH_DRAIN)
+                return false;
+        snprintf(why, size, "test %.40s%s: %.160s", worst->name, worst->device >= 0 ? " of a device" : "", worst->text);
+        event_add(c, &(struct event_of){ .node = n, .rank = -1, .severity = "error", .ms = t->ms }, "node_test_failed", "%s: %s", n->name, why);
+        health_take(c, n, (enum health_verdict)verdict, HOLD_ADMIN, why);
+        return true;
+}
+
+/* why: of a test that was not passed. */
+static void judge(struct controller *c, struct node *n, const Fp8ctl__V1__NodeTest *t, char *why, size_t size) {
+        if (fail(c, n, t, why, size))
                 return;
-        }
         if (!t->passed) {
                 snprintf(why, size, "it could not be tested: %.200s", t->error);
                 event_add(c, &(struct event_of){ .node = n, .rank = -1, .severity = "warning", .ms = t->ms }, "node_test_failed", "%s could not be tested: %s", n->name, t->error);
@@ -130,6 +136,18 @@ static void judge(struct controller *c, struct node *n, const Fp8ctl__V1__NodeTe
         if (n->health->untested)
                 c->schedule_wanted = true;
         n->health->untested = false;
+}
+
+void node_test_pairs(struct controller *c, struct node *n, const Fp8ctl__V1__NodeTest *m) {
+        struct node_health *h = health_get(n);
+        Fp8ctl__V1__NodeTest *t = h ? take(c, m) : NULL;
+        char why[HEALTH_TEXT_LEN];
+
+        if (!t)
+                return;
+        keep(h, t);
+        (void)fail(c, n, t, why, sizeof(why));
+        record_put_node(c, n);
 }
 
 void node_test_reply(struct controller *c, struct session *s, const Fp8ctl__V1__NodeTestReply *m) {

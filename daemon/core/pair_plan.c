@@ -57,10 +57,13 @@ static double larger(double a, double b) {
 }
 
 /* The worst first, and then without its pairs: what a bad node spoils is no word against its partners. */
-static void name_nodes(const struct pair_figure *f, size_t n_figures, int n, int *slow, int *all, bool *ret_bad) {
+bool pair_name(const struct pair_figure *f, size_t n_figures, int n, bool *ret_bad) {
+        _cleanup_free_ int *slow = calloc((size_t)n + 1, sizeof(*slow)), *all = calloc((size_t)n + 1, sizeof(*all));
         int worst = 0;
 
         memset(ret_bad, 0, (size_t)n * sizeof(*ret_bad));
+        if (!slow || !all)
+                return false;
         while (worst >= 0) {
                 memset(slow, 0, (size_t)n * sizeof(*slow));
                 memset(all, 0, (size_t)n * sizeof(*all));
@@ -79,15 +82,15 @@ static void name_nodes(const struct pair_figure *f, size_t n_figures, int n, int
                 if (worst >= 0)
                         ret_bad[worst] = true;
         }
+        return true;
 }
 
 double pair_judge(struct pair_figure *f, size_t n_figures, int n, bool *ret_bad) {
         _cleanup_free_ double *best = calloc((size_t)n + 1, sizeof(*best)), *v = calloc((size_t)n + 1, sizeof(*v));
-        _cleanup_free_ int *slow = calloc((size_t)n + 1, sizeof(*slow)), *all = calloc((size_t)n + 1, sizeof(*all));
         double usual, sigma;
         size_t k = 0;
 
-        if (!best || !v || !slow || !all)
+        if (!best || !v)
                 return 0;
         for (size_t i = 0; i < n_figures; i++) {
                 if (isnan(f[i].gbs))
@@ -105,6 +108,5 @@ double pair_judge(struct pair_figure *f, size_t n_figures, int n, bool *ret_bad)
         sigma = sigma < SIGMA_MAX * usual ? sigma : SIGMA_MAX * usual;
         for (size_t i = 0; i < n_figures; i++)
                 f[i].slow = isnan(f[i].gbs) || f[i].gbs < usual - SIGMAS * sigma;
-        name_nodes(f, n_figures, n, slow, all, ret_bad);
-        return usual;
+        return pair_name(f, n_figures, n, ret_bad) ? usual : 0;
 }

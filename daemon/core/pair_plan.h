@@ -21,3 +21,5 @@ int pair_round(int n, int round, struct pair_figure *ret);
  * Returns what is usual, 0: nothing was measured.
  */
 double pair_judge(struct pair_figure *f, size_t n_figures, int n, bool *ret_bad);
+/* The last of these rules by itself, for figures that are `slow` (or wrong) already. False: no memory, and nobody is named. */
+bool pair_name(const struct pair_figure *f, size_t n_figures, int n, bool *ret_bad);

@@ -150,6 +150,27 @@ def canary(c):
     print("ok  canaries", flush=True)
 
 
+def sums(c, bad):
+    """Pairs of nodes sum as ranks do; the one with a wrong number in both of its pairs is evicted, the other pair's figure is good."""
+    names = ["node-0", "node-1", "node-2"]
+    c.ctl("node", "uncordon", bad)
+    p = c.ctl("node", "test", "--pairwise", "--all-reduce", *names, "-o", "json", check=False)
+    t = json.loads(p.stdout)
+    check("sums: exit code, wrong nodes", (p.returncode, t["wrong_nodes"]), (1, [bad]))
+    for f in t["pairs"]:
+        hit = bad in (f["a"], f["b"])
+        if f["wrong"] != hit or (hit and "wrong sums" not in f["error"]) or (not hit and not (f["gbs"] > 0 and f["latency_us"] > 0 and f["by"] == "sockets")):
+            raise Failure(f"sums: found {f}")
+    n = c.node(bad)
+    check("health after wrong sums", n["health"], "evict")
+    if "test all-reduce: with node-" not in n["health_reason"] or "wrong sums" not in n["health_reason"]:
+        raise Failure(f"its reason: found {n['health_reason']!r}")
+    other = c.node(({*names} - {bad}).pop())
+    check("the others", (other["health"], [p["name"] for p in other["tests"][-1]["parts"]]), ("ok", ["all-reduce"] * 2))
+    f = next(f for f in t["pairs"] if not f["wrong"])
+    print(f"ok  sums between pairs of nodes: {f['gbs']:.2f} GB/s, {f['latency_us']:.0f} us; wrong ones name {bad}; {t['ms'] / 1e3:.1f} s", flush=True)
+
+
 def main():
     with Nodes(sys.argv[1], nodes=3, devices=2, controller=["--health-settle", "300ms", "--health-window", "1s"]) as c:
         os.chmod(c.home, 0o755)  # site checks run as nobody
@@ -211,6 +232,7 @@ def main():
         check("health after wrong arithmetic", n["health"], "evict")
         if "digest 86fa636ae3063666b699703d58895dfd, expected 0" not in n["health_reason"]:
             raise Failure(f"its reason: found {n['health_reason']!r}")
+        sums(c, gone)
         canary(c)
 
 

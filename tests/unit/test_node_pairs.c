@@ -265,4 +265,118 @@ TEST(what_is_asked_or_said_wrongly_does_no_harm) {
         world_stop(&w);
 }
 
+/* ------------------------------------------------------------------ sums */
+/* As answer(), for sums: those of `bad`, and those between x and y, are wrong. by: what made them. */
+static void add_up(struct world *w, size_t from, uint64_t bad, uint64_t x, uint64_t y, const char *by) {
+        for (size_t i = from; i < w->n_sent; i++) {
+                const Fp8ctl__V1__NodePairRequest *q = w->sent[i].m->body_case == TOLD(NODE_PAIR_REQUEST) ? w->sent[i].m->node_pair_request : NULL;
+                Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+                Fp8ctl__V1__NodePairReply r = FP8CTL__V1__NODE_PAIR_REPLY__INIT;
+                uint64_t here, there = 0;
+                char where[64];
+
+                if (!q)
+                        continue;
+                CU_ASSERT_TRUE(q->all_reduce);
+                here = w->sent[i].session;
+                snprintf(where, sizeof(where), "tcp:node%d:1", (int)here);
+                r.request = q->request;
+                r.endpoint = where;
+                if (q->endpoint[0]) {
+                        there = (uint64_t)(q->endpoint[8] - '0');
+                        r.endpoint = (char *)"";
+                        r.wrong = (bad && (here == bad || there == bad)) || (here + there == x + y && (here == x || here == y));
+                        r.gbs = 10;
+                        r.latency_us = 20;
+                        r.by = (char *)by;
+                        r.error = (char *)(r.wrong ? "wrong sums (1 and 1 numbers)" : "");
+                }
+                m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_NODE_PAIR_REPLY;
+                m.node_pair_reply = &r;
+                controller_worker_message(w->c, here, &m);
+        }
+}
+
+static Fp8ctl__V1__PairTest *sums(struct world *w, uint64_t bad, uint64_t x, uint64_t y, const char *by) {
+        Fp8ctl__V1__TestPairsRequest q = FP8CTL__V1__TEST_PAIRS_REQUEST__INIT;
+        size_t at = w->n_sent;
+
+        q.names = names;
+        q.n_names = 4;
+        q.all_reduce = true;
+        w->replies = 0;
+        controller_request(w->c, 7, REQ_TEST_PAIRS, &q.base, &world_admin);
+        add_up(w, at, bad, x, y, by);
+        return result(w);
+}
+
+static void newest_test(struct world *w, const char *name, bool passed, size_t evicting) {
+        Fp8ctl__V1__Node *n = world_node(w, name);
+        const Fp8ctl__V1__NodeTest *t;
+        size_t k = 0;
+
+        CU_ASSERT_PTR_NOT_NULL_FATAL(n);
+        CU_ASSERT_FATAL(n->n_tests > 0);
+        t = n->tests[n->n_tests - 1];
+        CU_ASSERT_EQUAL(t->passed, passed);
+        CU_ASSERT_EQUAL(t->n_parts, 3);
+        for (size_t i = 0; i < t->n_parts; i++) {
+                CU_ASSERT_STRING_EQUAL(t->parts[i]->name, "all-reduce");
+                k += strcmp(t->parts[i]->verdict, "evict") == 0;
+        }
+        CU_ASSERT_EQUAL(k, evicting);
+        CU_ASSERT_STRING_EQUAL(n->health, evicting ? "evict" : "ok");
+        fp8ctl__v1__node__free_unpacked(n, NULL);
+}
+
+TEST(a_node_whose_sums_are_wrong_with_all_others_is_evicted) {
+        struct world w;
+        Fp8ctl__V1__PairTest *t;
+        char buf[300];
+
+        four_nodes(&w);
+        t = sums(&w, 3, 0, 0, "sockets");
+        CU_ASSERT_TRUE(t->all_reduce);
+        CU_ASSERT_EQUAL_FATAL(t->n_wrong_nodes, 1);
+        CU_ASSERT_STRING_EQUAL(t->wrong_nodes[0], "c");
+        for (size_t i = 0; i < t->n_pairs; i++) {
+                bool wrong = strcmp(t->pairs[i]->a, "c") == 0 || strcmp(t->pairs[i]->b, "c") == 0;
+
+                CU_ASSERT_EQUAL(t->pairs[i]->wrong, wrong);
+                CU_ASSERT_STRING_EQUAL(t->pairs[i]->by, wrong ? "" : "sockets");
+        }
+        fp8ctl__v1__pair_test__free_unpacked(t, NULL);
+        CU_ASSERT_PTR_NOT_NULL(strstr(world_event(&w, "node_test_failed", buf, sizeof(buf)), "c: test all-reduce: with "));
+        CU_ASSERT_PTR_NOT_NULL(strstr(world_event(&w, "node_pairs", buf, sizeof(buf)), "wrong sums between "));
+        newest_test(&w, "c", false, 3);
+        newest_test(&w, "a", false, 0);
+        world_stop(&w);
+}
+
+TEST(a_pair_whose_sums_are_wrong_is_named_and_nobody_evicted) {
+        struct world w;
+        Fp8ctl__V1__PairTest *t;
+        char buf[300];
+
+        four_nodes(&w);
+        t = sums(&w, 0, 1, 4, "sockets");
+        CU_ASSERT_EQUAL(t->n_wrong_nodes, 0);
+        CU_ASSERT_EQUAL(t->slow_links, 1);
+        fp8ctl__v1__pair_test__free_unpacked(t, NULL);
+        CU_ASSERT_PTR_NOT_NULL(strstr(world_event(&w, "node_pairs", buf, sizeof(buf)), "wrong sums between a and d"));
+        newest_test(&w, "a", false, 0);
+        newest_test(&w, "b", true, 0);
+        newest_test(&w, "d", false, 0);
+        t = sums(&w, 0, 0, 0, "nccl2.28.3");
+        CU_ASSERT_EQUAL(t->slow_links, 0);
+        CU_ASSERT_STRING_EQUAL(t->pairs[0]->by, "nccl2.28.3");
+        fp8ctl__v1__pair_test__free_unpacked(t, NULL);
+        newest_test(&w, "a", true, 0);
+        t = sums(&w, 0, 0, 0, ""); /* an older worker measures something else */
+        CU_ASSERT(isnan(t->pairs[0]->gbs));
+        CU_ASSERT_STRING_EQUAL(t->pairs[0]->error, "its worker is too old for this test");
+        fp8ctl__v1__pair_test__free_unpacked(t, NULL);
+        world_stop(&w);
+}
+
 TEST_MAIN("node_pairs")

@@ -17,6 +17,7 @@ struct agent_config {
         uint64_t local_space;        /* bytes of it for each device */
         uint32_t grace_ms;           /* of the last save after SIGTERM */
         const char *test_binary;     /* fp8-nodetest */
+        const char *rank_binary;     /* fp8-rank, for its --reduce-test */
         uint32_t canary_ms;          /* how often an idle device computes a known answer; 0: never */
         const char *health_root;     /* see struct health_config, and the next two */
         const char *health_checks;

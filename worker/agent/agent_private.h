@@ -172,6 +172,8 @@ char *node_test_wrong(const struct agent *a); /* not NULL: a test wants it to fa
 
 /* pair_test.c: one end of a pair of nodes that measure what is between them */
 void pair_test_start(struct agent *a, const Fp8ctl__V1__NodePairRequest *m);
+/* reduce_test.c: the same by sums */
+void reduce_test_start(struct agent *a, const Fp8ctl__V1__NodePairRequest *m);
 
 /* canary.c: products with known digests on devices that nobody uses */
 int canary_open(struct agent *a, struct error *e);

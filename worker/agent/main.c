@@ -110,7 +110,7 @@ static int run(const struct options *o, const char *dir, struct error *e) {
         struct tls_files tls = { .ca = o->ca, .cert = o->cert, .key = o->key };
         struct agent_config agent = { .name = o->name, .dir = dir, .controller = o->controller, .host = o->host, .device_kind = o->device_kind,
                                       .tls = o->ca ? &tls : NULL, .devices = (int)o->devices, .grace_ms = (uint32_t)o->grace_ms, .rack = o->rack,
-                                      .replica_percent = (uint32_t)o->replica_percent, .rdma = o->rdma, .test_binary = test ? test : "fp8-nodetest", .health_root = o->health_root,
+                                      .replica_percent = (uint32_t)o->replica_percent, .rdma = o->rdma, .test_binary = test ? test : "fp8-nodetest", .rank_binary = rank, .health_root = o->health_root,
                                       .health_checks = o->health_checks, .health_interval_ms = (uint32_t)o->health_interval_ms, .canary_ms = (uint32_t)o->canary_ms, .panic_to = o->panic_to };
         struct spawner_config spawner = { .dir = dir, .node = o->name, .host = o->host, .device_kind = o->device_kind, .rank_binary = rank,
                                           .log_level = o->log_level, .rdma = o->rdma, .devices = (int)o->devices };

@@ -219,7 +219,7 @@ void orders_dispatch(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
                 fetch_answer(a, m->fetch_request);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_NODE_PAIR_REQUEST:
-                pair_test_start(a, m->node_pair_request);
+                (m->node_pair_request->all_reduce ? reduce_test_start : pair_test_start)(a, m->node_pair_request);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_NODE_TEST_REQUEST:
                 node_test_start(a, m->node_test_request);

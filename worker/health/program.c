@@ -21,7 +21,7 @@
 #define POLL_MS 20
 #define EXIT_NO_EXEC 127
 
-static pid_t start(const struct program *p, int out, int null) {
+static pid_t start(const struct program *p, int out, int in) {
         static char *const environment[] = { (char *)"PATH=/usr/sbin:/usr/bin:/sbin:/bin", (char *)"LC_ALL=C", NULL };
         sigset_t none;
         const struct sched_param lowest = { 0 };
@@ -36,7 +36,7 @@ static pid_t start(const struct program *p, int out, int null) {
         (void)setpgid(0, 0);
         if (p->background)
                 (void)syscall(SYS_sched_setscheduler, 0, SCHED_IDLE, &lowest);
-        if (dup2(null, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 || dup2(out, STDERR_FILENO) < 0)
+        if (dup2(in, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 || dup2(out, STDERR_FILENO) < 0)
                 _exit(EXIT_NO_EXEC);
         if (other && (syscall(SYS_setgroups, (size_t)0, NULL) < 0 || syscall(SYS_setresgid, NOBODY, NOBODY, NOBODY) < 0 || syscall(SYS_setresuid, NOBODY, NOBODY, NOBODY) < 0))
                 _exit(EXIT_NO_EXEC);
@@ -60,8 +60,12 @@ static int collect(const struct program *p, pid_t pid, int in, uint64_t deadline
                 if (!idle && f.revents) {
                         ssize_t n = full ? read(in, rest, sizeof(rest)) : read(in, out + len, size - 1 - len);
 
-                        if (n > 0 && !full)
+                        if (n > 0 && !full) {
                                 len += (size_t)n;
+                                out[len] = 0;
+                                if (p->said)
+                                        p->said(p->arg, out);
+                        }
                         more = n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
                 }
                 if (ended && idle)
@@ -82,20 +86,34 @@ static int collect(const struct program *p, pid_t pid, int in, uint64_t deadline
         return 0;
 }
 
+/* What it can read on its standard input. */
+static int input(const struct program *p) {
+        _cleanup_close_ int write_end = -1, read_end = -1;
+        int pipes[2];
+
+        if (!p->input)
+                return open("/dev/null", O_RDWR | O_CLOEXEC);
+        if (pipe2(pipes, O_CLOEXEC) < 0)
+                return -1;
+        read_end = pipes[0];
+        write_end = pipes[1];
+        return write(write_end, p->input, p->input_len) == (ssize_t)p->input_len ? STEAL_FD(read_end) : -1;
+}
+
 int program_run(const struct program *p, char *out, size_t size, int *ret_status, struct error *e) {
         uint64_t deadline = clock_mono_ns() + p->timeout_ms * NSEC_PER_MSEC;
-        _cleanup_close_ int null = open("/dev/null", O_RDWR | O_CLOEXEC), in = -1, fd = -1;
+        _cleanup_close_ int from = input(p), in = -1, fd = -1;
         int pipes[2], status = 0, r;
         pid_t pid;
 
         out[0] = 0;
-        if (null < 0 || pipe2(pipes, O_CLOEXEC) < 0)
+        if (from < 0 || pipe2(pipes, O_CLOEXEC) < 0)
                 return error_errno(e, errno, "%s", p->path);
         in = pipes[0];
         fd = pipes[1];
         if (fcntl(in, F_SETFL, O_NONBLOCK) < 0)
                 return error_errno(e, errno, "%s", p->path);
-        pid = start(p, fd, null);
+        pid = start(p, fd, from);
         if (pid < 0)
                 return error_errno(e, errno, "%s", p->path);
         close(STEAL_FD(fd));

@@ -16,6 +16,10 @@ struct program {
         bool our_environment; /* else it has a path and the locale C, and no more */
         bool nobody;         /* as the user nobody, without groups, when we are root */
         bool background;     /* on processors that nothing else wants */
+        const void *input;   /* its standard input, short (a pipe holds it); NULL: none */
+        size_t input_len;
+        void (*said)(void *arg, const char *out); /* whenever it has said more; NULL: only the end counts */
+        void *arg;
         const atomic_bool *cancel; /* it is killed when this becomes true; NULL: never */
 };
 

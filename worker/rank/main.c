@@ -2,9 +2,11 @@
 /* fp8-rank: one training process a device. Started by the spawner, see PROTOCOL.md, "Inside the node". */
 #include <errno.h>
 #include <inttypes.h>
+#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/prctl.h>
 
 #include "base/cleanup.h"
@@ -12,16 +14,46 @@
 #include "base/opt.h"
 #include "version.h"
 #include "worker/rank/identity.h"
+#include "worker/rank/reduce_test.h"
 #include "worker/rank/session.h"
 
 #define EXIT_USAGE 2
 
 static const char *const log_levels[] = { "error", "warning", "info", "debug", NULL };
 
+/* What it says is JSON, read by fp8-worker. */
+static int run_reduce_test(struct reduce_test *t, int64_t request, int64_t device, int64_t bytes, int64_t ms, const char *host, const char *kind) {
+        json_t *o;
+        struct error e = { 0 };
+        int r;
+
+        signal(SIGPIPE, SIG_IGN);
+        log_open("reduce test", LOG_LEVEL_ERROR);
+        t->request = (uint64_t)request;
+        t->peer = t->peer ? t->peer : "";
+        t->host = host;
+        t->device_kind = kind;
+        t->device = device < 0 ? 0 : (int)device;
+        t->bytes = (uint64_t)bytes;
+        t->ms = (uint32_t)ms;
+        r = fread(t->key, 1, sizeof(t->key), stdin) == sizeof(t->key) ? reduce_test_run(t, &e) : error_set(&e, -EINVAL, "reduce test: no key on the standard input; fp8-worker gives it");
+        explicit_bzero(t->key, sizeof(t->key));
+        if (r == 0)
+                return EXIT_SUCCESS;
+        o = json_pack("{s:s}", "error", e.text);
+        if (o)
+                json_dumpf(o, stdout, 0);
+        putchar('\n');
+        json_decref(o);
+        return EXIT_FAILURE;
+}
+
 int main(int argc, char **argv) {
         int64_t job = 0, rank = -1, incarnation = 0, device = -1, epoch = 0, local_space = 0, standby = 0;
         const char *local_dir = "", *dir = NULL, *node = NULL, *host = "127.0.0.1", *kind = "cpu", *level = "info", *rdma = "";
-        bool help = false, version = false, warm = false;
+        struct reduce_test test = { .bytes = 0 };
+        bool help = false, version = false, warm = false, reduce = false;
+        int64_t bytes = 0, ms = 0;
         const struct opt table[] = {
                 { "job", 0, OPT_INT, "N", "number of the job", &job, 1, INT64_MAX, NULL },
                 { "rank", 0, OPT_INT, "R", "rank in the job", &rank, 0, UINT32_MAX, NULL },
@@ -37,6 +69,11 @@ int main(int argc, char **argv) {
                 { "local-space", 0, OPT_INT, "BYTES", "that this rank may fill there", &local_space, 0, INT64_MAX, NULL },
                 { "standby", 0, OPT_INT, "N", "wait to become a rank; number of this process among the job's standbys", &standby, 1, INT64_MAX, NULL },
                 { "warm", 0, OPT_FLAG, NULL, "... with the device opened and buffers made for --rank", &warm, 0, 0, NULL },
+                { "reduce-test", 0, OPT_FLAG, NULL, "no rank: one end of two nodes that sum numbers (--job: their number), for node test --all-reduce", &reduce, 0, 0, NULL },
+                { "peer", 0, OPT_STRING, "ENDPOINT", "... of the other, which listens", &test.peer, 0, 0, NULL },
+                { "bytes", 0, OPT_INT, "N", "... at most in one sum", &bytes, 8, INT64_C(1) << 30, NULL },
+                { "ms", 0, OPT_INT, "N", "... about so long", &ms, 0, 10000, NULL },
+                { "spoil", 0, OPT_FLAG, NULL, "... with a wrong number, for tests", &test.spoil, 0, 0, NULL },
                 { "log-level", 0, OPT_CHOICE, "LEVEL", "error, warning, info (default) or debug", &level, 0, 0, log_levels },
                 { "version", 0, OPT_FLAG, NULL, "print the version", &version, 0, 0, NULL },
                 { "help", 'h', OPT_FLAG, NULL, "print this help", &help, 0, 0, NULL },
@@ -59,6 +96,8 @@ int main(int argc, char **argv) {
                 }
                 return EXIT_SUCCESS;
         }
+        if (r == 0 && reduce)
+                return run_reduce_test(&test, job, device, bytes, ms, host, kind);
         if (r == 0 && (n > 0 || job == 0 || rank < 0 || device < 0 || epoch == 0 || !dir || !node))
                 r = error_set(&e, -EINVAL, "--job, --rank, --incarnation, --device, --epoch, --dir and --node are needed; fp8-worker gives them");
         if (r < 0) {
