@@ -52,6 +52,15 @@ const struct command commands[] = {
           "Each of its jobs saves at the end of a step and goes on from there on free devices of other nodes, or with fewer replicas if recovery.min_dp\n"
           "allows it; else it stays until devices are free. --in and --for make a maintenance window.", false },
         { "node uncordon", "NODE", 1, 1, FORMATS_USUAL, NULL, node_uncordon_run, "give a node ranks again", NULL, false },
+        { "rollout start", "", 0, 0, FORMATS_USUAL, rollout_start_opts, rollout_start_run, "bring a change to a share of the nodes first, and to all if they stay as well as the others",
+          "Node by node: emptied, changed (by its worker's --rollout-hook, or by hand), tested, watched. The change is known by a fact of the node (fp8ctl node\n"
+          "describe NODE lists them): --fact gpu.driver=550.54. It stops when a node cannot be changed, or changed nodes fail more often than the others.", false },
+        { "rollout list", "", 0, 0, FORMATS_USUAL, NULL, rollout_list_run, "list rollouts, the newest last", NULL, false },
+        { "rollout status", "[ROLLOUT]", 0, 1, FORMATS_USUAL, NULL, rollout_status_run, "show a rollout and its nodes (the newest one)", NULL, false },
+        { "rollout stop", "[ROLLOUT]", 0, 1, FORMATS_USUAL, rollout_set_opts, rollout_stop_run, "change no other node; what is being changed goes on until it is tested", NULL, false },
+        { "rollout resume", "[ROLLOUT]", 0, 1, FORMATS_USUAL, rollout_set_opts, rollout_resume_run, "go on after a stop",
+          "Failures count anew; nodes that failed begin again if they are well, else they are passed over.", false },
+        { "rollout abort", "[ROLLOUT]", 0, 1, FORMATS_USUAL, rollout_set_opts, rollout_abort_run, "end a rollout; nodes that are being changed stay drained", NULL, false },
         { "ckpt ls", "JOB|DIR", 1, 1, FORMATS_USUAL, NULL, checkpoint_list_run, "list a job's committed checkpoints, or those in a folder", NULL, false },
         { "ckpt show", "CKPT", 1, 1, FORMATS_USUAL, NULL, checkpoint_show_run, "show a checkpoint's manifest and tensors", CKPT_HELP, false },
         { "ckpt verify", "CKPT", 1, 1, FORMATS_PLAIN, NULL, checkpoint_verify_run, "read all of a checkpoint and name what is bad in it",

@@ -71,6 +71,8 @@ static void print_bash_arguments(const struct command *cmd) {
                 printf("COMPREPLY=($(compgen -W \"$(\"${COMP_WORDS[0]}\" list --all -o name 2>/dev/null)\" -- \"$cur\"))");
         else if (strstr(cmd->args, "NODE"))
                 printf("COMPREPLY=($(compgen -W \"$(\"${COMP_WORDS[0]}\" node list -o name 2>/dev/null)\" -- \"$cur\"))");
+        else if (strstr(cmd->args, "ROLLOUT"))
+                printf("COMPREPLY=($(compgen -W \"$(\"${COMP_WORDS[0]}\" rollout list -o name 2>/dev/null)\" -- \"$cur\"))");
         else if (strstr(cmd->args, "FILE"))
                 printf("COMPREPLY=($(compgen -f -- \"$cur\"))");
         else if (strcmp(cmd->args, "SHELL") == 0)

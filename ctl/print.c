@@ -37,7 +37,7 @@ enum colour colour_of_state(const char *state) {
                 { "up", COLOUR_GREEN },      { "RECOVERING", COLOUR_YELLOW }, { "STARTING", COLOUR_YELLOW }, { "STOPPING", COLOUR_YELLOW },
                 { "PENDING", COLOUR_YELLOW }, { "leaving", COLOUR_YELLOW }, { "waiting", COLOUR_YELLOW }, { "warning", COLOUR_YELLOW },
                 { "degraded", COLOUR_YELLOW }, { "FAILED", COLOUR_RED },    { "lost", COLOUR_RED },       { "error", COLOUR_RED },
-                { "down", COLOUR_RED },      { "CANCELLED", COLOUR_DIM },   { "info", COLOUR_DIM },
+                { "down", COLOUR_RED },      { "failed", COLOUR_RED },    { "stopped", COLOUR_RED },   { "CANCELLED", COLOUR_DIM },   { "info", COLOUR_DIM },
         };
 
         for (size_t i = 0; i < ARRAY_SIZE(table); i++)

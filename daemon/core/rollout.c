@@ -344,7 +344,7 @@ static void begin_nodes(struct controller *c, struct rollout *r) {
                 s.away++;
         }
         if (s.away == 0)
-                waits_for(r, "", "for a node that is connected, well and takes ranks");
+                waits_for(r, "", "a node that is connected, well and takes ranks");
 }
 
 static void end(struct controller *c, struct rollout *r) {
