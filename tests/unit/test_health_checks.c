@@ -287,6 +287,34 @@ TEST(a_port_that_goes_down_flaps_or_stays_down) {
         machine_free(m);
 }
 
+TEST(a_port_says_how_fast_it_is_and_by_which_gid_it_is_reached) {
+        static const char zero[] = "0000:0000:0000:0000:0000:0000:0000:0000\n";
+        struct machine *m = machine_new();
+
+        port_is(m, true);
+        EXPECT(m, "ib-port", "mlx5_0/1", OK, "4: ACTIVE, 400 Gb/sec (4X NDR)");
+        put(m, PORT "link_layer", "InfiniBand\n");
+        put(m, PORT "gids/0", zero);
+        put(m, PORT "gids/1", "fe80:0000:0000:0000:0c42:a103:0065:0cda\n");
+        put(m, PORT "gids/2", "fe80:0000:0000:0000:0c42:a103:0065:0cdb\n");
+        pass(61); /* evidence is told anew after a minute */
+        EXPECT(m, "ib-port", "mlx5_0/1", OK, "4: ACTIVE, 400 Gb/sec (4X NDR), GID 1 fe80::c42:a103:65:cda");
+        put(m, PORT "link_layer", "Ethernet\n");
+        put(m, PORT "gid_attrs/types/1", "IB/RoCE v1\n");
+        pass(61);
+        EXPECT(m, "ib-port", "mlx5_0/1", OK, ", GID 1 fe80::c42:a103:65:cda (IB/RoCE v1)");
+        put(m, PORT "gid_attrs/types/2", "RoCE v2\n");
+        put(m, PORT "gids/2", "0000:0000:0000:0000:0000:ffff:0a01:0001\n");
+        pass(61);
+        EXPECT(m, "ib-port", "mlx5_0/1", OK, ", GID 2 ::ffff:10.1.0.1 (RoCE v2)");
+        put(m, PORT "gids/1", "no GID\x01\n");
+        put(m, PORT "gids/2", zero);
+        pass(61);
+        EXPECT(m, "ib-port", "mlx5_0/1", OK, "(4X NDR)");
+        CU_ASSERT_PTR_NULL(strstr(state_of(m, "ib-port", "mlx5_0/1")->said.evidence, "GID"));
+        machine_free(m);
+}
+
 TEST(counters_above_their_rates) {
         static const struct {
                 const char *file;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* rnr DEVICE GID-INDEX: a message to a queue pair that has nothing to receive it into, with no retries: the device counts that a receiver was not ready and the sender gave up. */
+/* rnr DEVICE GID-INDEX port: what libibverbs says of the first port, "GBIT/S GID". rnr DEVICE GID-INDEX: a message to a queue pair that has nothing to receive it into, with no retries: the device counts that a receiver was not ready and the sender gave up. */
+#include <arpa/inet.h>
 #include <infiniband/verbs.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -63,15 +64,35 @@ static const char *give_up(struct end *e, const char *device, uint8_t gid_index)
         return n < 0 ? "no completion" : wc.status == IBV_WC_RNR_RETRY_EXC_ERR ? NULL : ibv_wc_status_str(wc.status);
 }
 
+/* Speeds and widths of the InfiniBand architecture's PortInfo. */
+static const char *tell_port(struct end *e, const char *device, uint8_t gid_index) {
+        static const double gbs[] = { 2.5, 5, 10, 10, 14, 25, 50, 100 }; /* a lane's, by bit */
+        static const int lanes[] = { 1, 4, 8, 12, 2 };
+        struct ibv_port_attr p;
+        union ibv_gid gid;
+        char text[INET6_ADDRSTRLEN];
+        size_t speed = 0, width = 0;
+
+        e->context = open_device(device);
+        if (!e->context || ibv_query_port(e->context, 1, &p) != 0 || ibv_query_gid(e->context, 1, gid_index, &gid) != 0)
+                return "cannot ask it";
+        while (speed + 1 < sizeof(gbs) / sizeof(gbs[0]) && p.active_speed >> (speed + 1))
+                speed++;
+        while (width + 1 < sizeof(lanes) / sizeof(lanes[0]) && p.active_width >> (width + 1))
+                width++;
+        printf("%g %s\n", gbs[speed] * lanes[width], inet_ntop(AF_INET6, gid.raw, text, sizeof(text)));
+        return NULL;
+}
+
 int main(int argc, char **argv) {
         struct end e = { 0 };
         const char *wrong;
 
-        if (argc != 3) {
-                fprintf(stderr, "usage: rnr DEVICE GID-INDEX\n");
+        if (argc != 3 && (argc != 4 || strcmp(argv[3], "port") != 0)) {
+                fprintf(stderr, "usage: rnr DEVICE GID-INDEX [port]\n");
                 return 2;
         }
-        wrong = give_up(&e, argv[1], (uint8_t)strtoul(argv[2], NULL, 10));
+        wrong = (argc == 4 ? tell_port : give_up)(&e, argv[1], (uint8_t)strtoul(argv[2], NULL, 10));
         if (e.mr)
                 (void)ibv_dereg_mr(e.mr);
         if (e.qp)

@@ -4,6 +4,7 @@
 counter over its threshold twice is two alerts, and the nodes are drained."""
 import fcntl
 import os
+import re
 import socket
 import statistics
 import struct
@@ -59,6 +60,18 @@ def well(c, what):
         raise Failure(f"{what}: found {bad[0]['text']}")
 
 
+def said(c, build, device, port):
+    """Rate and GID in the evidence are those that libibverbs knows."""
+    evidence = check(c, NODES[0], "ib-port", port)["evidence"]
+    m = re.fullmatch(r"4: ACTIVE, ([0-9.]+) Gb/sec \(.*\), GID ([0-9]+) (\S+) \(RoCE v2\)", evidence)
+    if not m:
+        raise Failure(f"the port's evidence: found {evidence!r}, expected a rate and a GID of RoCE v2")
+    verbs = subprocess.run([build + "/tests/vm/rnr", device, m.group(2), "port"], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    if verbs != [m.group(1), m.group(3)]:
+        raise Failure(f"the port's evidence: found {evidence!r}, libibverbs says {verbs}")
+    print(f"FIGURE: {port}: {evidence}", flush=True)
+
+
 def flaps(c, port, link):
     times = {False: [], True: []}
     for _ in range(FLAPS):
@@ -104,7 +117,7 @@ def main():
     with Bare(build, nodes=2, devices=1, controller=["--health-share", "100"]) as c:
         for n in NODES:
             wait_for(f"{port} on {n}", lambda n=n: verdict(c, n, "ib-port", port) == "ok", 60, 0.2)
-        print(f"FIGURE: {port}: {check(c, NODES[0], 'ib-port', port)['evidence']}", flush=True)
+        said(c, build, device, port)
         flaps(c, port, link)
         pair(c)
         counter(c, build, device, port)

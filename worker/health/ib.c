@@ -6,6 +6,7 @@
  * it stays down for 4 minutes it is dead, which needs no second alert; down three times for 25 s or more within an hour is an alert.  Counters in the table: fatal on any increase, or warnings above a rate, three
  * of which within an hour are an alert too.
  */
+#include <arpa/inet.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +16,7 @@
 #include "base/clock.h"
 #include "worker/health/check.h"
 
-enum { PORTS_MAX = 64, DOWNS_MAX = 3, ALERTS_MAX = 3, SYMBOL_SLOTS = 60 };
+enum { PORTS_MAX = 64, DOWNS_MAX = 3, ALERTS_MAX = 3, SYMBOL_SLOTS = 60, GIDS_MAX = 16 };
 
 /* Thresholds. */
 #define DROP_NS (240 * NSEC_PER_SEC)
@@ -61,6 +62,41 @@ static bool active(const struct health_world *w, const struct port *p, char *tex
         return strncmp(text, "4:", 2) == 0; /* "4: ACTIVE" */
 }
 
+/* One line of a file of the port; "": it is not to be had. */
+static void attribute(const struct health_world *w, const struct port *p, const char *file, char *ret, size_t size) {
+        char path[200];
+
+        snprintf(path, sizeof(path), "%s/%s", p->path, file);
+        if (world_read(w, path, ret, size) < 0)
+                ret[0] = 0;
+        ret[strcspn(ret, "\n")] = 0;
+}
+
+/* By which others reach it: on Ethernet the first of RoCE v2, else the first that is not zero. */
+static void gid_of(const struct health_world *w, const struct port *p, char *ret, size_t size) {
+        char file[32], text[64], type[32];
+        struct in6_addr a;
+        bool ethernet;
+
+        ret[0] = 0;
+        attribute(w, p, "link_layer", text, sizeof(text));
+        ethernet = strcmp(text, "Ethernet") == 0;
+        for (int i = 0; i < GIDS_MAX; i++) {
+                snprintf(file, sizeof(file), "gids/%d", i);
+                attribute(w, p, file, text, sizeof(text));
+                if (!text[0])
+                        return; /* the table's end */
+                if (inet_pton(AF_INET6, text, &a) != 1 || IN6_IS_ADDR_UNSPECIFIED(&a) || !inet_ntop(AF_INET6, &a, text, sizeof(text)))
+                        continue;
+                snprintf(file, sizeof(file), "gid_attrs/types/%d", i);
+                attribute(w, p, file, type, sizeof(type));
+                if (!ret[0] || strcmp(type, "RoCE v2") == 0)
+                        snprintf(ret, size, ", GID %d %s%s%s%s", i, text, type[0] ? " (" : "", type, type[0] ? ")" : "");
+                if (!ethernet || strcmp(type, "RoCE v2") == 0)
+                        return;
+        }
+}
+
 struct port_state {
         struct {
                 char name[CHECK_SUBJECT];
@@ -77,13 +113,13 @@ static size_t port_slot(struct port_state *k, const char *name) {
         while (i < k->n && strcmp(k->list[i].name, name) != 0)
                 i++;
         if (i == k->n && k->n < PORTS_MAX) {
-                snprintf(k->list[i].name, sizeof(k->list[i].name), "%s", name);
+                snprintf(k->list[i].name, sizeof(k->list[i].name), "%.63s", name);
                 k->n++;
         }
         return i < k->n ? i : PORTS_MAX;
 }
 
-static void look_at_port(struct port_state *k, size_t i, bool up, const char *text, const char *rate, uint64_t now, struct check_out *o) {
+static void look_at_port(struct port_state *k, size_t i, bool up, const char *text, const char *what, uint64_t now, struct check_out *o) {
         double s = (double)(now - k->list[i].since) / 1e9;
 
         if (up && k->list[i].down && now - k->list[i].since >= FLAP_NS) {
@@ -103,7 +139,7 @@ static void look_at_port(struct port_state *k, size_t i, bool up, const char *te
         else if (!up)
                 check_say(o, k->list[i].name, -1, HEALTH_WARN, "down (%s)%s", text, s >= 25 ? " for more than 25 s" : "");
         else
-                check_say(o, k->list[i].name, -1, HEALTH_OK, "%s%s%s", text, rate[0] ? ", " : "", rate);
+                check_say(o, k->list[i].name, -1, HEALTH_OK, "%s%s", text, what);
 }
 
 void check_ib_port(struct health_world *w, void **state, struct check_out *o) {
@@ -115,16 +151,17 @@ void check_ib_port(struct health_world *w, void **state, struct check_out *o) {
                 return;
         *state = k;
         for (size_t i = 0; i < n; i++) {
-                char text[64], rate[64] = "", path[200];
+                char text[64], rate[64] = "", gid[112] = "", what[180] = "";
                 size_t at = port_slot(k, list[i].name);
                 bool up = active(w, &list[i], text, sizeof(text));
 
-                snprintf(path, sizeof(path), "%s/rate", list[i].path);
-                if (world_read(w, path, rate, sizeof(rate)) < 0)
-                        rate[0] = 0;
-                rate[strcspn(rate, "\n")] = 0;
+                if (up) {
+                        attribute(w, &list[i], "rate", rate, sizeof(rate)); /* the kernel's active_speed times active_width */
+                        gid_of(w, &list[i], gid, sizeof(gid));
+                        snprintf(what, sizeof(what), "%s%s%s", rate[0] ? ", " : "", rate, gid);
+                }
                 if (at < PORTS_MAX)
-                        look_at_port(k, at, up, text, rate, w->mono_ns(), o);
+                        look_at_port(k, at, up, text, what, w->mono_ns(), o);
         }
         if (n == 0)
                 check_say(o, "", -1, HEALTH_ABSENT, "no InfiniBand or RoCE device");
