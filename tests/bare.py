@@ -28,6 +28,7 @@ class Bare(Cluster):
         self.nodes, self.devices, self.keep = nodes, devices, False
         self.controller_args, self.worker_args = list(controller), list(worker)
         self.address = address or f"unix:{self.home}/fp8d.sock"
+        self.bin = None  # where the workers' programs are, if not in the build
         self.started = {}
         self.env = {}
 
@@ -63,7 +64,7 @@ class Bare(Cluster):
     def start_worker(self, name, *extra):
         d = f"{self.home}/nodes/{name}"
         os.makedirs(d, exist_ok=True)
-        return self.spawn(name, [self.build + "/fp8-worker", "--name", name, "--dir", d, "--controller", self.address, "--devices", str(self.devices),
+        return self.spawn(name, [(self.bin or self.build) + "/fp8-worker", "--name", name, "--dir", d, "--controller", self.address, "--devices", str(self.devices),
                                  *self.worker_args, *extra], d + "/worker.log")
 
     def daemon_pid(self, name):

@@ -585,6 +585,6 @@ void rollout_tested(struct controller *c, struct node *n, bool passed, const cha
                 return;
         }
         move_node(c, r, e, RN_E_PASSED, "it shows the change and has passed its test");
-        event_add(c, &(struct event_of){ .node = n, .rank = -1 }, "rollout_node_changed", "%s: %s shows %s %s and has passed its test; it is watched for %.0f s", r->name, n->name, r->fact, r->value,
+        event_add(c, &(struct event_of){ .node = n, .rank = -1 }, "rollout_node_changed", "%s: %s shows %s %s and has passed its test; it is watched for %g s", r->name, n->name, r->fact, r->value,
                   (double)r->soak_ms / 1e3);
 }

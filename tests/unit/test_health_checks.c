@@ -518,6 +518,7 @@ TEST(what_the_host_is_made_of) {
         put(m, "/usr/lib64/libnccl.so.2.27.7", "x");
         snprintf(path, sizeof(path), "%s/usr/lib64/libnccl.so.2", m->root);
         CU_ASSERT_EQUAL(symlink("libnccl.so.2.27.7", path), 0);
+        put(m, "/etc/fp8ctl/facts", "# ours\n\nnccl = no\nnccl=tuned \nimage=2026-11\nbad key=1\nempty=\na_key_that_is_longer_than_what_a_fact_may_have_at_all=1\nlast=1");
         EXPECT(m, "facts", "", OK, "facts of the host");
         f = m->h.world.facts[FACTS_HOST];
         EXPECT_FACT(f, "kernel", "6.1.0-28-amd64");
@@ -533,6 +534,12 @@ TEST(what_the_host_is_made_of) {
         EXPECT_OWN(f, "mlx5_0.guid", "a088:c203");
         EXPECT_FACT(f, "nccl", "2.27.7");
         EXPECT_FACT(f, "bios.date", NULL);
+        EXPECT_FACT(f, "site.nccl", "tuned");
+        EXPECT_FACT(f, "site.image", "2026-11");
+        EXPECT_FACT(f, "site.last", "1");
+        EXPECT_FACT(f, "site.empty", NULL);
+        EXPECT_FACT(f, "site.bad key", NULL);
+        EXPECT_FACT(f, "site.bad", NULL);
         /* The same again is no news; another clock source is. */
         free(f);
         m->h.world.facts[FACTS_HOST] = NULL;

@@ -495,6 +495,38 @@ TEST(by_hand_where_no_hook_is) {
         end(&p);
 }
 
+/* The change takes the worker with it: what counts is what the node shows on its next stream, and there it is asked again if it does not. */
+TEST(a_worker_that_is_restarted_by_its_change) {
+        static struct play p;
+        Fp8ctl__V1__StartRolloutRequest q = quarters(60000);
+
+        begin(&p);
+        q.max_unavailable = 2;
+        q.stages = (uint32_t[]){ 50, 100 };
+        q.n_stages = 2;
+        p.no_hook = true;
+        CU_ASSERT_EQUAL_FATAL(start(&p, &q), 0);
+        pass(&p, 300);
+        EXPECT(&p, "running 0: ccpp");
+        controller_worker_closed(p.w.c, 1);
+        controller_worker_closed(p.w.c, 2);
+        pass(&p, 11000); /* they are lost, as a node is that is rebooted */
+        EXPECT(&p, "running 0: ccpp");
+        p.no_hook = false;
+        snprintf(p.told[0], sizeof(p.told[0]), "2");
+        world_attach(&p.w, 1, "a");
+        world_attach(&p.w, 2, "b");
+        pump(&p);
+        EXPECT(&p, "running 0: ccpp"); /* what they said before they went does not count */
+        CU_ASSERT_EQUAL(p.hooks, 0);
+        tell(&p, 1);
+        tell(&p, 2);
+        pump(&p);
+        EXPECT(&p, "running 0: sspp");
+        CU_ASSERT_EQUAL(p.hooks, 1);
+        end(&p);
+}
+
 TEST(an_aborted_one_leaves_what_is_half_changed_drained) {
         static struct play p;
         Fp8ctl__V1__StartRolloutRequest q = quarters(500);

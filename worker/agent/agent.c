@@ -191,6 +191,7 @@ int agent_run(const struct agent_config *c, struct error *e) {
         if (a->loop)
                 stream_stop(a);
         canary_close(a);
+        rollout_close(a);
         gasp_stop(a);
         if (!health_stop(a->health)) {
                 /* It hangs in a driver; its thread still needs what would be freed, and the process ends anyway. */

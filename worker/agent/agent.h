@@ -22,6 +22,7 @@ struct agent_config {
         const char *health_root;     /* see struct health_config, and the next two */
         const char *health_checks;
         uint32_t health_interval_ms;
+        const char *rollout_hook;    /* the site's program that changes this node; NULL: none */
         const char *panic_to;        /* "ipv4:IP:PORT" where the controller listens for kernels that die; NULL: nothing is sent */
 };
 

@@ -60,6 +60,7 @@ struct agent {
         struct health *health;
         bool testing;
         struct canary *canary;  /* NULL: none */
+        struct rollout_hook *rollout; /* the change that is being made; NULL: none */
         struct last_gasp *gasp; /* NULL: not asked for */
 
         /* the spawner (link.c) */
@@ -174,6 +175,10 @@ char *node_test_wrong(const struct agent *a); /* not NULL: a test wants it to fa
 void pair_test_start(struct agent *a, const Fp8ctl__V1__NodePairRequest *m);
 /* reduce_test.c: the same by sums */
 void reduce_test_start(struct agent *a, const Fp8ctl__V1__NodePairRequest *m);
+
+/* rollout.c */
+void rollout_change(struct agent *a, const Fp8ctl__V1__RolloutChange *m);
+void rollout_close(struct agent *a);
 
 /* canary.c: products with known digests on devices that nobody uses */
 int canary_open(struct agent *a, struct error *e);

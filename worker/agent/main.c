@@ -27,7 +27,7 @@
 #define EXIT_USAGE 2
 
 struct options {
-        const char *name, *dir, *controller, *host, *device_kind, *rank_binary, *log_level, *ca, *cert, *key, *rack, *rdma, *local_dir, *health_root, *health_checks, *panic_to;
+        const char *name, *dir, *controller, *host, *device_kind, *rank_binary, *log_level, *ca, *cert, *key, *rack, *rdma, *local_dir, *health_root, *health_checks, *panic_to, *rollout_hook;
         int64_t stacks, devices, grace_ms, replica_percent, local_percent, health_interval_ms, canary_ms;
         bool help, version;
 };
@@ -111,7 +111,7 @@ static int run(const struct options *o, const char *dir, struct error *e) {
         struct agent_config agent = { .name = o->name, .dir = dir, .controller = o->controller, .host = o->host, .device_kind = o->device_kind,
                                       .tls = o->ca ? &tls : NULL, .devices = (int)o->devices, .grace_ms = (uint32_t)o->grace_ms, .rack = o->rack,
                                       .replica_percent = (uint32_t)o->replica_percent, .rdma = o->rdma, .test_binary = test ? test : "fp8-nodetest", .rank_binary = rank, .health_root = o->health_root,
-                                      .health_checks = o->health_checks, .health_interval_ms = (uint32_t)o->health_interval_ms, .canary_ms = (uint32_t)o->canary_ms, .panic_to = o->panic_to };
+                                      .health_checks = o->health_checks, .health_interval_ms = (uint32_t)o->health_interval_ms, .canary_ms = (uint32_t)o->canary_ms, .panic_to = o->panic_to, .rollout_hook = o->rollout_hook };
         struct spawner_config spawner = { .dir = dir, .node = o->name, .host = o->host, .device_kind = o->device_kind, .rank_binary = rank,
                                           .log_level = o->log_level, .rdma = o->rdma, .devices = (int)o->devices };
         _cleanup_close_ int lock = -1;
@@ -187,6 +187,7 @@ int main(int argc, char **argv) {
                 { "canary", 0, OPT_DURATION_MS, "TIME", "how often a device that nobody uses computes a known answer (default 10m; 0: never)", &o.canary_ms, 0, 86400000, NULL },
                 { "health-root", 0, OPT_STRING, "DIR", "look for the machine's files of the other checks below it: a test's", &o.health_root, 0, 0, NULL },
                 { "panic-to", 0, OPT_STRING, "ADDRESS", "ipv4:IP:PORT of the controller's --panic-listen: the kernel driver tells it when this node's kernel dies (default: it tells nobody)", &o.panic_to, 0, 0, NULL },
+                { "rollout-hook", 0, OPT_STRING, "FILE", "program that changes this node in a rollout: FILE ROLLOUT NODE FACT VALUE (default: none, it is changed by hand)", &o.rollout_hook, 0, 0, NULL },
                 { "rank-binary", 0, OPT_STRING, "FILE", "the rank program (default: fp8-rank beside this program)", &o.rank_binary, 0, 0, NULL },
                 { "grace", 0, OPT_DURATION_MS, "TIME", "for a last save after SIGTERM (default 30s)", &o.grace_ms, 0, 3600000, NULL },
                 { "log-level", 0, OPT_CHOICE, "LEVEL", "error, warning, info (default) or debug", &o.log_level, 0, 0, log_levels },

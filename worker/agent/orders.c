@@ -224,6 +224,9 @@ void orders_dispatch(struct agent *a, Fp8ctl__V1__ControllerMessage *m) {
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_NODE_TEST_REQUEST:
                 node_test_start(a, m->node_test_request);
                 break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_ROLLOUT_CHANGE:
+                rollout_change(a, m->rollout_change);
+                break;
         default:
                 a->dropped++; /* of a newer controller */
                 break;

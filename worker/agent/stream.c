@@ -181,7 +181,7 @@ static void say_hello(struct agent *a) {
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__WorkerHello hello = FP8CTL__V1__WORKER_HELLO__INIT;
         Fp8ctl__V1__WorkerLeaving leaving;
-        char *features[] = { (char *)"replica-memory", (char *)"flight-recorder", (char *)"standby", (char *)"save-memory" };
+        char *features[] = { (char *)"replica-memory", (char *)"flight-recorder", (char *)"standby", (char *)"save-memory", (char *)"rollout-hook" /* the last: where there is one */ };
         size_t n_standbys = local_standbys(a);
         _cleanup_free_ Fp8ctl__V1__StandbyStatus *standbys = calloc(n_standbys + 1, sizeof(*standbys));
         _cleanup_free_ Fp8ctl__V1__StandbyStatus **standby_list = calloc(n_standbys + 1, sizeof(*standby_list));
@@ -208,7 +208,7 @@ static void say_hello(struct agent *a) {
         hello.protocol_min = AGENT_PROTOCOL_MIN;
         hello.protocol_max = AGENT_PROTOCOL_MAX;
         hello.features = features;
-        hello.n_features = ARRAY_SIZE(features);
+        hello.n_features = ARRAY_SIZE(features) - (a->config->rollout_hook ? 0 : 1);
         hello.node = &a->node.message;
         hello.ranks = list;
         hello.n_ranks = n;

@@ -190,6 +190,23 @@ static void add_nccl(const struct health_world *w, struct facts *f) {
         }
 }
 
+/* What the site says of itself: lines of KEY=VALUE, empty ones and those that begin with # passed over. */
+static void add_site(const struct health_world *w, struct facts *f) {
+        _cleanup_free_ char *text = malloc(TEXT_MAX);
+        char *rest = text, *line, key[48];
+
+        if (!text || world_read(w, "/etc/fp8ctl/facts", text, TEXT_MAX) < 0)
+                return;
+        while ((line = strsep(&rest, "\n")) != NULL) {
+                size_t n = strspn(line, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
+
+                if (n == 0 || line[n] != '=' || n + sizeof("site.") > sizeof(key))
+                        continue;
+                snprintf(key, sizeof(key), "site.%.*s", (int)n, line);
+                add(f, key, false, "%s", line + n + 1);
+        }
+}
+
 /* The list is the lane's until it is posted; what changed is the controller's to find. */
 static void keep(struct health_world *w, enum fact_group g, struct facts *f, struct facts **was, struct check_out *o, const char *what) {
         bool same = *was && (*was)->n == f->n && memcmp(f, *was, sizeof(*f)) == 0;
@@ -224,6 +241,7 @@ void check_facts(struct health_world *w, void **state, struct check_out *o) {
         add_infiniband(w, f);
         add_ethernet(w, f);
         add_nccl(w, f);
+        add_site(w, f);
         keep(w, FACTS_HOST, f, (struct facts **)state, o, "facts of the host");
 }
 

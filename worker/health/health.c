@@ -240,12 +240,19 @@ static void look_at_lane(struct health *h, struct lane *l, struct health_state *
                 report(h, false, s, 1, 0);
 }
 
-void health_look_at_ports(void *health) {
-        struct health *h = health;
-
+static void look_at(struct health *h, void (*run)(struct health_world *w, void **state, struct check_out *o)) {
         for (size_t i = 0; i < n_health_checks; i++)
-                if (health_checks[i].run == check_ib_port)
+                if (health_checks[i].run == run)
                         lane_poke(&h->lanes[health_checks[i].lane], i);
+}
+
+void health_look_at_ports(void *health) {
+        look_at(health, check_ib_port);
+}
+
+void health_look_at_facts(struct health *h) {
+        look_at(h, check_facts);
+        look_at(h, check_gpu_facts);
 }
 
 /* Devices may come after the worker; those of a test's machine are in its files only. */

@@ -35,6 +35,9 @@ void health_welcome(struct health *h, bool test_hooks);
 /* The rank processes of this node, for the check of those that do not answer. */
 void health_set_ranks(struct health *h, const uint32_t *pids, size_t n);
 
+/* They may have changed just now. */
+void health_look_at_facts(struct health *h);
+
 /* Of a canary, which the agent runs: how it stands (a check, said again after each welcome), and that one failed (a finding). */
 void health_say(struct health *h, const char *subject, int32_t device, enum health_verdict v, const char *evidence);
 void health_tell(struct health *h, const char *subject, enum health_verdict v, const char *text);

@@ -10,6 +10,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -98,6 +99,20 @@ static int input(const struct program *p) {
         read_end = pipes[0];
         write_end = pipes[1];
         return write(write_end, p->input, p->input_len) == (ssize_t)p->input_len ? STEAL_FD(read_end) : -1;
+}
+
+int program_safe(const char *path, struct error *e) {
+        struct stat s;
+
+        if (stat(path, &s) < 0)
+                return error_errno(e, errno, "it cannot be looked at");
+        if (!S_ISREG(s.st_mode))
+                return error_set(e, -EPERM, "not a file");
+        if (s.st_mode & (S_IWGRP | S_IWOTH))
+                return error_set(e, -EPERM, "others may write it");
+        if (s.st_uid != 0 && s.st_uid != geteuid())
+                return error_set(e, -EPERM, "it belongs to somebody else");
+        return 0;
 }
 
 int program_run(const struct program *p, char *out, size_t size, int *ret_status, struct error *e) {

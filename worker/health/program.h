@@ -23,5 +23,7 @@ struct program {
         const atomic_bool *cancel; /* it is killed when this becomes true; NULL: never */
 };
 
+/* May it be run with our rights? Not if somebody else could have written it: -EPERM; -ENOENT and so on. */
+int program_safe(const char *path, struct error *e);
 /* out: its standard output and error, cut at size - 1, NUL-terminated. *ret_status: as waitpid's. -ETIMEDOUT, -ECANCELED: it was killed (out and *ret_status are set all the same). */
 int program_run(const struct program *p, char *out, size_t size, int *ret_status, struct error *e);

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,17 +13,6 @@
 enum { SITE_MAX = 32 };
 
 #define SITE_TIMEOUT_MS 30000u
-
-/* NULL: it may be run. */
-static const char *unsafe(const struct stat *s) {
-        if (!S_ISREG(s->st_mode))
-                return "not a file";
-        if (s->st_mode & (S_IWGRP | S_IWOTH))
-                return "others may write it";
-        if (s->st_uid != 0 && s->st_uid != geteuid())
-                return "it belongs to somebody else";
-        return NULL;
-}
 
 static void run_one(const char *path, const char *name, struct check_out *o) {
         static const enum health_verdict verdicts[] = { HEALTH_OK, HEALTH_WARN, HEALTH_DRAIN };
@@ -50,14 +38,12 @@ void check_site(struct health_world *w, void **state, struct check_out *o) {
         size_t n = w->checks_dir[0] ? world_list(&here, w->checks_dir, names, SITE_MAX) : 0;
         for (size_t i = 0; i < n; i++) {
                 _cleanup_free_ char *path = world_path(&here, "%s/%s", w->checks_dir, names[i]);
-                const char *why = NULL;
-                struct stat s;
+                struct error e = { 0 };
 
-                if (!path || stat(path, &s) < 0 || access(path, X_OK) < 0)
+                if (!path || access(path, X_OK) < 0)
                         continue;
-                why = unsafe(&s);
-                if (why)
-                        check_say(o, names[i], -1, HEALTH_WARN, "not run: %s", why);
+                if (program_safe(path, &e) < 0)
+                        check_say(o, names[i], -1, HEALTH_WARN, "not run: %s", e.text);
                 else
                         run_one(path, names[i], o);
         }
