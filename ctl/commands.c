@@ -59,7 +59,7 @@ const struct command commands[] = {
         { "rollout status", "[ROLLOUT]", 0, 1, FORMATS_USUAL, NULL, rollout_status_run, "show a rollout and its nodes (the newest one)", NULL, false },
         { "rollout stop", "[ROLLOUT]", 0, 1, FORMATS_USUAL, rollout_set_opts, rollout_stop_run, "change no other node; what is being changed goes on until it is tested", NULL, false },
         { "rollout resume", "[ROLLOUT]", 0, 1, FORMATS_USUAL, rollout_set_opts, rollout_resume_run, "go on after a stop",
-          "Failures count anew; nodes that failed begin again if they are well, else they are passed over.", false },
+          "Failures count anew; nodes that failed begin again as soon as they are well; those that are not are passed over.", false },
         { "rollout abort", "[ROLLOUT]", 0, 1, FORMATS_USUAL, rollout_set_opts, rollout_abort_run, "end a rollout; nodes that are being changed stay drained", NULL, false },
         { "ckpt ls", "JOB|DIR", 1, 1, FORMATS_USUAL, NULL, checkpoint_list_run, "list a job's committed checkpoints, or those in a folder", NULL, false },
         { "ckpt show", "CKPT", 1, 1, FORMATS_USUAL, NULL, checkpoint_show_run, "show a checkpoint's manifest and tensors", CKPT_HELP, false },

@@ -18,7 +18,9 @@
         X(GENERATION_DROPPED, "generation-dropped")     /* what all have is written over too early */     \
         X(SPARE_TWICE, "spare-twice")                   /* two jobs are placed on one device */           \
         X(OLD_LAYOUT, "old-layout")                     /* replicas of another number of ranks count */   \
-        X(FORGOTTEN_RESIZE, "forgotten-resize")         /* a controller that died forgets the new dp */
+        X(FORGOTTEN_RESIZE, "forgotten-resize")         /* a controller that died forgets the new dp */   \
+        X(CHANGED_IN_USE, "changed-in-use")             /* a rollout changes nodes that have ranks */     \
+        X(BEYOND_SHARE, "beyond-share")                 /* ... and more of them than its stage says */
 
 enum plant {
         PLANT_NONE,

@@ -124,6 +124,7 @@ struct rollout_sums rollout_sums(const struct controller *c, const struct rollou
                 s.away += e->state == RN_DRAINING || e->state == RN_CHANGING || e->state == RN_TESTING;
                 s.changed += side == SIDE_CHANGED;
                 s.failed += e->state == RN_FAILED;
+                s.forgiven += e->state == RN_FAILED && e->again;
                 for (int k = 0; k < 2; k++) {
                         s.failures[k] += e->failures[k];
                         s.watched_ms[k] += e->watched_ms[k] + (side == (enum rollout_side)k ? watched_now(c, r, e) : 0);
@@ -138,7 +139,7 @@ void rollout_failure(struct controller *c, struct node *n, const char *why) {
         enum rollout_side side = e ? side_of(e) : SIDE_NONE;
         uint64_t now = wall(c);
 
-        if (side == SIDE_NONE || (e->failed_ms && now < e->failed_ms + BLOW_MS))
+        if (side == SIDE_NONE || (e->failed_ms && e->failed_ms <= now && now < e->failed_ms + BLOW_MS))
                 return;
         e->failed_ms = now;
         e->failures[side]++;
@@ -178,6 +179,7 @@ static void move_node(struct controller *c, struct rollout *r, struct rollout_no
         e->state = (enum rollout_node_state)state;
         e->since_ms = wall(c);
         e->asked = e->relay = 0;
+        e->again = false;
         core_text(e->reason, sizeof(e->reason), why);
         rollout_put_node(c, r, e);
         c->rollout_wanted = true;
@@ -222,7 +224,7 @@ static void look_draining(struct controller *c, struct rollout *r, struct rollou
         }
         if (node_usable(n)) /* after a controller's restart it has told what runs there */
                 node_check_drained(c, n);
-        if (n->drained)
+        if (n->drained || PLANTED(CHANGED_IN_USE))
                 move_node(c, r, e, RN_E_DRAINED, "");
         else
                 waits_for(r, n->name, "to be empty");
@@ -304,6 +306,8 @@ static void look_soaking(struct controller *c, struct rollout *r, struct rollout
 }
 
 static void look_node(struct controller *c, struct rollout *r, struct rollout_node *e) {
+        if (e->since_ms > wall(c))
+                e->since_ms = wall(c); /* the clock was set back: what is left of its time counts from now on */
         switch (e->state) {
         case RN_DRAINING: look_draining(c, r, e); break;
         case RN_CHANGING: look_changing(c, r, e); break;
@@ -320,30 +324,35 @@ size_t rollout_target(const struct rollout *r) {
         return n ? n : 1;
 }
 
-static bool may_begin(const struct node *n) {
-        return node_takes(n) && !held(n) && !n->window_from_ms && !n->window_until_ms;
+static bool may_begin(const struct rollout_node *e) {
+        const struct node *n = e->node;
+
+        if (n->window_from_ms || n->window_until_ms || held(n))
+                return false;
+        return e->state == RN_PENDING ? node_takes(n) : e->state == RN_FAILED && e->again && node_usable(n);
 }
 
 static void begin_nodes(struct controller *c, struct rollout *r) {
         struct rollout_sums s = rollout_sums(c, r);
         size_t target = rollout_target(r);
 
-        if (s.begun >= target)
+        if (s.begun >= target && !s.forgiven)
                 return;
         if (s.away < r->max_unavailable && health_breaker_open(c)) {
                 waits_for(r, "", "the breaker: more nodes should be kept from ranks than may be");
                 return;
         }
-        for (size_t i = 0; i < r->n_nodes && s.begun < target && s.away < r->max_unavailable; i++) {
+        for (size_t i = 0; i < r->n_nodes && s.away < r->max_unavailable; i++) {
                 struct rollout_node *e = &r->nodes[i];
+                bool first = e->state == RN_PENDING;
 
-                if (e->state != RN_PENDING || !may_begin(e->node))
+                if (!may_begin(e) || (first && s.begun >= target && !PLANTED(BEYOND_SHARE)))
                         continue;
-                move_node(c, r, e, RN_E_BEGIN, "");
-                s.begun++;
+                move_node(c, r, e, first ? RN_E_BEGIN : RN_E_AGAIN, "");
+                s.begun += first;
                 s.away++;
         }
-        if (s.away == 0)
+        if (s.away == 0 && s.begun < target)
                 waits_for(r, "", "a node that is connected, well and takes ranks");
 }
 
@@ -382,9 +391,9 @@ static bool judge(struct controller *c, struct rollout *r) {
         struct rollout_sums s = rollout_sums(c, r);
         char why[ROLLOUT_TEXT_LEN];
 
-        for (size_t i = 0; s.failed > (uint64_t)r->max_failed + r->forgiven && i < r->n_nodes; i++)
-                if (r->nodes[i].state == RN_FAILED && r->nodes[i].since_ms >= r->counted_ms) {
-                        snprintf(why, sizeof(why), "%" PRIu64 " node%s failed, expected at most %u: %.100s: %.200s", s.failed - r->forgiven, text_s(s.failed - r->forgiven), r->max_failed,
+        for (size_t i = 0; s.failed - s.forgiven > r->max_failed && i < r->n_nodes; i++)
+                if (r->nodes[i].state == RN_FAILED && !r->nodes[i].again) {
+                        snprintf(why, sizeof(why), "%" PRIu64 " node%s failed, expected at most %u: %.100s: %.200s", s.failed - s.forgiven, text_s(s.failed - s.forgiven), r->max_failed,
                                  r->nodes[i].node->name, r->nodes[i].reason);
                         rollout_stop(c, r, why);
                         return false;
@@ -467,28 +476,23 @@ void rollout_stop(struct controller *c, struct rollout *r, const char *why) {
 }
 
 void rollout_resume(struct controller *c, struct rollout *r, const char *why) {
-        uint32_t again = 0;
+        struct rollout_sums s;
 
         if (!move(c, r, ROLLOUT_E_RESUME, why))
                 return;
         r->counted_ms = wall(c);
         r->compare = false;
-        r->forgiven = 0;
         for (size_t i = 0; i < r->n_nodes; i++) {
                 struct rollout_node *e = &r->nodes[i];
 
                 memset(e->failures, 0, sizeof(e->failures));
                 memset(e->watched_ms, 0, sizeof(e->watched_ms));
-                if (e->state == RN_FAILED && node_usable(e->node) && !held(e->node) && again < r->max_unavailable) {
-                        move_node(c, r, e, RN_E_AGAIN, "");
-                        again++;
-                        continue;
-                }
-                r->forgiven += e->state == RN_FAILED;
+                e->again = e->state == RN_FAILED;
                 rollout_put_node(c, r, e);
         }
-        event_add(c, &(struct event_of){ .rank = -1 }, "rollout_resumed", "%s goes on with stage %zu (%u%%)%s%s; %u node%s that failed again, %u passed over", r->name, r->stage + 1, r->stages[r->stage],
-                  why[0] ? ": " : "", why, again, text_s(again), r->forgiven);
+        s = rollout_sums(c, r);
+        event_add(c, &(struct event_of){ .rank = -1 }, "rollout_resumed", "%s goes on with stage %zu (%u%%)%s%s; %" PRIu64 " node%s failed and begin%s again if well", r->name, r->stage + 1, r->stages[r->stage],
+                  why[0] ? ": " : "", why, s.failed, text_s(s.failed), s.failed == 1 ? "s" : "");
         rollout_put(c, r);
         c->rollout_wanted = true;
 }

@@ -41,6 +41,7 @@ struct rollout_node {
         uint32_t failures[2];     /* by side */
         uint64_t watched_ms[2];   /* by side, before since_ms */
         uint64_t failed_ms;       /* the newest failure */
+        bool again;               /* failed, and the rollout was resumed since: it begins again as soon as it is well, and is not counted */
         uint64_t asked;           /* the session on which it was asked to change or to test itself; 0: not in this life */
         uint64_t relay;           /* number of that test */
 };
@@ -54,7 +55,7 @@ struct rollout {
         size_t n_stages, stage;
         uint64_t soak_ms, change_ms, started_ms, ended_ms, counted_ms /* failures and time from then on */;
         double alpha;
-        uint32_t max_failed, max_unavailable, forgiven;
+        uint32_t max_failed, max_unavailable;
         struct rollout_node *nodes; /* by name */
         size_t n_nodes;
         bool known;               /* its own record was read, not only those of nodes */
@@ -63,7 +64,7 @@ struct rollout {
 };
 
 struct rollout_sums {
-        uint64_t begun, away, changed, failed; /* nodes: not pending; draining, changing or testing; soaking or done */
+        uint64_t begun, away, changed, failed, forgiven; /* nodes: not pending; draining, changing or testing; soaking or done; failed; of those: to begin again */
         uint32_t failures[2];
         uint64_t watched_ms[2];
         double p;

@@ -108,7 +108,6 @@ int rollout_load(struct controller *c, const void *value, size_t len, struct err
                 r->alpha = m->alpha;
                 r->max_failed = m->max_failed;
                 r->max_unavailable = m->max_unavailable;
-                r->forgiven = m->nodes_forgiven;
                 r->started_ms = m->started_unix_ms;
                 r->ended_ms = m->ended_unix_ms;
                 r->counted_ms = m->counted_unix_ms;
@@ -162,6 +161,7 @@ int rollout_load_node(struct controller *c, const void *value, size_t len, struc
                 at->watched_ms[SIDE_CHANGED] = m->changed_ms;
                 at->watched_ms[SIDE_OTHER] = m->other_ms;
                 at->failed_ms = m->failed_unix_ms;
+                at->again = m->again;
         }
         fp8ctl__v1__rollout_node_record__free_unpacked(rec, NULL);
         return ret;

@@ -33,6 +33,7 @@ void rollout_node_fill(const struct rollout_node *e, Fp8ctl__V1__RolloutNode *m)
         m->changed_ms = e->watched_ms[SIDE_CHANGED];
         m->other_ms = e->watched_ms[SIDE_OTHER];
         m->failed_unix_ms = e->failed_ms;
+        m->again = e->again;
 }
 
 void rollout_fill(const struct controller *c, const struct rollout *r, Fp8ctl__V1__Rollout *m) {
@@ -61,7 +62,7 @@ void rollout_fill(const struct controller *c, const struct rollout *r, Fp8ctl__V
         m->nodes_total = (uint32_t)r->n_nodes;
         m->nodes_changed = (uint32_t)s.changed;
         m->nodes_failed = (uint32_t)s.failed;
-        m->nodes_forgiven = r->forgiven;
+        m->nodes_forgiven = (uint32_t)s.forgiven;
         m->changed_failures = s.failures[SIDE_CHANGED];
         m->other_failures = s.failures[SIDE_OTHER];
         m->changed_hours = (double)s.watched_ms[SIDE_CHANGED] / HOUR_MS;

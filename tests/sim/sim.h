@@ -95,6 +95,14 @@ struct proc {
         uint64_t sent_at; /* memory_losses then */
 };
 
+/* What the store said of the newest one. */
+struct sim_rollout {
+        uint64_t id; /* 0: there was none */
+        uint32_t stage;
+        size_t begun;
+        bool stopped, ended;
+};
+
 struct snode {
         char name[16];
         uint64_t hello_sent;
@@ -102,6 +110,8 @@ struct snode {
         bool up, leaving, said_leaving /* on this stream */, given_up /* by the controller, until it says hello */;
         uint64_t life, stream, lease_until, lease_number, lease_ttl;
         bool unopened; /* it was cordoned or drained */
+        int version;    /* what rollouts change */
+        bool changing;
         uint32_t here;  /* bit job % 16: it ever had ranks of it */
         bool unchecked; /* a rank was started since worker_check() */
         int n_procs, n_replicas, n_keeps; /* up to the last one that was ever used */
@@ -158,6 +168,10 @@ struct sim {
         } old[64]; /* what workers said, to be said again */
         uint64_t n_old, injected, doubled, replayed, overtaken, partitions, slow_commits;
         int n_jobs, steps;
+        bool rank_faults_ever;
+        struct sim_rollout rollout;
+        int version;            /* the newest that was asked for */
+        uint64_t rollouts_done;
         uint64_t plan_world[16], relayouts;
         uint64_t saved_world[16], saved_attempt[16]; /* by job: of the newest that replica memory was saved for */
         uint64_t rescued; /* commits of replica memory */
@@ -206,6 +220,15 @@ void save_forget(struct sim *s, int node); /* the worker process starts anew, it
 void save_note_calm(struct sim *s, uint64_t job, uint64_t epoch, uint64_t step);
 void save_check_removal(struct sim *s, const char *path);
 void save_check_kept(struct sim *s, uint64_t job);
+
+/* rollouts.c */
+bool rollouts_on(const struct sim *s);
+void rollouts_begin(struct sim *s);
+void rollouts_end(struct sim *s);
+void rollout_check(struct sim *s); /* a move has landed in the store */
+void rollout_welcomed(struct sim *s, int node);
+void rollout_ordered(struct sim *s, int node, const Fp8ctl__V1__RolloutChange *m);
+void rollout_test(struct sim *s, int node, const Fp8ctl__V1__NodeTestRequest *m);
 
 /* replicas.c */
 struct replica *replica_find(struct sim *s, int node, uint64_t job, uint32_t rank, uint64_t step, uint64_t epoch, bool held);

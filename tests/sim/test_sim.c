@@ -15,7 +15,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
-#include "daemon/core/core.h"
+#include "daemon/core/rollout.h"
 #include "tests/sim/sim.h"
 
 static const char job_text[] = "{\"version\": 1, \"name\": \"sim\", \"priority\": %d, \"model\": {\"preset\": \"%s\"}, \"data\": {\"path\": \"/data/text\", \"seq_len\": 32},"
@@ -359,6 +359,7 @@ static int run(uint64_t seed, bool verbose, bool faults, int nodes, struct sim *
         s.faults = faults;
         s.steps = s.big ? 60 : faults ? 400 : 30;
         s.rank_faults = faults && seed % 4 != 3;
+        s.rank_faults_ever = s.rank_faults;
         s.calm_at = s.rank_faults ? UINT64_MAX : 0;
         s.save_every = seed % 4 >= 2 ? 1 + sim_random(&s, 4) : 10;
         s.n_jobs = s.big ? 12 : faults ? 3 : 2;
@@ -370,6 +371,7 @@ static int run(uint64_t seed, bool verbose, bool faults, int nodes, struct sim *
         }
         for (int i = 0; i < s.n_jobs; i++)
                 sim_after(&s, SEC + (uint64_t)i * SEC, submit_until_known)->a = (uint64_t)i;
+        rollouts_begin(&s);
         if (faults) {
                 sim_after(&s, 2 * SEC, inject);
                 sim_after(&s, (seed % 8 == 1 && !s.big ? 5 + sim_random(&s, 15) : 60) * SEC, mend);
@@ -397,6 +399,7 @@ static int run(uint64_t seed, bool verbose, bool faults, int nodes, struct sim *
         }
         if (s.failures == 0)
                 check_all_free(&s);
+        rollouts_end(&s);
         for (int v = 0; v < N_VICTIMS; v++)
                 for (int k = 0; k < N_SIM_SAVES; k++)
                         total->struck[v][k] += s.struck[v][k];
@@ -410,6 +413,7 @@ static int run(uint64_t seed, bool verbose, bool faults, int nodes, struct sim *
         total->recoveries += s.recoveries;
         total->from_peers += s.from_peers;
         total->relayouts += s.relayouts;
+        total->rollouts_done += s.rollouts_done;
         if (s.big)
                 scale_print(&s, clock_mono_ns() - began);
         total->rescued += s.rescued;
@@ -419,7 +423,7 @@ static int run(uint64_t seed, bool verbose, bool faults, int nodes, struct sim *
 }
 
 /* ------------------------------------------------------------------ which moves of the core's tables were made */
-static const struct table *const tables[] = { &job_table, &recovery_table, &node_table, &save_table };
+static const struct table *const tables[] = { &job_table, &recovery_table, &node_table, &save_table, &rollout_table, &rollout_node_table };
 static uint64_t moves[ARRAY_SIZE(tables)][64];
 
 int __real_table_step(const struct table *t, int *state, int event, void *ctx, const void *arg, struct error *e);
@@ -557,8 +561,8 @@ int main(int argc, char **argv) {
                 return bad ? 1 : 0;
         }
         printf("%" PRIu64 " seeds, %" PRIu64 " failed; %" PRIu64 " kills, %" PRIu64 " node losses, %" PRIu64 " broken streams, %" PRIu64 " controller deaths, %" PRIu64 " recoveries, %" PRIu64
-               " commits, %" PRIu64 " slices from peers, %" PRIu64 " changes of dp, %" PRIu64 " commits of replica memory\n",
-               seeds, bad, total.kills, total.losses, total.drops, total.crashes, total.recoveries, total.commits, total.from_peers, total.relayouts, total.rescued);
+               " commits, %" PRIu64 " slices from peers, %" PRIu64 " changes of dp, %" PRIu64 " commits of replica memory, %" PRIu64 " rollouts done\n",
+               seeds, bad, total.kills, total.losses, total.drops, total.crashes, total.recoveries, total.commits, total.from_peers, total.relayouts, total.rescued, total.rollouts_done);
         if (pairs)
                 print_moves(false);
         save_print_struck(&total);

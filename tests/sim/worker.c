@@ -534,7 +534,7 @@ static void hello(struct sim *s, int node, uint64_t stream) {
         Fp8ctl__V1__RankExited exited[SIM_RANKS_MAX];
         char endpoints[SIM_RANKS_MAX][64], replica_endpoint[64], rack[16];
         uint64_t held[SIM_REPLICAS_MAX];
-        char *features[] = { (char *)"save-memory" };
+        char *features[] = { (char *)"save-memory", (char *)"rollout-hook" };
 
         for (uint32_t i = 0; i < (uint32_t)s->n_devices; i++) {
                 fp8ctl__v1__node_device__init(&dev[i]);
@@ -590,7 +590,7 @@ static void hello(struct sim *s, int node, uint64_t stream) {
         n->hello_sent = s->now;
         h.protocol_min = h.protocol_max = 1;
         h.features = features;
-        h.n_features = s->seed % 8 != 3; /* else a worker of the version before */
+        h.n_features = s->seed % 8 == 3 ? 0 /* a worker of the version before */ : rollouts_on(s) ? 2 : 1;
         h.node = &nd;
         h.ranks = ptrs;
         m.body_case = BODY(HELLO);
@@ -708,6 +708,7 @@ void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage
                 if (n->hello_sent + n->lease_ttl > n->lease_until)
                         n->lease_until = n->hello_sent + n->lease_ttl;
                 save_say_again(s, node);
+                rollout_welcomed(s, node);
                 break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_COMMITTED:
                 save_answered(s, node, m->checkpoint_committed->job_id, m->checkpoint_committed->epoch, m->checkpoint_committed->step, m->checkpoint_committed->attempt);
@@ -733,6 +734,11 @@ void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_STOP_RANKS: on_stop(s, node, m->stop_ranks); break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB: on_release(s, node, m->release_job); break;
         case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_PREFLIGHT_REQUEST: on_preflight(s, node, m->preflight_request); break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_ROLLOUT_CHANGE: rollout_ordered(s, node, m->rollout_change); break;
+        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_NODE_TEST_REQUEST:
+                if (rollouts_on(s))
+                        rollout_test(s, node, m->node_test_request);
+                break;
         default:
                 break;
         }
@@ -747,6 +753,7 @@ void worker_boot(struct sim *s, int node) {
                 return;
         n->up = true;
         n->leaving = false;
+        n->changing = false;
         n->life++;
         e = sim_after(s, sim_random(s, 200 * MS), heartbeat);
         e->a = (uint64_t)node;

@@ -331,6 +331,13 @@ static bool has_commit(const struct batch *b) {
         return false;
 }
 
+static bool has_rollout(const struct batch *b) {
+        for (size_t i = 0; i < b->n_ops; i++)
+                if (strncmp(b->ops[i].key, "rollout", 7) == 0)
+                        return true;
+        return false;
+}
+
 static void commit_batch(struct sim *s, struct ev *e) {
         struct batch *b = (struct batch *)(uintptr_t)e->a;
 
@@ -356,6 +363,8 @@ static void commit_batch(struct sim *s, struct ev *e) {
                 } else if (b->kinds[i] == STORE_DELETE) {
                         store_delete(s, b->ops[i].key);
                 }
+        if (has_rollout(b))
+                rollout_check(s);
         if (e->c) {
                 sim_say(s, "controller dies after a transaction, before it acts");
                 sim_core_crash(s);

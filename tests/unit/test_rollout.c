@@ -332,7 +332,7 @@ TEST(a_hook_that_fails_stops_it) {
         CU_ASSERT_EQUAL(p.hooks, hooks + 1);
         p.bad_hook[1] = false;
         CU_ASSERT_EQUAL(set(&p, ACTION(RESUME)), 0);
-        EXPECT_EVENT(&p, "rollout_resumed", "goes on with stage 2 (50%): by ann: we looked; 1 node that failed again, 0 passed over");
+        EXPECT_EVENT(&p, "rollout_resumed", "goes on with stage 2 (50%): by ann: we looked; 1 node failed and begins again if well");
         pass(&p, 4000);
         EXPECT(&p, "done 2: dddd");
         end(&p);
@@ -349,7 +349,7 @@ TEST(a_test_that_fails_stops_it_and_the_node_is_passed_over) {
         EXPECT(&p, "stopped 0: fppp");
         EXPECT_REASON(&p, "a: test gemm of a device: another digest");
         CU_ASSERT_EQUAL(set(&p, ACTION(RESUME)), 0); /* a is held by its health */
-        EXPECT_EVENT(&p, "rollout_resumed", "0 nodes that failed again, 1 passed over");
+        EXPECT_EVENT(&p, "rollout_resumed", "1 node failed and begins again if well");
         pass(&p, 4000);
         EXPECT(&p, "done 2: fddd");
         EXPECT_EVENT(&p, "rollout_done", "3 of 4 nodes");
