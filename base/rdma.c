@@ -6,19 +6,27 @@
  * and what the two say next on their socket comes after that; the digest over what arrived has the last word (InfiniBand Architecture Specification vol. 1, 9.7.5.1.5
  * and o9-20 leave the moment of visibility to a later send, or to the receiver looking).
  *
+ * A device may be taken away under us (its driver is unloaded, its card falls off the bus): it says so by an asynchronous event, or only its file in sysfs is gone and its driver waits for us; a thread looks for both.
+ * From then on no lane writes, and when the last one is closed the context is too.  Later lanes look for a device of that name again.
+ *
  * Times: 4.096 us x 2^TIMEOUT a try (67 ms), RETRIES tries: a pulled link is an error after about half a second; a link that flaps for less is ridden out.
  */
 #include "base/rdma.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <infiniband/verbs.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -27,6 +35,7 @@
 #define WRITE_BYTES (UINT32_C(1) << 20)
 #define TIMEOUT 14
 #define RETRIES 7
+#define LOOK_MS 1000 /* is it still there? */
 
 struct rdma {
         struct ibv_context *context;
@@ -35,7 +44,13 @@ struct rdma {
         union ibv_gid gid;
         uint8_t port;
         int gid_index;
-        char name[80];
+        char name[80], device[65];
+        pthread_t watcher;
+        int stop;            /* the watcher is to end */
+        atomic_bool gone;    /* the device was taken away; set by the watcher, which ends */
+        pthread_mutex_t lock; /* of the context, of what take_port() finds, and of what follows */
+        int lanes;
+        bool watched;        /* the watcher is to be joined */
 };
 
 struct region {
@@ -93,6 +108,7 @@ static int take_device(struct rdma *r, struct ibv_device *d, unsigned port) {
                 for (unsigned p = port ? port : 1; p <= (port ? port : attr.phys_port_cnt) && p <= UINT8_MAX; p++)
                         if (take_port(r, (uint8_t)p) == 0) {
                                 snprintf(r->name, sizeof(r->name), "%.64s/%u", ibv_get_device_name(d), p);
+                                snprintf(r->device, sizeof(r->device), "%.64s", ibv_get_device_name(d));
                                 r->pd = ibv_alloc_pd(r->context);
                                 if (r->pd)
                                         return 0;
@@ -102,12 +118,75 @@ static int take_device(struct rdma *r, struct ibv_device *d, unsigned port) {
         return -ENODEV;
 }
 
+static void let_go(struct rdma *r) {
+        if (r->pd)
+                (void)ibv_dealloc_pd(r->pd);
+        if (r->context)
+                (void)ibv_close_device(r->context);
+        r->pd = NULL;
+        r->context = NULL;
+}
+
+/* Events are taken as they come: one of a queue pair that was not would keep it from being destroyed. */
+static void *watch(void *arg) {
+        struct rdma *r = arg;
+        struct pollfd fds[2] = { { .fd = r->stop, .events = POLLIN }, { .fd = r->context->async_fd, .events = POLLIN } };
+        bool there = true;
+
+        while (there) {
+                struct ibv_async_event ev;
+                int got = 0;
+
+                (void)poll(fds, 2, LOOK_MS);
+                if (fds[0].revents)
+                        return NULL;
+                while (there && (got = ibv_get_async_event(r->context, &ev)) == 0) {
+                        there = ev.event_type != IBV_EVENT_DEVICE_FATAL;
+                        ibv_ack_async_event(&ev);
+                }
+                there = there && (got == 0 || errno == EAGAIN || errno == EINTR) && access(r->context->device->dev_path, F_OK) == 0;
+        }
+        pthread_mutex_lock(&r->lock);
+        atomic_store(&r->gone, true);
+        if (r->lanes == 0)
+                let_go(r);
+        pthread_mutex_unlock(&r->lock);
+        return NULL;
+}
+
+static int start_watch(struct rdma *r) {
+        int rc = fcntl(r->context->async_fd, F_SETFL, O_NONBLOCK) < 0 ? -errno : 0;
+
+        atomic_store(&r->gone, false);
+        if (rc == 0)
+                rc = -pthread_create(&r->watcher, NULL, watch, r);
+        r->watched = rc == 0;
+        return rc;
+}
+
+static void join_watch(struct rdma *r) {
+        if (r->watched)
+                (void)pthread_join(r->watcher, NULL);
+        r->watched = false;
+}
+
+static int find_device(struct rdma *r, const char *name, unsigned port, int *ret_n) {
+        struct ibv_device **list = ibv_get_device_list(ret_n);
+        int found = -ENODEV;
+
+        for (int i = 0; list && i < *ret_n && found < 0; i++)
+                if (!name[0] || strcmp(name, ibv_get_device_name(list[i])) == 0)
+                        found = take_device(r, list[i], port);
+        if (list)
+                ibv_free_device_list(list);
+        return found;
+}
+
 int rdma_open(const char *want, struct rdma **ret, struct error *e) {
-        struct ibv_device **list;
         struct rdma *r;
         char name[65] = "";
         unsigned port = 0;
-        int n = 0, found = -ENODEV;
+        int n = 0, found;
 
         if (want && strcmp(want, "off") == 0)
                 return error_set(e, -ENODEV, "RDMA: switched off");
@@ -116,14 +195,18 @@ int rdma_open(const char *want, struct rdma **ret, struct error *e) {
         if (access("/sys/class/infiniband", F_OK) < 0)
                 return error_set(e, -ENODEV, "RDMA: no device here");
         (void)ibv_fork_init(); /* registered pages stay ours when somebody forks */
-        list = ibv_get_device_list(&n);
         r = calloc(1, sizeof(*r));
-        for (int i = 0; r && list && i < n && found < 0; i++)
-                if (!name[0] || strcmp(name, ibv_get_device_name(list[i])) == 0)
-                        found = take_device(r, list[i], port);
-        if (list)
-                ibv_free_device_list(list);
+        if (!r)
+                return error_errno(e, ENOMEM, "RDMA");
+        pthread_mutex_init(&r->lock, NULL);
+        r->stop = eventfd(0, EFD_CLOEXEC);
+        found = r->stop < 0 ? -errno : find_device(r, name, port, &n);
+        if (found == 0)
+                found = start_watch(r);
         if (found < 0) {
+                let_go(r);
+                closep(&r->stop);
+                pthread_mutex_destroy(&r->lock);
                 free(r);
                 return error_set(e, -ENODEV, "RDMA: found %d devices, expected %s with an active port", n, name[0] ? name : "one");
         }
@@ -134,8 +217,11 @@ int rdma_open(const char *want, struct rdma **ret, struct error *e) {
 struct rdma *rdma_free(struct rdma *r) {
         if (!r)
                 return NULL;
-        (void)ibv_dealloc_pd(r->pd);
-        (void)ibv_close_device(r->context);
+        (void)eventfd_write(r->stop, 1);
+        join_watch(r);
+        let_go(r);
+        closep(&r->stop);
+        pthread_mutex_destroy(&r->lock);
         free(r);
         return NULL;
 }
@@ -158,6 +244,11 @@ static struct lane *lane_close(struct lane *l) {
                 (void)ibv_destroy_cq(l->cq);
         if (l->channel)
                 (void)ibv_destroy_comp_channel(l->channel);
+        pthread_mutex_lock(&l->device->lock);
+        l->device->lanes--;
+        if (l->device->lanes == 0 && atomic_load(&l->device->gone))
+                let_go(l->device);
+        pthread_mutex_unlock(&l->device->lock);
         free(l);
         return NULL;
 }
@@ -184,6 +275,31 @@ static int make_queues(struct lane *l, struct error *e) {
         return 0;
 }
 
+/* One more lane on a device that is there (again), its port as it is now: it was opened for long, and addresses may have changed since. */
+static int enter(struct rdma *r, struct error *e) {
+        int n, rc = 0;
+
+        pthread_mutex_lock(&r->lock);
+        if (atomic_load(&r->gone) && !r->context) {
+                join_watch(r); /* it has ended */
+                rc = find_device(r, r->device, r->port, &n);
+                if (rc == 0)
+                        rc = start_watch(r);
+                if (rc < 0) {
+                        let_go(r);
+                        atomic_store(&r->gone, true);
+                }
+        }
+        if (atomic_load(&r->gone))
+                rc = error_set(e, -ENODEV, "RDMA: %s was taken away", r->name);
+        else if (take_port(r, r->port) < 0)
+                rc = error_set(e, -ENETDOWN, "RDMA: the port of %s is not active", r->name);
+        if (rc == 0)
+                r->lanes++;
+        pthread_mutex_unlock(&r->lock);
+        return rc;
+}
+
 static int lane_open(void *device, char ret_address[LANE_ADDRESS], struct lane **ret, struct error *e) {
         struct rdma *r = device;
         struct lane *l = calloc(1, sizeof(*l));
@@ -193,8 +309,12 @@ static int lane_open(void *device, char ret_address[LANE_ADDRESS], struct lane *
         if (!l)
                 return error_errno(e, ENOMEM, "RDMA");
         l->device = r;
-        /* Opened once for long: the port's addresses may have changed since. */
-        rc = take_port(r, r->port) < 0 ? error_set(e, -ENETDOWN, "RDMA: the port of %s is not active", r->name) : make_queues(l, e);
+        rc = enter(r, e);
+        if (rc < 0) {
+                free(l);
+                return rc;
+        }
+        rc = make_queues(l, e);
         if (rc == 0 && getrandom(&psn, sizeof(psn), 0) != (ssize_t)sizeof(psn))
                 rc = error_errno(e, errno, "RDMA");
         if (rc < 0) {
@@ -296,6 +416,8 @@ static int await(struct lane *l, int timeout_ms, struct error *e) {
                 n = reap(l, e); /* what came in between is not told */
                 if (n != 0)
                         return n;
+                if (atomic_load(&l->device->gone))
+                        return error_set(e, -ENODEV, "RDMA: %s was taken away", l->device->name);
                 if (clock_mono_ns() > deadline)
                         return error_set(e, -ETIMEDOUT, "RDMA: no write on %s was completed for %d ms", l->device->name, timeout_ms);
                 if (poll(&p, 1, 20) > 0 && ibv_get_cq_event(l->channel, &cq, &context) == 0)
@@ -306,7 +428,7 @@ static int await(struct lane *l, int timeout_ms, struct error *e) {
 static int lane_write(struct lane *l, const struct lane_pool *p, const void *from, uint64_t bytes, uint64_t to, uint32_t key, int timeout_ms, struct error *e) {
         const uint8_t *at = from;
         unsigned under_way = 0;
-        int r = use_region(l, &l->source, p, IBV_ACCESS_LOCAL_WRITE, e);
+        int r = atomic_load(&l->device->gone) ? error_set(e, -ENODEV, "RDMA: %s was taken away", l->device->name) : use_region(l, &l->source, p, IBV_ACCESS_LOCAL_WRITE, e);
 
         while (r >= 0 && (bytes > 0 || under_way > 0)) {
                 uint32_t n = bytes < WRITE_BYTES ? (uint32_t)bytes : WRITE_BYTES;

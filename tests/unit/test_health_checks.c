@@ -287,6 +287,27 @@ TEST(a_port_that_goes_down_flaps_or_stays_down) {
         machine_free(m);
 }
 
+TEST(a_port_whose_device_is_taken_away_is_down) {
+        struct machine *m = machine_new();
+        _cleanup_free_ char *device = file_path("%s/sys/class/infiniband/mlx5_0", m->root);
+
+        port_is(m, true);
+        put(m, "/sys/class/infiniband/mlx5_1/ports/1/state", "1: DOWN\n");
+        EXPECT(m, "ib-port", "mlx5_0/1", OK, "4: ACTIVE");
+        file_remove_tree(device, NULL);
+        EXPECT(m, "ib-port", "mlx5_0/1", WARN, "down (its device is gone)");
+        put(m, "/sys/class/infiniband/mlx5_1/ports/2/state", "1: DOWN\n");
+        *strrchr(device, '0') = '1';
+        file_remove_tree(device, NULL);
+        EXPECT(m, "ib-port", "mlx5_0/1", WARN, "");
+        CU_ASSERT_PTR_NULL(state_of(m, "ib-port", "mlx5_1/1")); /* it was never active */
+        pass(241);
+        EXPECT(m, "ib-port", "mlx5_0/1", EVICT, "down (its device is gone) for more than 4 minutes");
+        port_is(m, true);
+        EXPECT(m, "ib-port", "mlx5_0/1", OK, "");
+        machine_free(m);
+}
+
 TEST(a_port_says_how_fast_it_is_and_by_which_gid_it_is_reached) {
         static const char zero[] = "0000:0000:0000:0000:0000:0000:0000:0000\n";
         struct machine *m = machine_new();

@@ -2,7 +2,7 @@
 /*
  * InfiniBand and RoCE ports by sysfs (Documentation/ABI/stable/sysfs-class-infiniband): state, and counters by rate.
  *
- * A port that was never active since the worker began is none of ours (many hosts have unused ones).  Flaps are ridden out by NCCL's retries (docs/health.md), so a port that is down is a warning at first; when
+ * A port that was never active since the worker began is none of ours (many hosts have unused ones); one that was and is not there any more, because its device is gone, is down.  Flaps are ridden out by NCCL's retries (docs/health.md), so a port that is down is a warning at first; when
  * it stays down for 4 minutes it is dead, which needs no second alert; down three times for 25 s or more within an hour is an alert.  Counters in the table: fatal on any increase, or warnings above a rate, three
  * of which within an hour are an alert too.
  */
@@ -100,7 +100,7 @@ static void gid_of(const struct health_world *w, const struct port *p, char *ret
 struct port_state {
         struct {
                 char name[CHECK_SUBJECT];
-                bool was_active, down;
+                bool was_active, down, here;
                 uint64_t since;
                 uint64_t downs[DOWNS_MAX]; /* when the last ones of FLAP_NS and more ended */
         } list[PORTS_MAX];
@@ -150,6 +150,8 @@ void check_ib_port(struct health_world *w, void **state, struct check_out *o) {
         if (!k)
                 return;
         *state = k;
+        for (size_t i = 0; i < k->n; i++)
+                k->list[i].here = false;
         for (size_t i = 0; i < n; i++) {
                 char text[64], rate[64] = "", gid[112] = "", what[180] = "";
                 size_t at = port_slot(k, list[i].name);
@@ -160,9 +162,16 @@ void check_ib_port(struct health_world *w, void **state, struct check_out *o) {
                         gid_of(w, &list[i], gid, sizeof(gid));
                         snprintf(what, sizeof(what), "%s%s%s", rate[0] ? ", " : "", rate, gid);
                 }
-                if (at < PORTS_MAX)
+                if (at < PORTS_MAX) {
+                        k->list[at].here = true;
                         look_at_port(k, at, up, text, what, w->mono_ns(), o);
+                }
         }
+        for (size_t i = 0; i < k->n; i++)
+                if (!k->list[i].here && k->list[i].was_active) {
+                        look_at_port(k, i, false, "its device is gone", "", w->mono_ns(), o);
+                        n++;
+                }
         if (n == 0)
                 check_say(o, "", -1, HEALTH_ABSENT, "no InfiniBand or RoCE device");
 }

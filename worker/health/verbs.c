@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * InfiniBand's and RoCE's own word that a port changed: the asynchronous events of each device (ibv_get_async_event(3)), taken by a thread of their own, since opening a device may hang in its driver.  What is true
- * then is the check's to say: it is only run sooner.  A device that is taken away is closed at once, or its driver would wait for us.
+ * then is the check's to say: it is only run sooner.  A device that is taken away is closed, or its driver would wait for us: those that can go on without
+ * say so by an event, of the others only the file in sysfs is gone.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -15,7 +16,7 @@
 #include "base/cleanup.h"
 #include "worker/health/health_private.h"
 
-enum { DEVICES_MAX = 64, LOOK_MS = 5000 /* for devices that came */ };
+enum { DEVICES_MAX = 64, LOOK_MS = 1000 /* for devices that came or went */ };
 
 struct verbs_watch {
         pthread_t thread;
@@ -79,11 +80,12 @@ static void *watch_main(void *arg) {
                 if (fds[0].revents)
                         return NULL;
                 for (size_t i = 0; i < v->n; i++) {
-                        if (!fds[i + 1].revents || take_events(v->open[i], &any))
+                        if ((!fds[i + 1].revents || take_events(v->open[i], &any)) && access(v->open[i]->device->dev_path, F_OK) == 0)
                                 v->open[k++] = v->open[i];
                         else
                                 (void)ibv_close_device(v->open[i]);
                 }
+                any = any || k < v->n;
                 if (k < v->n)
                         (void)poll(fds, 1, 1000); /* until it is off the list */
                 v->n = k;
