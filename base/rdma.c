@@ -155,7 +155,7 @@ static void *watch(void *arg) {
 }
 
 static int start_watch(struct rdma *r) {
-        int rc = fcntl(r->context->async_fd, F_SETFL, O_NONBLOCK) < 0 ? -errno : 0;
+        int rc = !r->context ? -ENODEV : fcntl(r->context->async_fd, F_SETFL, O_NONBLOCK) < 0 ? -errno : 0;
 
         atomic_store(&r->gone, false);
         if (rc == 0)

@@ -307,6 +307,37 @@ TEST(a_network_alert_alone_does_nothing_and_two_evict) {
         world_stop(&w);
 }
 
+/* As worker/health/ib.c says it (test_health_checks has its times): an alert while it is down, and after four minutes a word that needs no second one. */
+TEST(a_port_that_flaps_is_ridden_out_and_a_dead_one_evicts_alone) {
+        struct world w;
+        uint64_t id = begin(&w);
+        uint32_t epoch;
+        Fp8ctl__V1__Job *j;
+
+        for (int flap = 0; flap < 3; flap++) { /* each shorter than NCCL's retries, 137 s by default, and more than five minutes after the last */
+                world_say_check(&w, 2, "ib-port", "mlx5_0/1", "warn", true);
+                world_pass(&w, 130000);
+                EXPECT_NODE(&w, "b", "warn", "open", "the evidence");
+                world_say_check(&w, 2, "ib-port", "mlx5_0/1", "ok", true);
+                world_pass(&w, 301000);
+                EXPECT_NODE(&w, "b", "ok", "open", "");
+        }
+        j = world_job(&w, id);
+        epoch = (uint32_t)j->epoch;
+        CU_ASSERT_EQUAL(epoch, 1); /* nothing was done for any of them */
+        fp8ctl__v1__job__free_unpacked(j, NULL);
+        world_say_check(&w, 2, "ib-port", "mlx5_0/1", "warn", true);
+        world_pass(&w, 240000);
+        EXPECT_NODE(&w, "b", "warn", "open", "the evidence");
+        CU_ASSERT(ranks_on(&w, 2) > 0);
+        world_say_check(&w, 2, "ib-port", "mlx5_0/1", "evict", false);
+        EXPECT_NODE(&w, "b", "evict", "draining", "ib-port mlx5_0/1");
+        world_pump(&w);
+        CU_ASSERT_EQUAL(ranks_on(&w, 2), 0);
+        CU_ASSERT_EQUAL(job_state(&w, id), S(RUNNING));
+        world_stop(&w);
+}
+
 TEST(a_network_check_that_says_so_anew_is_another_alert) {
         struct world w;
 
