@@ -11,7 +11,7 @@ static struct value {
         const char *name;
         unsigned long long v[GPUS];
 } values[] = {
-        { "temperature", { 40, 41 } }, { "uncorrected", { 0, 0 } }, { "pending", { 0, 0 } }, { "failed", { 0, 0 } }, { "throttle", { 0, 0 } }, { "lost", { 0, 0 } }, { "nvlink", { 1, 1 } }, { "lanes", { 16, 16 } }, { "xid", { 0, 0 } }, { "memory", { 0, 0 } }, { "ecc", { 1, 1 } },
+        { "temperature", { 40, 41 } }, { "uncorrected", { 0, 0 } }, { "pending", { 0, 0 } }, { "failed", { 0, 0 } }, { "throttle", { 0, 0 } }, { "lost", { 0, 0 } }, { "nvlink", { 1, 1 } }, { "lanes", { 16, 16 } }, { "xid", { 0, 0 } }, { "memory", { 0, 0 } }, { "ecc", { 1, 1 } }, { "recoveries", { 1, 1 } }, { "replays", { 0, 0 } }, { "fabric", { 0, 0 } }, { "fabric status", { 0, 0 } },
 };
 static pthread_key_t key;
 static int handles[GPUS];
@@ -98,6 +98,23 @@ EXPORT(nvmlDeviceGetMaxPcieLinkWidth, void *d, unsigned *ret) {
 EXPORT(nvmlDeviceGetNvLinkState, void *d, unsigned link, int *ret) {
         *ret = link == 3 ? (int)get("nvlink", d) : 1;
         return link < 4 ? 0 : 2;
+}
+EXPORT(nvmlDeviceGetNvLinkErrorCounter, void *d, unsigned link, int counter, unsigned long long *ret) {
+        *ret = counter == 1 && link == 2 ? get("recoveries", d) : counter == 1 ? 0 : 1000;
+        return link < 4 ? 0 : 2;
+}
+EXPORT(nvmlDeviceGetPcieReplayCounter, void *d, unsigned *ret) {
+        LOST(d);
+        *ret = (unsigned)get("replays", d);
+        return 0;
+}
+EXPORT(nvmlDeviceGetGpuFabricInfo, void *d, void *info) {
+        const int status = (int)get("fabric status", d);
+        const unsigned char state = (unsigned char)get("fabric", d);
+
+        memcpy((char *)info + 16, &status, sizeof(status)); /* behind the cluster's uuid */
+        memcpy((char *)info + 24, &state, sizeof(state));   /* and the clique */
+        return 0;
 }
 /* Links 0 and 1 of each to the other; 2 and 3 to nobody here. */
 EXPORT(nvmlDeviceGetNvLinkRemoteDeviceType, void *d, unsigned link, int *type) {

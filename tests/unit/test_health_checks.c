@@ -127,11 +127,24 @@ static void pass(double seconds) {
 }
 
 TEST(what_is_not_there_is_absent_and_no_error) {
-        static const char *const names[] = { "pressure", "oom", "edac", "ib-port", "ib-counters", "pcie", "gpu-ecc", "gpu-rows", "gpu-heat", "gpu-throttle", "gpu-memory", "gpu-link", "site" };
+        static const char *const names[] = { "pressure", "load", "oom", "edac", "ib-port", "ib-counters", "pcie", "gpu-ecc", "gpu-rows", "gpu-heat", "gpu-throttle", "gpu-memory", "gpu-link", "gpu-errors", "gpu-fabric", "site" };
         struct machine *m = machine_new();
 
         for (size_t i = 0; i < ARRAY_SIZE(names); i++)
                 EXPECT(m, names[i], "", ABSENT, "");
+        machine_free(m);
+}
+
+TEST(load_and_memory_are_told) {
+        struct machine *m = machine_new();
+
+        put(m, "/proc/loadavg", "12.51 8.02 4.00 3/811 4711\n");
+        EXPECT(m, "load", "", ABSENT, "");
+        put(m, "/sys/devices/system/cpu/online", "0-3,8,10-11\n");
+        put(m, "/proc/meminfo", "MemTotal:       2048000 kB\nMemFree: 1 kB\nMemAvailable:   1024000 kB\n");
+        EXPECT(m, "load", "", OK, "12.5 in 1 minute, 8.0 in 5 on 7 processors; 1000 of 2000 MiB of memory available");
+        put(m, "/proc/loadavg", "many\n");
+        EXPECT(m, "load", "", ABSENT, "");
         machine_free(m);
 }
 
@@ -491,6 +504,27 @@ TEST(what_nvml_says) {
         set("nvlink", 0, 0);
         EXPECT(m, "gpu-link", "gpu 0", OK, "");
         EXPECT(m, "gpu-link", "gpu 0", DRAIN, "NVLink 3 was active");
+        EXPECT(m, "gpu-errors", "gpu 0", OK, "1 NVLink recoveries, 0 PCIe replays");
+        pass(60);
+        set("recoveries", 0, 3);
+        set("replays", 1, 100);
+        EXPECT(m, "gpu-errors", "gpu 0", WARN, "NVLinks recovered from errors 2 times more");
+        EXPECT(m, "gpu-errors", "gpu 1", OK, "");
+        pass(60);
+        set("replays", 1, 210);
+        EXPECT(m, "gpu-errors", "gpu 1", WARN, "110 PCIe replays a minute, expected at most 100");
+        EXPECT(m, "gpu-errors", "gpu 0", WARN, "");
+        pass(241);
+        EXPECT(m, "gpu-errors", "gpu 0", OK, "3 NVLink recoveries, 0 PCIe replays");
+        EXPECT(m, "gpu-fabric", "gpu 0", ABSENT, "no fabric");
+        set("fabric", 0, 3);
+        set("fabric", 1, 2);
+        EXPECT(m, "gpu-fabric", "gpu 0", OK, "completed");
+        m->n = lane_run(m->lane, index_of("gpu-fabric"), m->changed, &m->gone);
+        EXPECT(m, "gpu-fabric", "gpu 1", WARN, "in progress");
+        set("fabric status", 0, 999);
+        EXPECT(m, "gpu-fabric", "gpu 0", OK, "");
+        EXPECT(m, "gpu-fabric", "gpu 0", DRAIN, "completed, status 999");
         set("xid", 1, 79);
         CU_ASSERT_TRUE(nvml_wait_xid(&m->h.world, 1, &xid, &pci));
         CU_ASSERT_EQUAL(xid, 79);

@@ -94,6 +94,7 @@ extern const size_t n_health_checks;
 void check_disk(struct health_world *w, void **state, struct check_out *o);
 void check_clock(struct health_world *w, void **state, struct check_out *o);
 void check_pressure(struct health_world *w, void **state, struct check_out *o);
+void check_load(struct health_world *w, void **state, struct check_out *o);
 void check_oom(struct health_world *w, void **state, struct check_out *o);
 void check_edac(struct health_world *w, void **state, struct check_out *o);
 void check_ranks(struct health_world *w, void **state, struct check_out *o);
@@ -108,6 +109,8 @@ void check_gpu_throttle(struct health_world *w, void **state, struct check_out *
 void check_gpu_memory(struct health_world *w, void **state, struct check_out *o);
 void check_gpu_link(struct health_world *w, void **state, struct check_out *o);
 void check_facts(struct health_world *w, void **state, struct check_out *o);
+void check_gpu_errors(struct health_world *w, void **state, struct check_out *o);
+void check_gpu_fabric(struct health_world *w, void **state, struct check_out *o);
 void check_gpu_facts(struct health_world *w, void **state, struct check_out *o);
 void check_site(struct health_world *w, void **state, struct check_out *o);
 

@@ -18,6 +18,7 @@ const struct check health_checks[] = {
         { "disk", LANE_DISK, 10000, 2, HEALTH_OK, check_disk, "drain: read-only, or less than 1% and 1 GiB (or 1% of the inodes) free; warn: less than 5%" },
         { "clock", LANE_HOST, 5000, 2, HEALTH_OK, check_clock, "warn: off by more than 100 ms, or stepped by more than 1 s within 10 minutes" },
         { "pressure", LANE_HOST, 5000, 3, HEALTH_OK, check_pressure, "warn: all tasks stalled for memory 10% of 10 s, or for I/O 60% of 60 s" },
+        { "load", LANE_HOST, 10000, 1, HEALTH_OK, check_load, "for information: load, memory available" },
         { "oom", LANE_HOST, 2000, 1, HEALTH_OK, check_oom, "warn: a process was killed for want of memory within 10 minutes" },
         { "edac", LANE_HOST, 5000, 1, HEALTH_OK, check_edac, "drain: an uncorrected error; warn: more than 10 corrected ones an hour" },
         { "ranks", LANE_HOST, 2000, 1, HEALTH_OK, check_ranks, "warn: a rank's process uninterruptible or a zombie for 30 s; drain: uninterruptible for 120 s" },
@@ -32,6 +33,8 @@ const struct check health_checks[] = {
         { "gpu-throttle", LANE_GPU, 5000, 3, HEALTH_OK, check_gpu_throttle, "warn: slowed by hardware: heat, power brake" },
         { "gpu-memory", LANE_GPU, 10000, 1, HEALTH_OK, check_gpu_memory, "for information: memory in use, processes, clock, power" },
         { "gpu-link", LANE_GPU, 10000, 2, HEALTH_OK, check_gpu_link, "drain: an NVLink that was active is not; warn: fewer PCIe lanes than it has" },
+        { "gpu-errors", LANE_GPU, 10000, 1, HEALTH_OK, check_gpu_errors, "warn: NVLinks recovered from errors, or more than 100 PCIe replays a minute" },
+        { "gpu-fabric", LANE_GPU, 10000, 2, HEALTH_OK, check_gpu_fabric, "drain: it could not join the NVLink fabric; warn: it has not yet" },
         { "gpu-facts", LANE_GPU, 60000, 1, HEALTH_OK, check_gpu_facts, "for information: what the GPUs are" },
         { "site", LANE_SITE, 0, 1, HEALTH_OK, check_site, "exit code 0 ok, 1 warn, 2 drain, 3 warn (not known)" },
 };

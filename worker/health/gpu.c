@@ -10,9 +10,11 @@
 
 /* Thresholds; the temperatures are the GPU's own. */
 #define SHUTDOWN_MARGIN 2u
+#define REPLAYS_MINUTE 100.0 /* as for corrected PCIe errors */
+#define HOLD_NS (300 * NSEC_PER_SEC)
 
 /* nvml.h: kinds of ECC errors, counters, temperatures, clocks; reasons why clocks are held down by hardware. */
-enum { ECC_CORRECTED = 0, ECC_UNCORRECTED = 1, ECC_VOLATILE = 0, ECC_AGGREGATE = 1, THRESHOLD_SHUTDOWN = 0, THRESHOLD_SLOWDOWN = 1, CLOCK_SM = 1 };
+enum { ECC_CORRECTED = 0, ECC_UNCORRECTED = 1, ECC_VOLATILE = 0, ECC_AGGREGATE = 1, THRESHOLD_SHUTDOWN = 0, THRESHOLD_SLOWDOWN = 1, CLOCK_SM = 1, NVLINK_RECOVERIES = 1, FABRIC_NOT_SUPPORTED = 0, FABRIC_COMPLETED = 3 };
 #define THROTTLE_HW_SLOWDOWN 0x8ULL
 #define THROTTLE_HW_THERMAL 0x40ULL
 #define THROTTLE_HW_POWER_BRAKE 0x80ULL
@@ -186,5 +188,75 @@ void check_gpu_link(struct health_world *w, void **state, struct check_out *o) {
                         check_say(o, g->subject, (int32_t)i, HEALTH_WARN, "%u PCIe lanes of %u", lanes, most);
                 else
                         check_say(o, g->subject, (int32_t)i, HEALTH_OK, "%u NVLinks, %u PCIe lanes, %u replays", links, lanes, replays);
+        }
+}
+
+struct error_state {
+        struct {
+                bool known;
+                unsigned long long recoveries;
+                unsigned replays;
+                uint64_t at, warned; /* 0: not */
+                char why[96];
+        } gpus[WORLD_GPUS_MAX];
+};
+
+/* Of links that go on all the same: NVLinks that had to be trained anew, and packets that PCIe sent again. */
+void check_gpu_errors(struct health_world *w, void **state, struct check_out *o) {
+        struct nvml *l = nvml_of(w, o);
+        struct error_state *k = *state ? *state : calloc(1, sizeof(*k));
+        uint64_t now = w->mono_ns();
+
+        *state = k;
+        for (size_t i = 0; k && l && i < l->n; i++) {
+                struct nvml_gpu *g = &l->gpus[i];
+                unsigned replays = 0, had = k->gpus[i].replays;
+                unsigned long long recoveries = 0, before = k->gpus[i].recoveries, one;
+                int r = l->replays ? l->replays(g->handle, &replays) : NVML_NOT_SUPPORTED;
+                double minutes = (double)(now - k->gpus[i].at) / 60e9;
+
+                if (lost(g, r, (int32_t)i, o))
+                        continue;
+                for (unsigned n = 0; l->nvlink_errors && n < NVML_LINKS_MAX; n++)
+                        if (l->nvlink_errors(g->handle, n, NVLINK_RECOVERIES, &one) == NVML_SUCCESS)
+                                recoveries += one;
+                if (k->gpus[i].known && recoveries > before) {
+                        k->gpus[i].warned = now;
+                        snprintf(k->gpus[i].why, sizeof(k->gpus[i].why), "NVLinks recovered from errors %llu times more", recoveries - before);
+                } else if (k->gpus[i].known && minutes > 0 && replays > had && (replays - had) / minutes > REPLAYS_MINUTE) {
+                        k->gpus[i].warned = now;
+                        snprintf(k->gpus[i].why, sizeof(k->gpus[i].why), "%.0f PCIe replays a minute, expected at most %.0f", (replays - had) / minutes, REPLAYS_MINUTE);
+                } else if (k->gpus[i].warned && now - k->gpus[i].warned >= HOLD_NS) {
+                        k->gpus[i].warned = 0;
+                }
+                k->gpus[i].known = true;
+                k->gpus[i].recoveries = recoveries;
+                k->gpus[i].replays = replays;
+                k->gpus[i].at = now;
+                if (k->gpus[i].warned)
+                        check_say(o, g->subject, (int32_t)i, HEALTH_WARN, "%s", k->gpus[i].why);
+                else
+                        check_say(o, g->subject, (int32_t)i, HEALTH_OK, "%llu NVLink recoveries, %u PCIe replays", recoveries, replays);
+        }
+}
+
+/* Whether it has joined the others behind the switches: without it NVLink is there and of no use. */
+void check_gpu_fabric(struct health_world *w, void **state, struct check_out *o) {
+        static const char *const states[] = { "not there", "not started", "in progress", "completed" };
+        struct nvml *l = nvml_of(w, o);
+
+        for (size_t i = 0; l && i < l->n; i++) {
+                struct nvml_gpu *g = &l->gpus[i];
+                struct nvml_fabric f = { .state = FABRIC_NOT_SUPPORTED };
+                int r = l->fabric ? l->fabric(g->handle, &f) : NVML_NOT_SUPPORTED;
+
+                if (lost(g, r, (int32_t)i, o))
+                        continue;
+                if (r != NVML_SUCCESS || f.state == FABRIC_NOT_SUPPORTED || f.state > FABRIC_COMPLETED)
+                        check_say(o, g->subject, (int32_t)i, HEALTH_ABSENT, "it has no fabric");
+                else if (f.state != FABRIC_COMPLETED)
+                        check_say(o, g->subject, (int32_t)i, HEALTH_WARN, "joining the fabric: %s", states[f.state]);
+                else
+                        check_say(o, g->subject, (int32_t)i, f.status == NVML_SUCCESS ? HEALTH_OK : HEALTH_DRAIN, "joining the fabric: completed, status %d", f.status);
         }
 }

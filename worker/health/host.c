@@ -107,6 +107,48 @@ void check_pressure(struct health_world *w, void **state, struct check_out *o) {
         check_say(o, "io", -1, io >= PRESSURE_IO ? HEALTH_WARN : HEALTH_OK, "all tasks stalled %.1f%% of 60 s", io);
 }
 
+/* Processors by the ranges of /sys/devices/system/cpu/online ("0-3,8-11"); 0: unknown. */
+static unsigned processors(const struct health_world *w) {
+        char text[1024];
+        unsigned n = 0, a, b;
+        int len = 0;
+
+        if (world_read(w, "/sys/devices/system/cpu/online", text, sizeof(text)) < 0)
+                return 0;
+        for (const char *at = text; sscanf(at, "%6u%n", &a, &len) == 1; at += *at == ',') {
+                at += len;
+                b = a;
+                if (*at == '-' && sscanf(at, "-%6u%n", &b, &len) == 1)
+                        at += len;
+                n += b >= a ? b - a + 1 : 0;
+        }
+        return n;
+}
+
+static uint64_t meminfo_kb(const char *text, const char *key) {
+        const char *at = strstr(text, key);
+        uint64_t v;
+
+        return at && sscanf(at + strlen(key), " %" SCNu64, &v) == 1 ? v : 0;
+}
+
+void check_load(struct health_world *w, void **state, struct check_out *o) {
+        char text[2048];
+        double one = NAN, five = NAN;
+        unsigned n = processors(w);
+        uint64_t total = 0, available = 0;
+
+        if (world_read(w, "/proc/loadavg", text, sizeof(text)) < 0 || sscanf(text, "%lf %lf", &one, &five) != 2 || n == 0) {
+                check_say(o, "", -1, HEALTH_ABSENT, "the kernel does not tell");
+                return;
+        }
+        if (world_read(w, "/proc/meminfo", text, sizeof(text)) >= 0) {
+                total = meminfo_kb(text, "MemTotal:");
+                available = meminfo_kb(text, "MemAvailable:");
+        }
+        check_say(o, "", -1, HEALTH_OK, "%.1f in 1 minute, %.1f in 5 on %u processors; %" PRIu64 " of %" PRIu64 " MiB of memory available", one, five, n, available >> 10, total >> 10);
+}
+
 struct oom_state {
         bool known;
         uint64_t kills, at, rose;

@@ -24,6 +24,12 @@ struct nvml_event {
         unsigned long long type, data; /* data: the Xid */
         unsigned gpu_instance, compute_instance;
 };
+struct nvml_fabric {
+        unsigned char cluster[16];
+        int status; /* when it has completed: how */
+        unsigned clique;
+        unsigned char state;
+};
 struct nvml_process {
         unsigned pid;
         unsigned long long memory;
@@ -62,6 +68,8 @@ struct nvml_process {
         X(max_width, "nvmlDeviceGetMaxPcieLinkWidth", (void *, unsigned *))                          \
         X(replays, "nvmlDeviceGetPcieReplayCounter", (void *, unsigned *))                           \
         X(nvlink, "nvmlDeviceGetNvLinkState", (void *, unsigned, int *))                             \
+        X(nvlink_errors, "nvmlDeviceGetNvLinkErrorCounter", (void *, unsigned, int, unsigned long long *)) \
+        X(fabric, "nvmlDeviceGetGpuFabricInfo", (void *, struct nvml_fabric *))                      \
         X(nvlink_type, "nvmlDeviceGetNvLinkRemoteDeviceType", (void *, unsigned, int *))             \
         X(nvlink_pci, "nvmlDeviceGetNvLinkRemotePciInfo_v2", (void *, unsigned, struct nvml_pci *))  \
         X(event_set, "nvmlEventSetCreate", (void **))                                                \
