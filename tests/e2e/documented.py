@@ -101,6 +101,11 @@ def main():
         device = {"index", "kind", "name", "memory_bytes", "job_id", "rank", "health", "pci", "path", "numa", "nvlinks", "nvlink_domain", "rail"}
         same("node get", node, (words(doc["Nodes"], "`name`, `state`", "`devices`") | {"v"}))
         same("its devices", node["devices"][0], device)
+        c.ctl("rollout", "start", "--fact", "site.nothing=1")
+        rollout = c.json("rollout", "status")
+        same("rollout status", rollout, words(doc["Rollouts"], "`id`, `name`", "`p`") | {"nodes", "v"})
+        same("its nodes", rollout["nodes"][0], words(doc["Rollouts"], "* **nodes**", "`again`") - {"nodes"})
+        c.ctl("rollout", "abort")
         same("ckpt ls", c.json("ckpt", "ls", str(job))["checkpoints"][0], words(doc["Checkpoints"], "`job_id`", "`committed_unix_ms`"))
         wait_for("free devices", lambda: all(x["job_id"] == 0 for n in c.json("node", "list")["nodes"] for x in n["devices"]), 10)
 

@@ -1,11 +1,12 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""`rollout.py BUILD`: a change walks over four nodes share by share, made by each worker's program, while a job trains on; then one whose program fails on the second node stops there, and the others stay as they are.
+"""`rollout.py BUILD`: a change walks over four nodes share by share, made by each worker's program, while a job trains on; then one whose program fails on the second node stops there, and the others stay as they are. When it goes on the controller is killed while a node is tested.
 
-The change is a line of the node's /etc/fp8ctl/facts (below --health-root), which the program writes.  Beside the worker lies a test of nodes that passes at once: the true one, which computes for seconds, has its own tests.
+The change is a line of the node's /etc/fp8ctl/facts (below --health-root), which the program writes.  Beside the worker lies a test of nodes that passes at once, or when it is let: the true one, which computes for seconds, has its own tests.
 """
 import os
 import shutil
+import signal
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
@@ -21,7 +22,8 @@ echo "${{3#site.}}=$4" >"{home}/$2.root/etc/fp8ctl/facts"
 """
 
 TEST = """#!/bin/sh
-echo '{"name": "gemm", "device": 0, "verdict": "ok", "unit": "", "text": "", "value": 1}'
+while [ -e "{home}/hold" ]; do sleep 0.02; done
+echo '{{"name": "gemm", "device": 0, "verdict": "ok", "unit": "", "text": "", "value": 1}}'
 """
 
 
@@ -44,7 +46,7 @@ class Nodes(Bare):
         os.mkdir(self.bin)
         for name in "fp8-worker", "fp8-rank":
             shutil.copy2(f"{self.build}/{name}", self.bin)
-        program(self.bin + "/fp8-nodetest", TEST)
+        program(self.bin + "/fp8-nodetest", TEST.format(home=self.home))
         program(self.home + "/hook", HOOK.format(home=self.home))
         super().up()
 
@@ -95,7 +97,15 @@ def main():
             raise Failure(f"its verdict: found {r['reason']!r}")
         check("nodes", [c.json("node", "get", f"node-{i}")["duty"] for i in range(4)], ["open", "draining", "open", "open"])
         os.unlink(c.home + "/node-1.bad")
+        with open(c.home + "/hold", "w"):
+            pass
         c.ctl("rollout", "resume", "--reason", "there is space again")
+        wait_for("node-1 to be tested", lambda: c.states()["node-1"] == "testing", 60, 0.02)
+        c.stop("fp8d", signal.SIGKILL)
+        c.start_controller()
+        c.wait_ready(4)
+        check("after the controller's death", c.states()["node-1"], "testing")
+        os.unlink(c.home + "/hold")
         r = c.wait("done", "stopped", "aborted")
         check("resumed", (r["state"], c.settings()), ("done", ["3"] * 4))
         c.wait_step(job, c.step(job) + 1)

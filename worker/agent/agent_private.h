@@ -59,6 +59,7 @@ struct agent {
         struct holder *holder;
         struct health *health;
         bool testing;
+        struct node_test *test; /* that runs; NULL: none, or of another kind */
         struct canary *canary;  /* NULL: none */
         struct rollout_hook *rollout; /* the change that is being made; NULL: none */
         struct last_gasp *gasp; /* NULL: not asked for */
