@@ -4,7 +4,6 @@
 
 #include "daemon/core/recovery_private.h"
 
-#define DAMAGED_MAX 16u            /* told of one inventory */
 #define GENERATIONS_PER_RANK 40u   /* told by one node for one rank, at most: REPLICA_SLOTS of its own and of a peer's copy, and those on its disk */
 
 /* What a node said about its replica memory is void: it is lost, or it says hello again and may have been through a boot. */
@@ -43,12 +42,6 @@ void recovery_inventory(struct controller *c, struct job *j, struct node *n, con
                 core_drop(c, DROP_MALFORMED, "inventory");
                 recovery_check(c, j);
                 return;
-        }
-        for (size_t i = 0; i < m->n_damaged && i < DAMAGED_MAX; i++) {
-                char text[200];
-
-                core_text(text, sizeof(text), m->damaged[i]);
-                event_add(c, &(struct event_of){ .job = j, .node = n, .rank = -1, .severity = "warning" }, "replica_rejected", "replica memory of %s, %s", n->name, text);
         }
         list = realloc(j->generations, (j->n_generations + m->n_generations + 1) * sizeof(*list));
         if (list) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Which snapshots of a job are whole in this node's replica memory: every valid slot, its payload's digest computed again.  And which are on its disk: those are read only
- * when they are loaded, and verified then.
+ * Which snapshots of a job lie whole in this node's replica memory: every valid slot.  And which are on its disk.  Payloads are read, and verified by their digests, only when they are loaded
+ * or saved: the job stands still meanwhile, and a node may have hundreds of gigabytes of them.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -16,7 +16,6 @@
 #include "worker/agent/agent_private.h"
 #include "worker/agent/local_copies.h"
 
-#define DAMAGED_MAX 16 /* told */
 #define ON_DISK_MAX 32 /* of one rank; more than checkpoint.local_keep and the one being written */
 
 struct found {
@@ -31,29 +30,9 @@ struct inventory {
         struct memory memory;
         struct found *found;
         size_t n_found;
-        char damaged[DAMAGED_MAX][200];
-        size_t n_damaged;
         char *local_dir; /* NULL: none */
         char cluster[40];
 };
-
-static void note_damage(struct inventory *v, bool held, const char *what) {
-        if (v->n_damaged < DAMAGED_MAX)
-                snprintf(v->damaged[v->n_damaged++], sizeof(v->damaged[0]), "%s: %.150s", held ? "kept for another node" : "of this node", what);
-}
-
-/* A rank that still runs may write over a slot while its digest is made: what is damaged stays there, and stays damaged. */
-static bool is_damaged(const struct replica *r, uint64_t step, struct error *e) {
-        uint64_t steps[REPLICA_SLOTS];
-        const struct replica_slot *slot;
-        const void *payload;
-        int n = replica_steps(r, steps);
-        bool there = false;
-
-        for (int i = 0; i < n; i++)
-                there = there || steps[i] == step;
-        return there && replica_find(r, step, 1, &slot, &payload, e) == -EBADMSG;
-}
 
 static void look(struct inventory *v, int fd, bool held) {
         struct replica *r = NULL;
@@ -67,12 +46,8 @@ static void look(struct inventory *v, int fd, bool held) {
                 const struct replica_slot *slot;
                 const void *payload;
                 struct found *f = &v->found[v->n_found];
-                struct error e = { 0 };
-                int rc = replica_find(r, steps[i], 1, &slot, &payload, &e);
 
-                if (rc == -EBADMSG && is_damaged(r, steps[i], &e))
-                        note_damage(v, held, e.text);
-                if (rc < 0 || slot->job_id != v->job_id)
+                if (replica_find(r, steps[i], 0, &slot, &payload, NULL) < 0 || slot->job_id != v->job_id)
                         continue;
                 memcpy(&f->slot, slot, sizeof(f->slot));
                 f->held = held;
@@ -133,7 +108,6 @@ static struct inventory *inventory_free(struct inventory *v) {
 static void answer(struct inventory *v) {
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__Inventory out = FP8CTL__V1__INVENTORY__INIT;
-        char *damaged[DAMAGED_MAX];
         _cleanup_free_ Fp8ctl__V1__Generation *g = calloc(v->n_found + 1, sizeof(*g));
         _cleanup_free_ Fp8ctl__V1__Generation **list = calloc(v->n_found + 1, sizeof(*list));
 
@@ -158,12 +132,6 @@ static void answer(struct inventory *v) {
         out.epoch = v->epoch;
         out.generations = list;
         out.n_generations = v->n_found;
-        for (size_t i = 0; i < v->n_damaged; i++) {
-                damaged[i] = v->damaged[i];
-                log_warning("job %" PRIu64 ": replica memory %s", v->job_id, v->damaged[i]);
-        }
-        out.damaged = damaged;
-        out.n_damaged = v->n_damaged;
         m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_INVENTORY;
         m.inventory = &out;
         stream_send(v->agent, &m);
