@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -191,3 +192,14 @@ def median(v):
     v = sorted(v)
     n = len(v)
     return math.nan if not n else v[n // 2] if n % 2 else (v[n // 2 - 1] + v[n // 2]) / 2
+
+
+def run_script(name, main, missing=None):
+    """What a script ends with: its failure in one line, or why it cannot run here (status 77: skipped)."""
+    if missing:
+        print(f"skipped: {missing}")
+        sys.exit(77)
+    try:
+        sys.exit(main())
+    except Failure as e:
+        sys.exit(f"{name}: {e}")

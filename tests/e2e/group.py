@@ -12,7 +12,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, SLOWDOWN, SMALL, Failure, paced, wait_for  # noqa: E402
+from cluster import ROOT, SLOWDOWN, SMALL, Failure, paced, run_script, wait_for  # noqa: E402
 
 JOB = os.path.join(ROOT, "tests/e2e/job.yaml")
 
@@ -106,16 +106,15 @@ def main():
         print("ok  root cancels anyone's job", flush=True)
 
 
-if __name__ == "__main__":
+def missing():
     if os.geteuid() != 0 or not shutil.which("setpriv"):
-        print("skipped: needs root and setpriv")
-        sys.exit(77)
+        return "needs root and setpriv"
     try:
         users()
     except KeyError as e:
-        print(f"skipped: {e}")
-        sys.exit(77)
-    try:
-        main()
-    except Failure as e:
-        sys.exit(f"group: {e}")
+        return str(e)
+    return None
+
+
+if __name__ == "__main__":
+    run_script("group", main, missing())

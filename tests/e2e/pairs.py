@@ -7,7 +7,7 @@ import signal
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from cluster import Failure, wait_for  # noqa: E402
+from cluster import Failure, run_script, wait_for  # noqa: E402
 from netns import NetCluster, missing  # noqa: E402
 
 NODES = ["node-0", "node-1", "node-2", "node-3"]
@@ -55,11 +55,4 @@ def main():
 
 
 if __name__ == "__main__":
-    why = missing()
-    if why:
-        print(f"skipped: {why}")
-        sys.exit(77)
-    try:
-        main()
-    except Failure as e:
-        sys.exit(f"pairs: {e}")
+    run_script("pairs", main, missing())

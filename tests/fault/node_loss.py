@@ -14,7 +14,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, SLOWDOWN, SMALL, Failure, compare, paced, wait_for  # noqa: E402
+from cluster import ROOT, SLOWDOWN, SMALL, Failure, compare, paced, run_script, wait_for  # noqa: E402
 
 STEPS = 32
 JOB = os.path.join(ROOT, "tests/fault/job.yaml")
@@ -113,7 +113,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Failure as e:
-        sys.exit(f"node_loss: {e}")
+    run_script("node_loss", main)

@@ -10,7 +10,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ROOT, Failure, compare, wait_for  # noqa: E402
+from cluster import ROOT, Failure, compare, run_script, wait_for  # noqa: E402
 
 STEPS = 26
 JOB = os.path.join(ROOT, "tests/fault/job.yaml")
@@ -46,7 +46,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Failure as e:
-        sys.exit(f"rescue: {e}")
+    run_script("rescue", main)

@@ -76,6 +76,9 @@ struct word {
         bool failed;
 };
 
+/* As enum RankPhase. */
+enum proc_phase { PROC_STARTING, PROC_PARKED, PROC_LOADING, PROC_RUNNING, PROC_DONE, PROC_EXITED };
+
 /* A rank process. */
 struct proc {
         bool used, dead, reaped, faulted, planned, meshed, stop, done, hangs, told_stopped;
@@ -255,9 +258,14 @@ void worker_boot(struct sim *s, int node);
 void worker_power_off(struct sim *s, int node);
 void worker_hello_again(struct sim *s, int node);
 void worker_connect(struct sim *s, int node);
-void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage *m);
 void worker_kill(struct sim *s, int node, struct proc *p, int signal);
 void worker_leave(struct sim *s, int node);
 struct proc *worker_some_rank(struct sim *s, int *ret_node);
 void worker_fault(struct sim *s, int node, struct proc *p, int kind);
 void worker_check(struct sim *s);
+void worker_ready(struct sim *s, struct ev *e);
+void worker_parked(struct sim *s, struct ev *e); /* for epoch e->d */
+void worker_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m);
+
+/* orders.c */
+void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage *m);

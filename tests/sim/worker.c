@@ -8,23 +8,11 @@
 #include "daemon/core/planted.h"
 #include "tests/sim/sim.h"
 
-enum { STARTING, PARKED, LOADING, RUNNING, DONE, EXITED };
-
 #define BODY(x) FP8CTL__V1__WORKER_MESSAGE__BODY_##x
 
 void worker_send(struct sim *s, int node, Fp8ctl__V1__WorkerMessage *m) {
         if (s->nodes[node].stream)
                 sim_to_core(s, s->nodes[node].stream, m);
-}
-
-static struct proc *proc_find(struct sim *s, int node, uint64_t job, uint64_t incarnation) {
-        for (int i = 0; i < s->nodes[node].n_procs; i++) {
-                struct proc *p = &s->nodes[node].procs[i];
-
-                if (p->used && p->job == job && p->incarnation == incarnation)
-                        return p;
-        }
-        return NULL;
 }
 
 /* An event about one process: node in a, slot in b, incarnation in c; gone processes are not spoken for. */
@@ -78,7 +66,7 @@ void worker_kill(struct sim *s, int node, struct proc *p, int signal) {
                 return;
         p->dead = true;
         p->signal = signal;
-        p->phase = EXITED;
+        p->phase = PROC_EXITED;
         if (signal)
                 worker_proc_after(s, node, p, MS / 3, say_exit);
         worker_proc_after(s, node, p, MS + sim_random(s, 400 * MS), say_exit)->d = 1;
@@ -89,7 +77,7 @@ static void park(struct sim *s, int node, struct proc *p, uint64_t epoch) {
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__RankParked x = FP8CTL__V1__RANK_PARKED__INIT;
 
-        p->phase = PARKED;
+        p->phase = PROC_PARKED;
         p->epoch = epoch;
         p->planned = p->meshed = p->stop = p->done = p->faulted = false;
         p->save_attempt = 0;
@@ -103,10 +91,10 @@ static void park(struct sim *s, int node, struct proc *p, uint64_t epoch) {
         worker_send(s, node, &m);
 }
 
-static void parked(struct sim *s, struct ev *e) {
+void worker_parked(struct sim *s, struct ev *e) {
         struct proc *p = worker_proc_of(s, e);
 
-        if (p && !p->dead && p->phase != STARTING && p->epoch < e->d)
+        if (p && !p->dead && p->phase != PROC_STARTING && p->epoch < e->d)
                 park(s, (int)e->a, p, e->d);
 }
 
@@ -114,7 +102,7 @@ static void endpoint_of(const struct proc *p, char *buf, size_t size) {
         snprintf(buf, size, "unix:/sim/%" PRIu64 ".%" PRIu64, p->job, p->incarnation);
 }
 
-static void ready(struct sim *s, struct ev *e) {
+void worker_ready(struct sim *s, struct ev *e) {
         struct proc *p = worker_proc_of(s, e);
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__RankReady x = FP8CTL__V1__RANK_READY__INIT;
@@ -123,7 +111,7 @@ static void ready(struct sim *s, struct ev *e) {
         if (!p || p->dead)
                 return;
         endpoint_of(p, endpoint, sizeof(endpoint));
-        p->phase = PARKED;
+        p->phase = PROC_PARKED;
         x.job_id = p->job;
         x.epoch = p->start_epoch;
         x.rank = p->rank;
@@ -138,70 +126,12 @@ static void ready(struct sim *s, struct ev *e) {
                 park(s, (int)e->a, p, p->pending_abort);
 }
 
-/* Where its ranks are looked for, and who has to be looked at after this event. */
-static void note_start(struct sim *s, int node, uint64_t job) {
-        struct snode *n = &s->nodes[node];
-        uint64_t j = job % 16;
-        int i;
-
-        if (!n->unchecked) {
-                if (s->n_started == s->room_started) {
-                        s->room_started = s->room_started ? 2 * s->room_started : 16;
-                        s->started = realloc(s->started, (size_t)s->room_started * sizeof(*s->started));
-                        if (!s->started)
-                                abort();
-                }
-                s->started[s->n_started++] = node;
-                n->unchecked = true;
-        }
-        if (n->here & UINT32_C(1) << j)
-                return;
-        n->here |= UINT32_C(1) << j;
-        if (s->n_where[j] == s->room_where[j]) {
-                s->room_where[j] = s->room_where[j] ? 2 * s->room_where[j] : 16;
-                s->where[j] = realloc(s->where[j], (size_t)s->room_where[j] * sizeof(*s->where[j]));
-                if (!s->where[j])
-                        abort();
-        }
-        for (i = s->n_where[j]++; i > 0 && s->where[j][i - 1] > node; i--)
-                s->where[j][i] = s->where[j][i - 1];
-        s->where[j][i] = node;
-}
-
-static void on_start(struct sim *s, int node, const Fp8ctl__V1__StartRanks *m) {
-        struct snode *n = &s->nodes[node];
-
-        for (size_t i = 0; i < m->n_ranks; i++) {
-                struct proc *p = NULL;
-                const char *dir;
-
-                for (int k = 0; k < SIM_RANKS_MAX && (k < n->n_procs || !p); k++) {
-                        if (k == n->n_procs)
-                                n->n_procs++;
-                        if (n->procs[k].used && !n->procs[k].dead && n->procs[k].device == m->ranks[i]->device)
-                                sim_fail(s, "%s: device %u is given to job %" PRIu64 " rank %u while job %" PRIu64 " rank %u (incarnation %" PRIu64 ") lives on it", n->name,
-                                         m->ranks[i]->device, m->job_id, m->ranks[i]->rank, n->procs[k].job, n->procs[k].rank, n->procs[k].incarnation);
-                        if (!p && !n->procs[k].used)
-                                p = &n->procs[k];
-                }
-                if (!p)
-                        abort();
-                note_start(s, node, m->job_id);
-                *p = (struct proc){ .used = true, .job = m->job_id, .epoch = m->epoch, .start_epoch = m->epoch, .rank = m->ranks[i]->rank, .incarnation = m->ranks[i]->incarnation,
-                                    .device = m->ranks[i]->device, .phase = STARTING,
-                                    .gen = n->life, .hangs = s->rank_faults && sim_chance(s, 2) };
-                dir = strstr(m->job_file, "/ckpt/");
-                snprintf(p->ckpt, sizeof(p->ckpt), "%.*s", dir ? (int)strcspn(dir, "\"") : 0, dir ? dir : "");
-                worker_proc_after(s, node, p, 20 * MS + sim_random(s, 100 * MS), ready);
-        }
-}
-
 static void fault(struct sim *s, int node, struct proc *p, int kind, const char *text) {
         Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
         Fp8ctl__V1__RankFault x = FP8CTL__V1__RANK_FAULT__INIT;
 
         p->faulted = true;
-        p->phase = PARKED;
+        p->phase = PROC_PARKED;
         x.kind = (Fp8ctl__V1__RankFault__Kind)kind;
         x.job_id = p->job;
         x.epoch = p->epoch;
@@ -216,7 +146,7 @@ static void fault(struct sim *s, int node, struct proc *p, int kind, const char 
 }
 
 void worker_fault(struct sim *s, int node, struct proc *p, int kind) {
-        if (p->dead || p->phase != RUNNING)
+        if (p->dead || p->phase != PROC_RUNNING)
                 return;
         if (kind == FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_ROLLBACK)
                 replica_uncover(s, p->job);
@@ -255,7 +185,7 @@ static void say_done(struct sim *s, struct ev *e) {
 
         if (!p || p->dead || !p->meshed || p->epoch != e->d || p->faulted)
                 return;
-        p->phase = DONE;
+        p->phase = PROC_DONE;
         p->done = true;
         x.job_id = p->job;
         x.epoch = p->epoch;
@@ -272,7 +202,7 @@ static void say_done(struct sim *s, struct ev *e) {
 static void peer_lost(struct sim *s, struct ev *e) {
         struct proc *p = worker_proc_of(s, e);
 
-        if (p && !p->dead && !p->faulted && p->meshed && p->epoch == e->d && p->phase == RUNNING)
+        if (p && !p->dead && !p->faulted && p->meshed && p->epoch == e->d && p->phase == PROC_RUNNING)
                 fault(s, (int)e->a, p, FP8CTL__V1__RANK_FAULT__KIND__PEER_LOST, "a peer hung up");
 }
 
@@ -288,7 +218,7 @@ static void step(struct sim *s, struct ev *e) {
                         s->lease_kills++;
                 }
         for (int i = 0; i < g.n; i++)
-                if (g.p[i]->phase != RUNNING || g.p[i]->dead) {
+                if (g.p[i]->phase != PROC_RUNNING || g.p[i]->dead) {
                         g.p[i] = g.p[--g.n];
                         g.node[i] = g.node[g.n];
                         i--;
@@ -373,7 +303,7 @@ static void loaded(struct sim *s, struct ev *e) {
                 Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
                 Fp8ctl__V1__RankRunning x = FP8CTL__V1__RANK_RUNNING__INIT;
 
-                g.p[i]->phase = RUNNING;
+                g.p[i]->phase = PROC_RUNNING;
                 x.job_id = p->job;
                 x.epoch = p->epoch;
                 x.rank = g.p[i]->rank;
@@ -398,7 +328,7 @@ static uint64_t undone_before(struct sim *s, uint64_t job) {
         return epoch;
 }
 
-static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
+void worker_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
         struct snode *n = &s->nodes[node];
         bool again = m->epoch <= s->plan_epoch[m->job_id % 16]; /* told once more to a node that was away */
         uint64_t key = 0;
@@ -418,12 +348,12 @@ static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
 
                 if (p->used && !p->dead && p->job == m->job_id && p->epoch < m->epoch && p->rank < m->n_peers && m->peers[p->rank]->incarnation == p->incarnation)
                         sim_fail(s, "%s: job %" PRIu64 " rank %u is in the plan of epoch %" PRIu64 " and has not left epoch %" PRIu64, n->name, p->job, p->rank, m->epoch, p->epoch);
-                if (!p->used || p->dead || p->job != m->job_id || p->epoch != m->epoch || p->phase != PARKED || p->planned || p->faulted)
+                if (!p->used || p->dead || p->job != m->job_id || p->epoch != m->epoch || p->phase != PROC_PARKED || p->planned || p->faulted)
                         continue;
                 if (p->rank >= m->n_peers || m->peers[p->rank]->incarnation != p->incarnation)
                         continue;
                 p->planned = true;
-                p->phase = LOADING;
+                p->phase = PROC_LOADING;
                 if (p->world != m->n_peers)
                         replica_other_layout(s, node, p);
                 p->world = (uint32_t)m->n_peers;
@@ -447,38 +377,6 @@ static void on_plan(struct sim *s, int node, const Fp8ctl__V1__RankPlan *m) {
                 p->step = m->load->step;
                 worker_proc_after(s, node, p, 5 * MS + sim_random(s, 30 * MS), loaded)->d = p->epoch;
         }
-}
-
-static void on_inventory(struct sim *s, int node, const Fp8ctl__V1__InventoryRequest *m) {
-        Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
-        Fp8ctl__V1__Inventory x = FP8CTL__V1__INVENTORY__INIT;
-        Fp8ctl__V1__Generation list[SIM_REPLICAS_MAX], *ptrs[SIM_REPLICAS_MAX];
-        char layouts[SIM_REPLICAS_MAX][32];
-
-        replica_fenced(s, node, m->job_id, m->epoch);
-        s->nodes[node].listed[m->job_id % 16] = m->epoch;
-        x.job_id = m->job_id;
-        x.epoch = m->epoch;
-        for (int i = 0; i < s->nodes[node].n_replicas; i++) {
-                const struct replica *r = &s->nodes[node].replicas[i];
-                Fp8ctl__V1__Generation *g = &list[x.n_generations];
-
-                if (r->job != m->job_id)
-                        continue;
-                fp8ctl__v1__generation__init(g);
-                g->rank = r->rank;
-                g->step = r->step;
-                g->epoch = r->epoch;
-                g->shard_count = r->world;
-                g->held = r->held;
-                snprintf(layouts[x.n_generations], sizeof(layouts[0]), "tp2.pp1.dp%u/sim", r->world / 2);
-                g->layout = layouts[x.n_generations];
-                ptrs[x.n_generations++] = g;
-        }
-        x.generations = ptrs;
-        out.body_case = BODY(INVENTORY);
-        out.inventory = &x;
-        worker_send(s, node, &out);
 }
 
 /* ------------------------------------------------------------------ the stream */
@@ -507,7 +405,7 @@ static void heartbeat(struct sim *s, struct ev *e) {
                 const struct proc *p = &n->procs[i];
                 Fp8ctl__V1__RankProgress *g = &list[h.n_ranks];
 
-                if (!p->used || p->dead || p->phase < RUNNING)
+                if (!p->used || p->dead || p->phase < PROC_RUNNING)
                         continue;
                 fp8ctl__v1__rank_progress__init(g);
                 g->job_id = p->job;
@@ -575,7 +473,7 @@ static void hello(struct sim *s, int node, uint64_t stream) {
                 st->phase = (Fp8ctl__V1__RankPhase)p->phase;
                 st->step = p->step;
                 endpoint_of(p, endpoints[h.n_ranks], sizeof(endpoints[0]));
-                if (p->phase != STARTING)
+                if (p->phase != PROC_STARTING)
                         st->endpoint = endpoints[h.n_ranks];
                 if (p->dead) {
                         fp8ctl__v1__rank_exited__init(&exited[h.n_ranks]);
@@ -628,120 +526,6 @@ void worker_connect(struct sim *s, int node) {
         n->given_up = false;
         n->stream = sim_open_stream(s, node);
         hello(s, node, n->stream);
-}
-
-static void kill_some(struct sim *s, int node, const Fp8ctl__V1__KillRanks *m) {
-        for (size_t i = 0; i < m->n_ranks; i++) {
-                struct proc *p = proc_find(s, node, m->job_id, m->ranks[i]->incarnation);
-
-                if (p)
-                        worker_kill(s, node, p, 9);
-        }
-}
-
-static void on_abort(struct sim *s, int node, const Fp8ctl__V1__AbortEpoch *m) {
-        replica_fenced(s, node, m->job_id, m->epoch);
-        for (int i = 0; i < s->nodes[node].n_procs; i++) {
-                struct proc *p = &s->nodes[node].procs[i];
-
-                if (!p->used || p->dead || p->job != m->job_id || p->epoch >= m->epoch || p->hangs)
-                        continue;
-                if (p->phase == STARTING)
-                        p->pending_abort = m->epoch;
-                else
-                        worker_proc_after(s, node, p, MS / 2 + sim_random(s, 5 * MS), parked)->d = m->epoch;
-        }
-}
-
-static void on_save_now(struct sim *s, int node, const Fp8ctl__V1__SaveNow *m) {
-        for (int i = 0; i < s->nodes[node].n_procs; i++) {
-                struct proc *p = &s->nodes[node].procs[i];
-
-                if (!p->used || p->dead || p->job != m->job_id || p->epoch != m->epoch)
-                        continue;
-                if (p->done && m->step == p->step)
-                        save_begin(s, node, p, m->attempt);
-                else
-                        p->save_attempt = m->attempt;
-        }
-}
-
-static void on_stop(struct sim *s, int node, const Fp8ctl__V1__StopRanks *m) {
-        for (int i = 0; i < s->nodes[node].n_procs; i++) {
-                struct proc *p = &s->nodes[node].procs[i];
-
-                if (p->used && !p->dead && p->job == m->job_id && p->epoch == m->epoch)
-                        p->stop = p->stop || !p->done;
-        }
-}
-
-static void on_release(struct sim *s, int node, const Fp8ctl__V1__ReleaseJob *m) {
-        struct snode *n = &s->nodes[node];
-
-        for (int i = 0; i < n->n_procs; i++)
-                if (n->procs[i].used && n->procs[i].job == m->job_id)
-                        worker_kill(s, node, &n->procs[i], 0);
-        for (int i = 0; i < n->n_replicas; i++)
-                if (n->replicas[i].job == m->job_id)
-                        n->replicas[i] = (struct replica){ 0 };
-        replica_uncover(s, m->job_id);
-}
-
-static void on_preflight(struct sim *s, int node, const Fp8ctl__V1__PreflightRequest *m) {
-        Fp8ctl__V1__WorkerMessage out = FP8CTL__V1__WORKER_MESSAGE__INIT;
-        Fp8ctl__V1__PreflightReply x = FP8CTL__V1__PREFLIGHT_REPLY__INIT;
-
-        x.request = m->request;
-        x.data_digest = (char *)"aa";
-        out.body_case = BODY(PREFLIGHT_REPLY);
-        out.preflight_reply = &x;
-        worker_send(s, node, &out);
-}
-
-void worker_message(struct sim *s, int node, const Fp8ctl__V1__ControllerMessage *m) {
-        struct snode *n = &s->nodes[node];
-
-        switch (m->body_case) {
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_WELCOME:
-                n->lease_number = m->welcome->lease_number;
-                n->lease_ttl = m->welcome->lease_ttl_ms * MS;
-                if (n->hello_sent + n->lease_ttl > n->lease_until)
-                        n->lease_until = n->hello_sent + n->lease_ttl;
-                save_say_again(s, node);
-                rollout_welcomed(s, node);
-                break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_COMMITTED:
-                save_answered(s, node, m->checkpoint_committed->job_id, m->checkpoint_committed->epoch, m->checkpoint_committed->step, m->checkpoint_committed->attempt);
-                break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_CHECKPOINT_DROPPED:
-                save_answered(s, node, m->checkpoint_dropped->job_id, m->checkpoint_dropped->epoch, m->checkpoint_dropped->step, m->checkpoint_dropped->attempt);
-                break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_HEARTBEAT_ACK:
-                if (m->heartbeat_ack->sent_mono_ns + n->lease_ttl > n->lease_until)
-                        n->lease_until = m->heartbeat_ack->sent_mono_ns + n->lease_ttl;
-                break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_START_RANKS: on_start(s, node, m->start_ranks); break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_KILL_RANKS: kill_some(s, node, m->kill_ranks); break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_ABORT_EPOCH: on_abort(s, node, m->abort_epoch); break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RANK_PLAN:
-                on_plan(s, node, m->rank_plan);
-                replica_plan_told(s, node, m->rank_plan->replicas, false);
-                break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_REPLICA_PLAN: replica_plan_told(s, node, m->replica_plan, true); break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_INVENTORY_REQUEST: on_inventory(s, node, m->inventory_request); break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_MEMORY: replica_save(s, node, m->save_memory); break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_SAVE_NOW: on_save_now(s, node, m->save_now); break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_STOP_RANKS: on_stop(s, node, m->stop_ranks); break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_RELEASE_JOB: on_release(s, node, m->release_job); break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_PREFLIGHT_REQUEST: on_preflight(s, node, m->preflight_request); break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_ROLLOUT_CHANGE: rollout_ordered(s, node, m->rollout_change); break;
-        case FP8CTL__V1__CONTROLLER_MESSAGE__BODY_NODE_TEST_REQUEST:
-                if (rollouts_on(s))
-                        rollout_test(s, node, m->node_test_request);
-                break;
-        default:
-                break;
-        }
 }
 
 /* ------------------------------------------------------------------ a node's life */

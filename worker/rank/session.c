@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The main thread.  It either waits for orders (parked, faulted, done) or is inside an epoch (loading, joining, running); an abort from the control thread
+ * The main thread.  It either waits for orders (parked, faulted, done: session_wait.c) or is inside an epoch (loading, joining, running); an abort from the control thread
  * makes whatever it does there return with a condition.  Process, device and buffers stay over epochs; live weights are never used again once an
  * epoch was left: the next plan says what to load.
  *
@@ -13,80 +13,21 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <math.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
-#include "base/rdma.h"
 #include "kernels/dev_comm.h"
-#include "proto/flight.h"
-#include "proto/job_spec.h"
-#include "worker/comm/comm.h"
-#include "worker/rank/control.h"
-#include "worker/rank/local_tier.h"
-#include "worker/rank/loss_watch.h"
-#include "worker/rank/metrics.h"
-#include "worker/rank/replicate.h"
-#include "worker/rank/report.h"
-#include "worker/rank/save.h"
-#include "worker/rank/snapshot.h"
+#include "worker/rank/session_private.h"
 #include "worker/rank/source.h"
 #include "worker/rank/standby.h"
-#include "worker/rank/states.h"
-#include "worker/train/trainer.h"
 
 #define SAVE_ORDER_WAIT_MS 2000 /* for an order that rank 0 has and that is on its way here */
-
-struct session {
-        struct identity me;
-        const struct identity *id; /* me, which is a rank once session_open is through */
-        struct job_spec *spec;
-        struct flight *flight;
-        struct comm_abort *abort;
-        struct comm_listener *listener;
-        struct comm_device *collectives; /* NULL: the device's memory is the host's, or the job has one rank */
-        struct control *control;
-        const struct dev_ops *ops;
-        struct dev *dev;
-        struct trainer *trainer;
-        struct snapshot *snapshot;
-        struct save *save;
-        struct local_tier *local;
-        struct rdma *rdma; /* NULL: no device */
-        struct replicate *replicate;
-        struct metrics *metrics;
-        int state; /* enum rank_state */
-        uint64_t began; /* to be this rank */
-
-        /* of the epoch */
-        Fp8ctl__V1__ControllerMessage *plan;
-        struct comm_mesh *mesh;
-        uint64_t epoch, saved_step; /* a save was begun of it last */
-        struct report_loaded loaded;
-        bool rolled_back; /* past bad batches, and no step was made since */
-        bool stopped;
-        bool device_broken; /* it has failed in a way that stays: the process must be replaced */
-
-        struct loss_watch losses;
-        uint64_t later; /* steps without a snapshot, because replica memory was still being brought in */
-};
-
-static int move(struct session *s, enum rank_event event, struct error *e) {
-        int r = table_step(&rank_states, &s->state, event, s, NULL, e);
-
-        if (r < 0)
-                return r;
-        log_debug("%s -> %s", rank_states.events[event], rank_states.states[s->state]);
-        return 0;
-}
 
 /* ------------------------------------------------------------------ starting */
 
@@ -255,27 +196,8 @@ static int session_open(struct session *s, struct error *e) {
         return r == 0 ? open_engine(s, e) : r;
 }
 
-static void leave_epoch(struct session *s) {
-        if (s->save)
-                save_cancel(s->save); /* nobody would commit it */
-        if (s->local)
-                local_tier_cancel(s->local);
-        if (s->snapshot)
-                (void)snapshot_wait(s->snapshot, NULL); /* what the next epoch can begin from is asked for soon */
-        if (s->replicate)
-                replicate_end(s->replicate);
-        if (s->trainer)
-                trainer_detach(s->trainer);
-        s->mesh = comm_mesh_free(s->mesh);
-        /* What is queued on the device runs to its end, on garbage perhaps, before anything is loaded over it. */
-        if (s->trainer && trainer_settle(s->trainer, NULL) < 0)
-                s->device_broken = true;
-        if (s->plan)
-                fp8ctl__v1__controller_message__free_unpacked(STEAL_PTR(s->plan), NULL);
-}
-
 static void session_close(struct session *s) {
-        leave_epoch(s);
+        session_leave_epoch(s);
         if (!close_engine(s))
                 return; /* the process ends anyway */
         rdma_free(s->rdma);
@@ -289,75 +211,10 @@ static void session_close(struct session *s) {
         job_spec_free(s->spec);
 }
 
-/* ------------------------------------------------------------------ what ends an epoch */
-
-static bool overtaken(struct session *s) {
-        return control_wait(s->control, 0, 0) & (NEWS_ABORT | NEWS_PLAN | NEWS_RELEASE | NEWS_GONE);
-}
-
-/* Tells a fault and waits for what the controller makes of it. Silent when the controller already ended the epoch: then it knows more than we do. */
-static int fault(struct session *s, Fp8ctl__V1__RankFault__Kind kind, uint64_t step, int peer, const char *text, struct error *e) {
-        bool told = overtaken(s);
-
-        leave_epoch(s);
-        if (!told) {
-                log_warning("epoch %" PRIu64 ": %s", s->epoch, text);
-                report_fault(s->control, s->id, s->epoch, kind, step, peer, text);
-        }
-        flight_set_phase(s->flight, FLIGHT_PARKED);
-        return move(s, RANK_EVENT_FAULT, e);
-}
-
-/* Replicas computed with different parameters. Every rank comes to the same; the controller takes the first word. */
-static int corrupt(struct session *s, uint64_t step, const char *text, struct error *e) {
-        bool told = overtaken(s);
-        uint32_t suspects[64];
-        uint64_t clean;
-        int odd;
-        size_t n = trainer_suspects(s->trainer, suspects, ARRAY_SIZE(suspects), &odd, &clean);
-
-        leave_epoch(s);
-        if (!told) {
-                log_warning("epoch %" PRIu64 ": %s", s->epoch, text);
-                report_corrupt(s->control, s->id, s->epoch, step, odd, suspects, n, clean, text);
-        }
-        flight_set_phase(s->flight, FLIGHT_PARKED);
-        return move(s, RANK_EVENT_FAULT, e);
-}
-
-/* A positive condition of comm.h, or a negative error, from inside an epoch. what: of LOAD_FAILED or FATAL. */
-static int broken(struct session *s, int r, Fp8ctl__V1__RankFault__Kind negative, struct error *why, struct error *e) {
-        uint64_t step = trainer_step_number(s->trainer);
-        int peer = s->mesh ? comm_mesh_lost_peer(s->mesh) : -1;
-        char text[256];
-
-        switch (r) {
-        case COMM_E_PEER_LOST:
-                snprintf(text, sizeof(text), "the connection to rank %d is lost", peer);
-                return fault(s, FP8CTL__V1__RANK_FAULT__KIND__PEER_LOST, step, peer, why->text[0] ? why->text : text, e);
-        case COMM_E_TIMEOUT:
-                snprintf(text, sizeof(text), "no progress with rank %d for %" PRId64 " ms", peer, s->spec->recovery.collective_timeout_ms);
-                return fault(s, FP8CTL__V1__RANK_FAULT__KIND__TIMEOUT, step, peer, why->text[0] ? why->text : text, e);
-        case COMM_E_ABORTED:
-                return fault(s, FP8CTL__V1__RANK_FAULT__KIND__ABORTED, step, -1, "the epoch was aborted", e);
-        case -EILSEQ:
-                return corrupt(s, step, why->text, e);
-        case -ECANCELED:
-                return fault(s, FP8CTL__V1__RANK_FAULT__KIND__LEASE, step, -1, why->text, e);
-        default:
-                break;
-        }
-        if (negative == FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED)
-                return fault(s, negative, step, -1, why->text, e);
-        report_fault(s->control, s->id, s->epoch, FP8CTL__V1__RANK_FAULT__KIND__FATAL, step, -1, why->text);
-        *e = *why;
-        return r < 0 ? r : -EIO;
-}
-
 /* ------------------------------------------------------------------ into an epoch */
 
 static bool overtaken_wait(void *arg) {
-        return overtaken(arg);
+        return session_overtaken(arg);
 }
 
 /* The generation into our own segment: from the peers that the plan names, else from this node's disk. What does not serve is told there. */
@@ -430,12 +287,12 @@ static int load(struct session *s, double *ret_ms, struct error *e) {
         }
         r = load_from(s, p, &why);
         if (r != 0)
-                return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED, &why, e);
+                return session_broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED, &why, e);
         metrics_loaded(s->metrics);
         replicate_begin(s->replicate, p);
         local_tier_begin(s->local, s->epoch, trainer_step_number(s->trainer));
         *ret_ms = (double)(clock_mono_ns() - began) / 1e6;
-        return move(s, RANK_EVENT_LOADED, e);
+        return session_move(s, RANK_EVENT_LOADED, e);
 }
 
 static void use_rail(struct session *s, const char *rail) {
@@ -480,11 +337,11 @@ static int join(struct session *s, double load_ms, struct error *e) {
         if (r == 0)
                 r = trainer_attach(s->trainer, s->mesh, &why);
         if (r != 0)
-                return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
+                return session_broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
         r = trainer_sync(s->trainer, &why);
         if (r != 0)
-                return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED, &why, e);
-        r = move(s, RANK_EVENT_JOINED, e);
+                return session_broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__LOAD_FAILED, &why, e);
+        r = session_move(s, RANK_EVENT_JOINED, e);
         if (r < 0)
                 return r;
         log_info("epoch %" PRIu64 ": goes on after step %" PRIu64, s->epoch, trainer_step_number(s->trainer));
@@ -524,7 +381,7 @@ static bool periodic_save(const struct session *s, uint64_t step) {
         return (every > 0 && step % (uint64_t)every == 0) || last_save(s, step);
 }
 
-static void start_save(struct session *s, uint64_t step, uint32_t attempt) {
+void session_start_save(struct session *s, uint64_t step, uint32_t attempt) {
         local_tier_yield(s->local);
         s->saved_step = step;
         save_start(s->save, step, s->epoch, attempt);
@@ -540,20 +397,20 @@ static void saves(struct session *s, uint64_t step, uint32_t agreed) {
         if (final)
                 (void)save_finish(s->save);
         if (final || (periodic_save(s, step) && !busy)) {
-                start_save(s, step, 1);
+                session_start_save(s, step, 1);
                 busy = true;
         } else if (periodic_save(s, step))
                 save_skip(s->save, step, s->epoch);
         if (asked && !stop && !busy) {
                 control_wait(s->control, NEWS_SAVE | NEWS_ABORT | NEWS_PLAN | NEWS_RELEASE | NEWS_GONE, SAVE_ORDER_WAIT_MS);
                 if (control_take_save(s->control, step, true, &attempt, &late))
-                        start_save(s, step, attempt);
+                        session_start_save(s, step, attempt);
         }
         while (control_take_save(s->control, step, false, &attempt, &late)) {
                 if (late)
                         save_refuse(s->save, step, s->epoch, attempt, "the step asked for is over");
                 else
-                        start_save(s, step, attempt);
+                        session_start_save(s, step, attempt);
         }
         local_tier_next(s->local, step, agreed, s->saved_step == step);
 }
@@ -644,8 +501,8 @@ static int overflow(struct session *s, const struct step_result *res, bool *ret_
         *ret_over = true;
         snprintf(text, sizeof(text), "%" PRIu64 " steps in a row were not finite, the last at rank %d, %s", res->consecutive_skips, res->bad_rank, res->bad_tensor);
         if (s->spec->precision.on_overflow == OVERFLOW_STOP || s->rolled_back)
-                return fault(s, FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_STOP, res->step, -1, text, e);
-        return fault(s, FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_ROLLBACK, res->step, -1, text, e);
+                return session_fault(s, FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_STOP, res->step, -1, text, e);
+        return session_fault(s, FP8CTL__V1__RANK_FAULT__KIND__OVERFLOW_ROLLBACK, res->step, -1, text, e);
 }
 
 static int finish(struct session *s, bool stopped, struct error *e) {
@@ -655,7 +512,7 @@ static int finish(struct session *s, bool stopped, struct error *e) {
         (void)save_finish(s->save);
         (void)local_tier_stop(s->local); /* its folder goes with the job */
         s->stopped = stopped;
-        r = move(s, RANK_EVENT_FINISHED, e);
+        r = session_move(s, RANK_EVENT_FINISHED, e);
         if (r < 0)
                 return r;
         flight_set_phase(s->flight, FLIGHT_DONE);
@@ -675,12 +532,12 @@ static int step(struct session *s, struct error *e) {
         ask(s);
         r = trainer_step(s->trainer, &res, &why);
         if (r != 0)
-                return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
+                return session_broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
         last = res.step >= (uint64_t)s->spec->train.steps;
         leave = (res.agreed_requests & TRAINER_REQUEST_STOP) || (control_stop_wanted(s->control, &stop) && stop.step && res.step >= stop.step);
         r = keep(s, &res, last || leave, &why);
         if (r < 0)
-                return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
+                return session_broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
         tell_skip(s, &res);
         tell_loss(s, &res);
         tell_slow(s, res.step);
@@ -702,67 +559,13 @@ static int nothing_left(struct session *s, struct error *e) {
                 if (r == 0)
                         r = snapshot_wait(s->snapshot, &why);
                 if (r < 0)
-                        return broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
-                start_save(s, at, 1);
+                        return session_broken(s, r, FP8CTL__V1__RANK_FAULT__KIND__FATAL, &why, e);
+                session_start_save(s, at, 1);
         }
         return finish(s, false, e);
 }
 
-/* ------------------------------------------------------------------ waiting */
-
-/* Asked for while we stand at the end (the attempt before was lost or could not be written). */
-static void save_again(struct session *s) {
-        uint64_t at = trainer_step_number(s->trainer);
-        struct error why = { 0 };
-        uint32_t attempt;
-        const void *image;
-        const char *state;
-        size_t len;
-        bool late;
-
-        while (control_take_save(s->control, at, true, &attempt, &late)) {
-                if (late)
-                        save_refuse(s->save, at, s->epoch, attempt, "the step asked for is over");
-                else if (snapshot_newest(s->snapshot, &image, &len, &state) != at && snapshot_start(s->snapshot, s->epoch, &why) < 0)
-                        save_refuse(s->save, at, s->epoch, attempt, why.text);
-                else
-                        start_save(s, at, attempt);
-        }
-}
-
-static int wait_for_orders(struct session *s, struct error *e) {
-        unsigned news = control_wait(s->control, NEWS_ABORT | NEWS_PLAN | NEWS_RELEASE | NEWS_GONE | (s->state == RANK_STATE_DONE ? NEWS_SAVE : 0), -1);
-        char reason[256] = "";
-        uint64_t epoch;
-        int r;
-
-        if (news & NEWS_GONE)
-                return error_set(e, -EPIPE, "the spawner is gone");
-        if (news & NEWS_RELEASE)
-                return move(s, RANK_EVENT_RELEASE, e);
-        epoch = control_take_abort(s->control, reason, sizeof(reason));
-        if (epoch) {
-                leave_epoch(s);
-                r = move(s, RANK_EVENT_ABORT, e);
-                if (r < 0)
-                        return r;
-                flight_set_phase(s->flight, FLIGHT_PARKED);
-                log_info("parked for epoch %" PRIu64 " at step %" PRIu64 ": %s", epoch, trainer_step_number(s->trainer), reason);
-                report_parked(s->control, s->id, epoch, trainer_step_number(s->trainer));
-        }
-        if (news & NEWS_PLAN) {
-                Fp8ctl__V1__ControllerMessage *plan = control_take_plan(s->control);
-
-                if (plan) {
-                        leave_epoch(s);
-                        s->plan = plan;
-                        return move(s, RANK_EVENT_PLAN, e);
-                }
-        }
-        if (s->state == RANK_STATE_DONE && (news & NEWS_SAVE))
-                save_again(s);
-        return 0;
-}
+/* ------------------------------------------------------------------ the loop */
 
 static int session_loop(struct session *s, struct error *e) {
         double load_ms = 0;
@@ -780,7 +583,7 @@ static int session_loop(struct session *s, struct error *e) {
                         r = trainer_step_number(s->trainer) >= (uint64_t)s->spec->train.steps ? nothing_left(s, e) : step(s, e);
                         break;
                 default:
-                        r = wait_for_orders(s, e);
+                        r = session_wait_for_orders(s, e);
                         break;
                 }
         }
@@ -795,7 +598,7 @@ int session_run(const struct identity *id, struct error *e) {
         s.id = &s.me;
         r = session_open(&s, e);
         if (r == 0)
-                r = move(&s, RANK_EVENT_STARTED, e);
+                r = session_move(&s, RANK_EVENT_STARTED, e);
         if (r == 0) {
                 flight_set_phase(s.flight, FLIGHT_PARKED);
                 log_info("ready after %.0f ms at %s", (double)(clock_mono_ns() - s.began) / 1e6, comm_listener_endpoint(s.listener));
