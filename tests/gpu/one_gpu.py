@@ -60,14 +60,15 @@ def disturbed(c, want, name, standby, bound, blow):
     blow(j, pids)
     seen = wait_for("a new step", lambda: next((r for r in c.rows(j) if r["epoch"] > 1 and r["step"] > before), None), 60, 0.005)
     took = seen["t"] - t
-    again = sum(1 for r in c.rows(j) if r["epoch"] > 1 and r["step"] <= before)
+    anew = [r for r in c.rows(j) if r["epoch"] > 1]
+    again = sum(1 for r in anew if r["step"] <= before)
     c.wait_done(j, 120)
     got = {s: r["loss_hex"] for s, r in c.final(j).items()}
     bad = [s for s in want if want[s] != got.get(s)]
     ok = not bad and took < bound
     c.failed += not ok
     print(f"{'ok' if ok else 'FAILED'}  {name}: {took:.3f} s to step {seen['step']}, whose own time is {seen['ms']:.0f} ms (bound {bound} s), {again} steps done again, {len(bad)} of {len(want)} losses differ",
-          *c.ctl("why", str(j)).stdout.splitlines(), sep="\n      ", flush=True)
+          "first steps after it: " + ", ".join(f"{r['ms']:.0f} ms" for r in anew[:8]), *c.ctl("why", str(j)).stdout.splitlines(), sep="\n      ", flush=True)
     return took
 
 
