@@ -38,7 +38,7 @@ void node_check_drained(struct controller *c, struct node *n) {
         if (n->duty != NODE_DRAINING || n->drained || !empty(n))
                 return;
         n->drained = true;
-        c->rollout_wanted = true;
+        c->rollout_wanted = c->rollout_wanted || n->rollout;
         event_add(c, &(struct event_of){ .node = n, .rank = -1 }, "node_drained", "no rank is left on %s: it can be stopped", n->name);
 }
 

@@ -386,7 +386,7 @@ void node_hello(struct controller *c, struct session *s, const Fp8ctl__V1__Worke
         n->hung_up = false;
         n->saves_memory = node_hello_has(m, "save-memory");
         n->rollout_hook = node_hello_has(m, "rollout-hook");
-        c->rollout_wanted = true;
+        c->rollout_wanted = c->rollout_wanted || n->rollout;
         take_inventory(c, n, m);
         standbys_hello(c, n, m);
         if (was != NODE_READY && !m->leaving)
@@ -476,7 +476,7 @@ static void node_lost(struct controller *c, struct node *n, const char *died) {
         record_put_node(c, n);
         if (!left)
                 rollout_failure(c, n, n->reason);
-        c->rollout_wanted = true;
+        c->rollout_wanted = c->rollout_wanted || n->rollout;
         event_add(c, &(struct event_of){ .node = n, .rank = -1, .severity = left ? "info" : "error" }, left ? "node_left" : "node_lost", "%s %s%s; %zu jobs had ranks there", n->name,
                   left ? "has left" : died ? "is lost: its kernel died: " : "is lost: no heartbeat within its lease", died ? died : "", jobs);
         for (size_t i = 0; i < c->n_jobs; i++)

@@ -200,7 +200,7 @@ void node_facts_take(struct controller *c, struct node *n, const Fp8ctl__V1__Hea
                 core_text(f->boot_id, sizeof(f->boot_id), n->boot_id);
                 n->facts = f;
                 n->facts_session = n->session;
-                c->rollout_wanted = true;
+                c->rollout_wanted = c->rollout_wanted || n->rollout;
                 if (was) {
                         d = compare(was, f, true);
                         if (d.n)

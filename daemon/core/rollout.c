@@ -105,8 +105,8 @@ static enum rollout_side side_of(const struct rollout_node *e) {
 }
 
 /* Since it came into its state, or since the count began. A lost node is watched until it was last heard. */
-static uint64_t watched_now(const struct controller *c, const struct rollout *r, const struct rollout_node *e) {
-        uint64_t from = e->since_ms > r->counted_ms ? e->since_ms : r->counted_ms, to = r->ended_ms ? r->ended_ms : wall(c);
+static uint64_t watched_until(uint64_t now, const struct rollout *r, const struct rollout_node *e) {
+        uint64_t from = e->since_ms > r->counted_ms ? e->since_ms : r->counted_ms, to = r->ended_ms ? r->ended_ms : now;
 
         if (e->node->state == NODE_LOST && e->node->last_seen_ms < to)
                 to = e->node->last_seen_ms;
@@ -115,6 +115,7 @@ static uint64_t watched_now(const struct controller *c, const struct rollout *r,
 
 struct rollout_sums rollout_sums(const struct controller *c, const struct rollout *r) {
         struct rollout_sums s = { 0 };
+        uint64_t now = wall(c);
 
         for (size_t i = 0; i < r->n_nodes; i++) {
                 const struct rollout_node *e = &r->nodes[i];
@@ -127,7 +128,7 @@ struct rollout_sums rollout_sums(const struct controller *c, const struct rollou
                 s.forgiven += e->state == RN_FAILED && e->again;
                 for (int k = 0; k < 2; k++) {
                         s.failures[k] += e->failures[k];
-                        s.watched_ms[k] += e->watched_ms[k] + (side == (enum rollout_side)k ? watched_now(c, r, e) : 0);
+                        s.watched_ms[k] += e->watched_ms[k] + (side == (enum rollout_side)k ? watched_until(now, r, e) : 0);
                 }
         }
         s.p = rate_test_worse(s.failures[SIDE_CHANGED], (double)s.watched_ms[SIDE_CHANGED], s.failures[SIDE_OTHER], (double)s.watched_ms[SIDE_OTHER]);
@@ -167,7 +168,7 @@ static void move_node(struct controller *c, struct rollout *r, struct rollout_no
         struct step s = { c, r, e, why };
         struct error err = { 0 };
         enum rollout_side side = side_of(e);
-        uint64_t watched = watched_now(c, r, e);
+        uint64_t watched = watched_until(wall(c), r, e);
         int state = (int)e->state;
 
         if (table_step(&rollout_node_table, &state, ev, &s, NULL, &err) < 0) {
@@ -305,9 +306,9 @@ static void look_soaking(struct controller *c, struct rollout *r, struct rollout
         }
 }
 
-static void look_node(struct controller *c, struct rollout *r, struct rollout_node *e) {
-        if (e->since_ms > wall(c))
-                e->since_ms = wall(c); /* the clock was set back: what is left of its time counts from now on */
+static void look_node(struct controller *c, struct rollout *r, struct rollout_node *e, uint64_t now) {
+        if (e->since_ms > now)
+                e->since_ms = now; /* the clock was set back: what is left of its time counts from now on */
         switch (e->state) {
         case RN_DRAINING: look_draining(c, r, e); break;
         case RN_CHANGING: look_changing(c, r, e); break;
@@ -429,6 +430,7 @@ static void end_stage(struct controller *c, struct rollout *r) {
 
 void rollout_look(struct controller *c) {
         struct rollout *r = c->rollout;
+        uint64_t now;
 
         if (!r || (!c->rollout_wanted && !(r->wake && core_now(c) >= r->wake)))
                 return;
@@ -436,8 +438,9 @@ void rollout_look(struct controller *c) {
                 c->rollout_wanted = false;
                 r->wake = 0;
                 r->waits[0] = 0;
+                now = wall(c);
                 for (size_t i = 0; i < r->n_nodes; i++)
-                        look_node(c, r, &r->nodes[i]);
+                        look_node(c, r, &r->nodes[i], now);
                 if (r->state == ROLLOUT_RUNNING && judge(c, r)) {
                         begin_nodes(c, r);
                         end_stage(c, r);
