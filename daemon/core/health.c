@@ -266,7 +266,7 @@ void health_hello(struct controller *c, struct node *n, bool rebooted) {
                 else if (held)
                         event_add(c, &(struct event_of){ .node = n, .rank = -1 }, "node_repaired", "%s was rebooted: its devices get ranks again", n->name);
         }
-        if (c->config.test_nodes && (rebooted || h->n_tests == 0))
+        if (c->config.test_nodes && (rebooted || !node_tested(h)))
                 node_test_begin(c, n);
 }
 

@@ -107,4 +107,5 @@ int health_load(struct node *n, const Fp8ctl__V1__NodeRecord *m);
 
 /* node_test.c */
 void node_test_begin(struct controller *c, struct node *n); /* before it takes ranks */
+bool node_tested(const struct node_health *h);               /* itself, ever */
 void node_test_pairs(struct controller *c, struct node *n, const Fp8ctl__V1__NodeTest *m); /* what was measured with other nodes: kept, and acted on if it is that grave */

@@ -82,6 +82,7 @@ static Fp8ctl__V1__NodeTest *take(const struct controller *c, const Fp8ctl__V1__
         if (!t)
                 return NULL;
         t->unix_ms = c->io.wall_ms(c->io.arg);
+        t->pairs = false;
         t->passed = !t->error || !t->error[0];
         clean(t->error, HEALTH_TEXT_LEN);
         for (size_t i = 0; i < t->n_parts; i++) {
@@ -94,10 +95,26 @@ static Fp8ctl__V1__NodeTest *take(const struct controller *c, const Fp8ctl__V1__
         return t;
 }
 
+static size_t own_tests(const struct node_health *h) {
+        size_t n = 0;
+
+        for (size_t i = 0; i < h->n_tests; i++)
+                n += !h->tests[i]->pairs;
+        return n;
+}
+
+bool node_tested(const struct node_health *h) {
+        return own_tests(h) > 0;
+}
+
+/* For a new one the oldest goes, but for the last of the node's own. */
 static void keep(struct node_health *h, Fp8ctl__V1__NodeTest *t) {
         if (h->n_tests == HEALTH_TESTS_MAX) {
-                fp8ctl__v1__node_test__free_unpacked(h->tests[0], NULL);
-                memmove(h->tests, h->tests + 1, --h->n_tests * sizeof(h->tests[0]));
+                size_t oldest = h->tests[0]->pairs || own_tests(h) > 1 || !t->pairs ? 0 : 1;
+
+                fp8ctl__v1__node_test__free_unpacked(h->tests[oldest], NULL);
+                h->n_tests--;
+                memmove(h->tests + oldest, h->tests + oldest + 1, (h->n_tests - oldest) * sizeof(h->tests[0]));
         }
         h->tests[h->n_tests++] = t;
 }
@@ -145,6 +162,7 @@ void node_test_pairs(struct controller *c, struct node *n, const Fp8ctl__V1__Nod
 
         if (!t)
                 return;
+        t->pairs = true;
         keep(h, t);
         (void)fail(c, n, t, why, sizeof(why));
         record_put_node(c, n);

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "daemon/core/health.h"
 #include "daemon/core/pair_plan.h"
 #include "tests/test.h"
 #include "tests/unit/core_world.h"
@@ -376,6 +377,49 @@ TEST(a_pair_whose_sums_are_wrong_is_named_and_nobody_evicted) {
         CU_ASSERT(isnan(t->pairs[0]->gbs));
         CU_ASSERT_STRING_EQUAL(t->pairs[0]->error, "its worker is too old for this test");
         fp8ctl__v1__pair_test__free_unpacked(t, NULL);
+        world_stop(&w);
+}
+
+TEST(what_pairs_measured_is_no_test_of_the_node_itself) {
+        struct controller_config config = { .lease_ttl_ms = 10000, .heartbeat_ms = 1000, .restart_budget_ms = 3000, .version = "test", .test_nodes = true };
+        struct world w;
+        Fp8ctl__V1__Node *n;
+        Fp8ctl__V1__NodeTestReply r = FP8CTL__V1__NODE_TEST_REPLY__INIT;
+        Fp8ctl__V1__NodeTest own = FP8CTL__V1__NODE_TEST__INIT;
+        Fp8ctl__V1__WorkerMessage m = FP8CTL__V1__WORKER_MESSAGE__INIT;
+        size_t at;
+
+        world_start_with(&w, &config);
+        for (uint64_t s = 1; s <= 4; s++)
+                world_attach(&w, s, (char[2]){ (char)('a' + s - 1), 0 });
+        fp8ctl__v1__pair_test__free_unpacked(sums(&w, 0, 0, 0, "sockets"), NULL);
+        controller_worker_closed(w.c, 1);
+        at = w.n_sent;
+        world_attach(&w, 5, "a"); /* its own test was lost with its stream */
+        CU_ASSERT_EQUAL_FATAL(world_told(&w, at, TOLD(NODE_TEST_REQUEST), 0, 0), 1);
+        for (size_t i = at; i < w.n_sent; i++)
+                if (w.sent[i].m->body_case == TOLD(NODE_TEST_REQUEST))
+                        r.request = w.sent[i].m->node_test_request->request;
+        r.test = &own;
+        m.body_case = FP8CTL__V1__WORKER_MESSAGE__BODY_NODE_TEST_REPLY;
+        m.node_test_reply = &r;
+        controller_worker_message(w.c, 5, &m);
+        /* However often pairs are measured then, that it was tested is not forgotten. */
+        for (int i = 0; i < 12; i++) {
+                Fp8ctl__V1__NodeTest of_pairs = FP8CTL__V1__NODE_TEST__INIT;
+
+                of_pairs.ms = i;
+                node_test_pairs(w.c, node_find(w.c, "a"), &of_pairs);
+        }
+        n = world_node(&w, "a");
+        CU_ASSERT_EQUAL_FATAL(n->n_tests, 8);
+        CU_ASSERT_FALSE(n->tests[0]->pairs);
+        CU_ASSERT_TRUE(n->tests[1]->pairs && n->tests[1]->ms == 5 && n->tests[7]->ms == 11);
+        fp8ctl__v1__node__free_unpacked(n, NULL);
+        controller_worker_closed(w.c, 5);
+        at = w.n_sent;
+        world_attach(&w, 6, "a");
+        CU_ASSERT_EQUAL(world_told(&w, at, TOLD(NODE_TEST_REQUEST), 0, 0), 0);
         world_stop(&w);
 }
 
