@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A host with a clock that jumps and a disk that is slow, as the processes see it that have this preloaded: "clock SECONDS" in the file $FP8_TEST_HOST moves the
- * wall clock, "sync MS" has each fsync and fdatasync take so much longer. The file is looked at every 50 ms; none: nothing.
+ * wall clock, "sync MS" has each fsync and fdatasync take so much longer, "connect MS" each connection that is made. The file is looked at every 50 ms; none: nothing.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
@@ -15,7 +17,7 @@
 
 #define LOOK_NS 50000000LL
 
-static _Atomic long long looked_at, clock_s, sync_ms;
+static _Atomic long long looked_at, clock_s, sync_ms, connect_ms;
 
 static void look(void) {
         const char *path = getenv("FP8_TEST_HOST"), *word;
@@ -39,6 +41,8 @@ static void look(void) {
         atomic_store(&clock_s, word ? strtoll(word + 6, NULL, 10) : 0);
         word = strstr(buf, "sync ");
         atomic_store(&sync_ms, word ? strtoll(word + 5, NULL, 10) : 0);
+        word = strstr(buf, "connect ");
+        atomic_store(&connect_ms, word ? strtoll(word + 8, NULL, 10) : 0);
 }
 
 int clock_gettime(clockid_t id, struct timespec *ts) {
@@ -70,15 +74,16 @@ time_t time(time_t *t) {
         return ts.tv_sec;
 }
 
-static int slow(long call, int fd) {
-        struct timespec ts;
-        long long ms;
+static void pause_ms(long long ms) {
+        const struct timespec ts = { .tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000 };
 
-        look();
-        ms = atomic_load(&sync_ms);
-        ts = (struct timespec){ .tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000 };
         if (ms > 0)
                 (void)nanosleep(&ts, NULL);
+}
+
+static int slow(long call, int fd) {
+        look();
+        pause_ms(atomic_load(&sync_ms));
         return (int)syscall(call, fd);
 }
 
@@ -88,4 +93,12 @@ int fsync(int fd) {
 
 int fdatasync(int fd) {
         return slow(SYS_fdatasync, fd);
+}
+
+/* Of ranks alone: what the daemons say to each other goes on. */
+int connect(int fd, const struct sockaddr *address, socklen_t len) {
+        look();
+        if (strcmp(program_invocation_short_name, "fp8-rank") == 0)
+                pause_ms(atomic_load(&connect_ms));
+        return (int)syscall(SYS_connect, fd, address, len);
 }
