@@ -107,12 +107,14 @@ void node_health_print(const Fp8ctl__V1__Node *nd) {
 
 static struct {
         bool pairwise, all, all_reduce;
+        double at_least;
 } given;
 
 const struct opt node_test_opts[] = {
         { "pairwise", 0, OPT_FLAG, NULL, "measure the network between the nodes, in pairs", &given.pairwise, 0, 0, NULL },
         { "all-pairs", 0, OPT_FLAG, NULL, "with --pairwise: every pair, not only as many as tell a node from a link", &given.all, 0, 0, NULL },
         { "all-reduce", 0, OPT_FLAG, NULL, "with --pairwise: sums as ranks make them instead of transfers", &given.all_reduce, 0, 0, NULL },
+        { "at-least", 0, OPT_DOUBLE, "GB/S", "with --pairwise: what has less is slow, whatever is usual", &given.at_least, 0, 0, NULL },
         { 0 },
 };
 
@@ -124,9 +126,9 @@ int node_test_run(struct ctl *c, int n, char **args) {
         struct error e;
 
         if (given.pairwise)
-                return node_pairs(c, n, args, given.all, given.all_reduce);
-        if (n > 1 || given.all || given.all_reduce) {
-                error_set(&e, -EINVAL, n > 1 ? "node test: found %d nodes, expected one, or --pairwise" : "node test: found --all-pairs or --all-reduce, expected --pairwise with it", n);
+                return node_pairs(c, n, args, given.all, given.all_reduce, given.at_least);
+        if (n > 1 || given.all || given.all_reduce || given.at_least > 0) {
+                error_set(&e, -EINVAL, n > 1 ? "node test: found %d nodes, expected one, or --pairwise" : "node test: found --all-pairs, --all-reduce or --at-least, expected --pairwise with it", n);
                 return ctl_usage(&e);
         }
         rq.name = args[0];

@@ -6,7 +6,7 @@
 #include "proto/fp8ctl.pb-c.h"
 
 /* node test --pairwise */
-int node_pairs(struct ctl *c, int n, char **args, bool all, bool all_reduce);
+int node_pairs(struct ctl *c, int n, char **args, bool all, bool all_reduce, double at_least);
 
 /* Where its devices hang. Nothing when it is not known. */
 void node_tree_print(const Fp8ctl__V1__Node *nd, FILE *f);

@@ -44,7 +44,7 @@ static void print_pairs(const Fp8ctl__V1__PairTest *t) {
                 printf("%" PRIu32 " link%s slow between nodes that are not\n", t->slow_links, t->slow_links == 1 ? " is" : "s are");
 }
 
-int node_pairs(struct ctl *c, int n, char **args, bool all, bool all_reduce) {
+int node_pairs(struct ctl *c, int n, char **args, bool all, bool all_reduce, double at_least) {
         Fp8ctl__V1__TestPairsRequest rq = FP8CTL__V1__TEST_PAIRS_REQUEST__INIT;
         _cleanup_(client_freep) struct client *cl = NULL;
         _cleanup_message_ Fp8ctl__V1__PairTest *t = NULL;
@@ -55,6 +55,7 @@ int node_pairs(struct ctl *c, int n, char **args, bool all, bool all_reduce) {
         rq.n_names = (size_t)n;
         rq.all = all;
         rq.all_reduce = all_reduce;
+        rq.at_least = at_least;
         if (client_new(c, &cl, &e) < 0 || client_call_once(cl, "TestPairs", &rq.base, &fp8ctl__v1__pair_test__descriptor, TEST_TIMEOUT_MS, (ProtobufCMessage **)&t, &e) < 0)
                 return ctl_fail(&e);
         if (c->format == FORMAT_TABLE) {

@@ -43,6 +43,7 @@ struct pairs {
         size_t n_figures, waiting;
         uint8_t key[32];
         bool all_reduce;
+        double least;
         uint64_t began;
         Fp8ctl__V1__PairFigure *messages, **list;
         char **names, **wrong_names;
@@ -228,7 +229,7 @@ static void answer(struct controller *c, struct pending *p) {
                 pending_remove(c, p);
                 return;
         }
-        t.usual_gbs = pair_judge(k->figures, k->n_figures, k->n, bad);
+        t.usual_gbs = pair_judge(k->figures, k->n_figures, k->n, k->least, bad);
         for (size_t i = 0; i < k->n_figures; i++) {
                 fill(k, i);
                 t.slow_links += k->figures[i].slow && !bad[k->figures[i].a] && !bad[k->figures[i].b];
@@ -323,6 +324,7 @@ void node_pairs_request(struct controller *c, uint64_t request, const ProtobufCM
                 return;
         k->rounds = pair_rounds(k->n, q->all);
         k->all_reduce = q->all_reduce;
+        k->least = isfinite(q->at_least) ? q->at_least : 0;
         k->began = core_now(c);
         c->io.random(c->io.arg, k->key, sizeof(k->key));
         if (make(k) < 0) {

@@ -85,7 +85,7 @@ bool pair_name(const struct pair_figure *f, size_t n_figures, int n, bool *ret_b
         return true;
 }
 
-double pair_judge(struct pair_figure *f, size_t n_figures, int n, bool *ret_bad) {
+double pair_judge(struct pair_figure *f, size_t n_figures, int n, double least, bool *ret_bad) {
         _cleanup_free_ double *best = calloc((size_t)n + 1, sizeof(*best)), *v = calloc((size_t)n + 1, sizeof(*v));
         double usual, sigma;
         size_t k = 0;
@@ -107,6 +107,6 @@ double pair_judge(struct pair_figure *f, size_t n_figures, int n, bool *ret_bad)
         sigma = larger(MAD_TO_SIGMA * median(v, k), SIGMA_MIN * usual);
         sigma = sigma < SIGMA_MAX * usual ? sigma : SIGMA_MAX * usual;
         for (size_t i = 0; i < n_figures; i++)
-                f[i].slow = isnan(f[i].gbs) || f[i].gbs < usual - SIGMAS * sigma;
+                f[i].slow = isnan(f[i].gbs) || f[i].gbs < usual - SIGMAS * sigma || f[i].gbs < least;
         return pair_name(f, n_figures, n, ret_bad) ? usual : 0;
 }

@@ -16,10 +16,10 @@ int pair_rounds(int n, bool all);
 int pair_round(int n, int round, struct pair_figure *ret);
 /*
  * What is usual: the median over the nodes of the best that each had, so that one bad node, which spoils a figure of all others, does not move it.  A pair is slow below that by four robust standard deviations (1.4826
- * times the median absolute deviation of those; at least 5 %, at most 15 % each).
+ * times the median absolute deviation of those; at least 5 %, at most 15 % each), or below `least` (0: nothing is asked for).
  * ret_bad[n]: more than half of what the node measured, of two figures or more, is slow or was not to be had; the worst is named first, and its pairs count against nobody else.
  * Returns what is usual, 0: nothing was measured.
  */
-double pair_judge(struct pair_figure *f, size_t n_figures, int n, bool *ret_bad);
+double pair_judge(struct pair_figure *f, size_t n_figures, int n, double least, bool *ret_bad);
 /* The last of these rules by itself, for figures that are `slow` (or wrong) already. False: no memory, and nobody is named. */
 bool pair_name(const struct pair_figure *f, size_t n_figures, int n, bool *ret_bad);

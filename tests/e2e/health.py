@@ -168,6 +168,8 @@ def sums(c, bad):
     other = c.node(({*names} - {bad}).pop())
     check("the others", (other["health"], [p["name"] for p in other["tests"][-1]["parts"]]), ("ok", ["all-reduce"] * 2))
     f = next(f for f in t["pairs"] if not f["wrong"])
+    p = c.ctl("node", "test", "--pairwise", "--at-least", "1000000", *({*names} - {bad}), "-o", "json", check=False)
+    check("more than there is", (p.returncode, [x["slow"] for x in json.loads(p.stdout)["pairs"]]), (1, [True]))
     print(f"ok  sums between pairs of nodes: {f['gbs']:.2f} GB/s, {f['latency_us']:.0f} us; wrong ones name {bad}; {t['ms'] / 1e3:.1f} s", flush=True)
 
 

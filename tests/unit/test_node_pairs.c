@@ -65,7 +65,7 @@ TEST(a_bad_node_is_named_and_a_bad_link_is_no_node) {
                 for (int all = 0; all < 2; all++)
                         for (size_t p = 0; p < sizeof(parts) / sizeof(parts[0]); p++) {
                                 size_t k = figures(n, all, n / 2, -1, -1, parts[p], f);
-                                double usual = pair_judge(f, k, n, bad);
+                                double usual = pair_judge(f, k, n, 0, bad);
 
                                 CU_ASSERT(usual > 9.9 && usual < 10.5);
                                 for (int i = 0; i < n; i++)
@@ -76,7 +76,7 @@ TEST(a_bad_node_is_named_and_a_bad_link_is_no_node) {
         for (int n = 4; n <= MOST; n++) {
                 size_t slow = 0, k = figures(n, true, -1, 0, 2, 0.2, f);
 
-                pair_judge(f, k, n, bad);
+                pair_judge(f, k, n, 0, bad);
                 for (int i = 0; i < n; i++)
                         CU_ASSERT_FALSE(bad[i]);
                 for (size_t i = 0; i < k; i++)
@@ -90,7 +90,7 @@ TEST(noise_names_nobody_and_two_alone_accuse_each_other) {
         bool bad[MOST];
         size_t k = figures(8, true, -1, -1, -1, 1, f);
 
-        pair_judge(f, k, 8, bad);
+        pair_judge(f, k, 8, 0, bad);
         for (size_t i = 0; i < k; i++)
                 CU_ASSERT_FALSE(f[i].slow);
         /* However much the others differ, a tenth is slow; and what the bad one spoils does not make another bad. */
@@ -100,17 +100,22 @@ TEST(noise_names_nobody_and_two_alone_accuse_each_other) {
                         f[i].gbs = 3;
                 else if (f[i].a != 2 && f[i].b != 2)
                         f[i].gbs = f[i].a == 1 ? 6 : 15;
-        pair_judge(f, k, 4, bad);
+        pair_judge(f, k, 4, 0, bad);
         CU_ASSERT(bad[2] && !bad[0] && !bad[1] && !bad[3]);
         k = figures(8, true, -1, -1, -1, 1, f);
         /* A cluster whose links differ by a third has that for usual. */
         for (size_t i = 0; i < k; i++)
                 f[i].gbs = f[i].a % 2 && f[i].b % 2 ? 10 : 7;
-        pair_judge(f, k, 8, bad);
+        pair_judge(f, k, 8, 0, bad);
         for (int i = 0; i < 8; i++)
                 CU_ASSERT_FALSE(bad[i]);
+        /* Unless more is asked for: then those that have it are well. */
+        pair_judge(f, k, 8, 9, bad);
+        for (size_t i = 0; i < k; i++)
+                CU_ASSERT_EQUAL(f[i].slow, f[i].gbs < 9);
+        CU_ASSERT_TRUE(bad[0] && bad[2] && bad[4] && bad[6] && !bad[1] && !bad[3] && !bad[5] && !bad[7]);
         k = figures(2, true, 1, -1, -1, 0, f);
-        CU_ASSERT_EQUAL(pair_judge(f, k, 2, bad), 0);
+        CU_ASSERT_EQUAL(pair_judge(f, k, 2, 0, bad), 0);
         CU_ASSERT_TRUE(f[0].slow);
         CU_ASSERT_FALSE(bad[0] || bad[1]);
 }
