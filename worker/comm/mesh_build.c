@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/backoff.h"
 #include "base/clock.h"
 #include "worker/comm/comm_private.h"
 
@@ -28,7 +29,7 @@ struct link {
         enum link_state state;
         int fd;
         int peer; /* -1: not known yet */
-        uint64_t retry_ns, backoff_ns;
+        struct backoff retry;
         uint8_t own[HANDSHAKE_HELLO], theirs[HANDSHAKE_HELLO];
         uint8_t buf[HANDSHAKE_REPLY];
         size_t have;
@@ -56,8 +57,9 @@ static void link_close(struct link *k) {
 
 static void link_retry(struct link *k) {
         link_close(k);
-        k->backoff_ns = !k->backoff_ns ? RETRY_FIRST_NS : k->backoff_ns * 2 < RETRY_MOST_NS ? k->backoff_ns * 2 : RETRY_MOST_NS;
-        k->retry_ns = clock_mono_ns() + k->backoff_ns;
+        k->retry.first = RETRY_FIRST_NS;
+        k->retry.most = RETRY_MOST_NS;
+        backoff_failed(&k->retry, clock_mono_ns());
 }
 
 /* Handshake messages are far smaller than any socket buffer: on a fresh connection they go in one piece or it is of no use. */
@@ -299,13 +301,13 @@ static int build_turn(struct build *b, uint64_t deadline, struct error *e) {
         int r;
 
         for (int i = 0; i < m->config.rank; i++) {
-                if (b->out[i].state == LINK_IDLE && b->out[i].retry_ns <= now) {
+                if (b->out[i].state == LINK_IDLE && backoff_wait(&b->out[i].retry, now) == 0) {
                         r = connector_start(b, &b->out[i], e);
                         if (r < 0)
                                 return r;
                 }
-                if (b->out[i].state == LINK_IDLE && b->out[i].retry_ns < wake)
-                        wake = b->out[i].retry_ns;
+                if (b->out[i].state == LINK_IDLE && b->out[i].retry.due < wake)
+                        wake = b->out[i].retry.due;
         }
         if (b->missing == 0)
                 return 0;

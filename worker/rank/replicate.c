@@ -10,6 +10,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/backoff.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -17,7 +18,10 @@
 #include "worker/rank/report.h"
 #include "worker/train/trainer.h"
 
-#define RETRY_NS (50 * NSEC_PER_MSEC)  /* a holder that does not know the epoch yet, or has gone */
+/* A holder that does not know the epoch yet, or has gone. One that is back is found out within the bound; a new plan is tried at once. */
+#define RETRY_FIRST_NS (50 * NSEC_PER_MSEC)
+#define RETRY_MOST_NS NSEC_PER_SEC
+#define FETCH_RETRY_NS (10 * NSEC_PER_MSEC) /* of a recovery, which waits for it */
 #define GIVE_UP_NS (500 * NSEC_PER_MSEC) /* then this generation is not delivered, and the next one is tried */
 #define WHOLE_POLL_NS (NSEC_PER_MSEC / 2) /* the snapshot is still being taken */
 #define SAY_EVERY_NS (60 * NSEC_PER_SEC)
@@ -57,6 +61,15 @@ struct work {
         uint8_t key[REPLICA_KEY];
 };
 
+/* The link to the holder; it outlasts generations. */
+struct way {
+        const struct replica_transport *t;
+        struct replica_link *link; /* NULL: none */
+        struct replica_traffic traffic;
+        struct backoff retry;
+        struct error why; /* it failed last */
+};
+
 static bool outdated(void *arg) {
         struct work *w = arg;
         struct replicate *r = w->r;
@@ -87,7 +100,7 @@ static int find_whole(struct work *w, const struct replica_slot **ret, const voi
         }
 }
 
-static int deliver(struct work *w, const struct replica_transport **t, struct replica_link **link, uint64_t *ret_bytes, struct error *e) {
+static int deliver(struct work *w, struct way *y, uint64_t *ret_bytes, struct error *e) {
         struct replica_peer self = { .job = w->r->id->job, .epoch = w->epoch, .incarnation = w->r->id->incarnation, .rank = w->r->id->rank };
         struct replica_wait wait = { outdated, w };
         struct replica_lanes lanes = { w->r->lanes, replica_pool(w->r->map) };
@@ -95,14 +108,14 @@ static int deliver(struct work *w, const struct replica_transport **t, struct re
         const void *payload;
         int r = find_whole(w, &slot, &payload, e);
 
-        if (r == 0 && !*link) {
-                r = replica_transport_find(w->endpoint, t, e);
+        if (r == 0 && !y->link) {
+                r = replica_transport_find(w->endpoint, &y->t, e);
                 if (r == 0)
-                        r = (*t)->open(w->endpoint, &self, w->key, &wait, &lanes, link, e);
+                        r = y->t->open(w->endpoint, &self, w->key, &wait, &lanes, &y->link, e);
         }
         if (r != 0)
                 return r;
-        r = (*t)->put(*link, slot, payload, w->keep, e);
+        r = y->t->put(y->link, slot, payload, w->keep, e);
         *ret_bytes = r == 0 ? slot->bytes : 0;
         return r;
 }
@@ -124,18 +137,18 @@ static void told_missing(struct replicate *r, const struct work *w, const struct
 }
 
 /* What became of the lane since it was asked last; a lane that was given up is told, the copies go by the socket. */
-static void look_at_traffic(struct replicate *r, uint64_t epoch, uint64_t step, const struct replica_transport *t, const struct replica_link *link, struct replica_traffic *last) {
+static void look_at_traffic(struct replicate *r, uint64_t epoch, uint64_t step, struct way *y) {
         struct replica_traffic now;
         char text[400];
         bool fell;
 
-        t->traffic(link, &now);
-        fell = now.falls != last->falls;
+        y->t->traffic(y->link, &now);
+        fell = now.falls != y->traffic.falls;
         pthread_mutex_lock(&r->lock);
-        r->lane_bytes += now.lane_bytes - last->lane_bytes;
-        r->falls += now.falls - last->falls;
+        r->lane_bytes += now.lane_bytes - y->traffic.lane_bytes;
+        r->falls += now.falls - y->traffic.falls;
         pthread_mutex_unlock(&r->lock);
-        *last = now;
+        y->traffic = now;
         if (!fell)
                 return;
         snprintf(text, sizeof(text), "second copies go by sockets from step %" PRIu64 " on: %.250s", step, now.why);
@@ -143,29 +156,49 @@ static void look_at_traffic(struct replicate *r, uint64_t epoch, uint64_t step, 
         report_notice(r->control, r->id, epoch, step, "replica_lane_lost", "warning", text);
 }
 
+static void way_close(struct way *y) {
+        if (y->link)
+                y->link = y->t->close(y->link);
+}
+
+/* One try. Not while the holder is left alone longer than this generation is waited for (until). */
+static int attempt(struct work *w, struct way *y, uint64_t until, uint64_t *ret_bytes, struct error *e) {
+        uint64_t now = clock_mono_ns(), wait = backoff_wait(&y->retry, now);
+        int rc;
+
+        if (now + wait > until) {
+                *e = y->why;
+                return -ETIME;
+        }
+        pause_ns(wait);
+        if (outdated(w))
+                return error_set(e, -ECANCELED, "given up");
+        if (!y->link)
+                y->traffic = (struct replica_traffic){ 0 };
+        rc = deliver(w, y, ret_bytes, e);
+        if (y->link)
+                look_at_traffic(w->r, w->epoch, w->step, y);
+        if (rc >= 0) {
+                backoff_reset(&y->retry);
+        } else if (rc != -ECANCELED) {
+                y->why = *e;
+                backoff_failed(&y->retry, clock_mono_ns());
+        }
+        if (rc < 0)
+                way_close(y);
+        return rc;
+}
+
 /* Delivers, or says that it cannot be. */
-static void work(struct work *w, const struct replica_transport **t, struct replica_link **link, struct replica_traffic *traffic) {
+static void work(struct work *w, struct way *y) {
         struct replicate *r = w->r;
-        uint64_t began = clock_mono_ns(), bytes = 0;
+        uint64_t until = clock_mono_ns() + GIVE_UP_NS, bytes = 0;
         struct error e = { 0 };
         int rc;
 
-        for (;;) {
-                if (!*link)
-                        *traffic = (struct replica_traffic){ 0 };
-                rc = deliver(w, t, link, &bytes, &e);
-                if (*link)
-                        look_at_traffic(r, w->epoch, w->step, *t, *link, traffic);
-                if (rc >= 0)
-                        break;
-                if (*link)
-                        *link = (*t)->close(*link);
-                if (rc == -ECANCELED || rc == -EBADMSG || clock_mono_ns() > began + GIVE_UP_NS)
-                        break;
-                pause_ns(RETRY_NS);
-                if (outdated(w))
-                        break;
-        }
+        do {
+                rc = attempt(w, y, until, &bytes, &e);
+        } while (rc < 0 && rc != -ECANCELED && rc != -EBADMSG && rc != -ETIME);
         pthread_mutex_lock(&r->lock);
         if (r->epoch == w->epoch && r->sending == w->step && (rc >= 0 || r->plans == w->plans)) {
                 r->done = rc >= 0;
@@ -181,9 +214,7 @@ static void work(struct work *w, const struct replica_transport **t, struct repl
 
 static void *run(void *arg) {
         struct replicate *r = arg;
-        const struct replica_transport *t = NULL;
-        struct replica_link *link = NULL;
-        struct replica_traffic traffic = { 0 };
+        struct way y = { .retry = { .first = RETRY_FIRST_NS, .most = RETRY_MOST_NS } };
         uint64_t link_epoch = 0, link_plans = 0;
 
         pthread_mutex_lock(&r->lock);
@@ -202,17 +233,18 @@ static void *run(void *arg) {
                 memcpy(w.endpoint, r->endpoint, sizeof(w.endpoint));
                 memcpy(w.key, r->key, sizeof(w.key));
                 pthread_mutex_unlock(&r->lock);
-                if (link && (link_epoch != w.epoch || link_plans != w.plans))
-                        link = t->close(link);
+                if (link_epoch != w.epoch || link_plans != w.plans) {
+                        way_close(&y);
+                        backoff_reset(&y.retry);
+                }
                 link_epoch = w.epoch;
                 link_plans = w.plans;
-                work(&w, &t, &link, &traffic);
+                work(&w, &y);
                 memset(w.key, 0, sizeof(w.key));
                 pthread_mutex_lock(&r->lock);
         }
         pthread_mutex_unlock(&r->lock);
-        if (link)
-                t->close(link);
+        way_close(&y);
         return NULL;
 }
 
@@ -321,20 +353,18 @@ static int fetch_from(struct replicate *r, const Fp8ctl__V1__RankPlan *p, const 
                       struct error *e) {
         struct replica_peer self = { .job = r->id->job, .epoch = p->epoch, .incarnation = r->id->incarnation, .rank = r->id->rank };
         struct replica_lanes lanes = { r->lanes, replica_pool(r->keep) };
-        struct replica_traffic traffic = { 0 };
-        const struct replica_transport *t;
-        struct replica_link *link = NULL;
+        struct way y = { 0 };
         struct replica_slot slot;
         void *payload = NULL;
-        int rc = replica_transport_find(n->endpoint, &t, e);
+        int rc = replica_transport_find(n->endpoint, &y.t, e);
 
         if (rc == 0)
-                rc = t->open(n->endpoint, &self, p->replicas->key.data, w, &lanes, &link, e);
+                rc = y.t->open(n->endpoint, &self, p->replicas->key.data, w, &lanes, &y.link, e);
         /* Into a slot that no snapshot is in, invalid until all of it is there and verified. */
         if (rc == 0)
                 rc = replica_begin(r->keep, p->load->step, &payload, e);
         if (rc == 0)
-                rc = t->get(link, p->load->step, p->load->generation_epoch, &slot, payload, room, e);
+                rc = y.t->get(y.link, p->load->step, p->load->generation_epoch, &slot, payload, room, e);
         if (rc == 0 && slot.rank != r->id->rank)
                 rc = error_set(e, -EBADMSG, "found a snapshot of rank %" PRIu64, slot.rank);
         if (rc == 0) {
@@ -342,10 +372,9 @@ static int fetch_from(struct replicate *r, const Fp8ctl__V1__RankPlan *p, const 
                 rc = replica_commit(r->keep, &slot, (struct digest){ .hi = slot.digest_hi, .lo = slot.digest_lo });
                 *ret_bytes = slot.bytes;
         }
-        if (link) {
-                look_at_traffic(r, p->epoch, p->load->step, t, link, &traffic);
-                t->close(link);
-        }
+        if (y.link)
+                look_at_traffic(r, p->epoch, p->load->step, &y);
+        way_close(&y);
         return rc;
 }
 
@@ -368,7 +397,7 @@ int replicate_fetch(struct replicate *r, const Fp8ctl__V1__RankPlan *p, uint64_t
                         /* It may hear of the epoch a moment after us. */
                         if ((rc != -EPIPE && rc != -ECONNREFUSED) || clock_mono_ns() > began + GIVE_UP_NS || (stop && stop(arg)))
                                 break;
-                        pause_ns(RETRY_NS / 5);
+                        pause_ns(FETCH_RETRY_NS);
                 }
                 if (rc == 0)
                         snprintf(ret_node, size, "%s", n->name);
