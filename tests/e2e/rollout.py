@@ -11,7 +11,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from bare import Bare  # noqa: E402
-from cluster import ENDLESS, ROOT, SMALL, Failure, paced, wait_for  # noqa: E402
+from cluster import ENDLESS, ROOT, SMALL, Failure, paced, run_script, wait_for  # noqa: E402
 
 JOB = os.path.join(ROOT, "tests/e2e/job.yaml")
 HOOK = """#!/bin/sh
@@ -113,7 +113,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Failure as e:
-        sys.exit(f"rollout: {e}")
+    run_script("rollout", main)

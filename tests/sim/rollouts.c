@@ -211,6 +211,15 @@ void rollout_check(struct sim *s) {
 }
 
 /* ------------------------------------------------------------------ the administrator */
+/* A controller may die of any request. */
+static void ask(struct sim *s, enum request_kind kind, const ProtobufCMessage *q) {
+        if (!s->core)
+                return;
+        sim_enter(s);
+        controller_request(s->core, ++s->next_request, kind, q, &admin);
+        sim_leave(s);
+}
+
 static void begin(struct sim *s) {
         Fp8ctl__V1__StartRolloutRequest q = FP8CTL__V1__START_ROLLOUT_REQUEST__INIT;
         uint32_t stages[] = { 20, 60, 100 };
@@ -226,9 +235,7 @@ static void begin(struct sim *s) {
         q.max_failed = (uint32_t)sim_random(s, 2);
         q.max_unavailable = 1 + (uint32_t)sim_random(s, 2);
         sim_say(s, "a rollout to version %d", s->version);
-        sim_enter(s);
-        controller_request(s->core, ++s->next_request, REQ_START_ROLLOUT, &q.base, &admin);
-        sim_leave(s);
+        ask(s, REQ_START_ROLLOUT, &q.base);
 }
 
 static void set(struct sim *s, Fp8ctl__V1__SetRolloutRequest__Action action) {
@@ -236,9 +243,7 @@ static void set(struct sim *s, Fp8ctl__V1__SetRolloutRequest__Action action) {
 
         q.action = action;
         sim_say(s, "rollout: action %d", (int)action);
-        sim_enter(s);
-        controller_request(s->core, ++s->next_request, REQ_SET_ROLLOUT, &q.base, &admin);
-        sim_leave(s);
+        ask(s, REQ_SET_ROLLOUT, &q.base);
 }
 
 /* Nodes that failed are looked at and take ranks again. */
@@ -253,17 +258,13 @@ static void open_failed(struct sim *s) {
                 if (!is(nodes[i]->node->state, "failed"))
                         continue;
                 q.name = nodes[i]->node->name;
-                sim_enter(s);
-                controller_request(s->core, ++s->next_request, REQ_SET_NODE, &q.base, &admin);
-                sim_leave(s);
+                ask(s, REQ_SET_NODE, &q.base);
         }
         drop(rec, nodes, n);
 }
 
 static void look(struct sim *s, struct ev *e) {
         sim_after(s, LOOK, look);
-        if (!s->core)
-                return;
         if ((!s->rollout.id || s->rollout.ended) && !s->mended && sim_chance(s, 40))
                 begin(s);
         else if (s->rollout.stopped || s->rollout.ended)
