@@ -54,7 +54,8 @@ static int state_copy(struct test_rank *r, char *buf, bool out) {
 static int train(struct test_rank *r) {
         struct run *run = r->arg;
 
-        TRY(trainer_init(r->trainer, &r->error));
+        /* A standby has rehearsed before it loads. */
+        TRY(run->source && run->from % 2 ? trainer_rehearse(r->trainer, &r->error) : trainer_init(r->trainer, &r->error));
         if (run->source) {
                 struct snapshot *s = &run->source->snapshots[run->from - 1][r->rank];
 

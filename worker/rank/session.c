@@ -153,6 +153,8 @@ static int stand_by(struct session *s, struct error *e) {
         r = s->id->warm ? open_device(s, e) : dev_ops_load(s->id->device_kind, &s->ops, e);
         if (r == 0 && s->id->warm)
                 r = open_trainer(s, e);
+        if (r == 0 && s->id->warm)
+                r = trainer_rehearse(s->trainer, e);
         if (r < 0)
                 return r;
         log_info("ready to become a rank after %.0f ms", (double)(clock_mono_ns() - began) / 1e6);

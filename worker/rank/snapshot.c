@@ -23,7 +23,7 @@ struct snapshot {
         struct dev *dev;
         struct shard_layout *shard;
         struct replica *replica;
-        void *in_place; /* what the device writes snapshots into by itself; the thread's */
+        bool in_place[REPLICA_SLOTS], staged; /* slots that the device writes by itself, or that it cannot; the thread's */
         uint64_t shard_count, waited_ns;
         char layout[REPLICA_LAYOUT_SIZE];
         /* the newest; not changed while it is under way */
@@ -51,11 +51,46 @@ DEFINE_CLEANUP(struct snapshot *, snapshot_free);
 
 /* ------------------------------------------------------------------ the thread */
 
+static struct lane_pool slot_room(const struct snapshot *s, int slot) {
+        struct lane_pool p = replica_pool(s->replica);
+
+        p.size /= replica_header(s->replica)->n_slots;
+        p.base = (char *)p.base + (uint64_t)slot * p.size;
+        return p;
+}
+
+/* A snapshot is copied from a device by itself, on its own stream, while steps are made; else this thread has to lend a hand. */
+static void keep_in_place(struct snapshot *s, int slot) {
+        struct lane_pool room = slot_room(s, slot);
+        struct error e = { 0 };
+        int r;
+
+        if (s->staged || s->in_place[slot])
+                return;
+        r = s->ops->host_pin(s->dev, room.base, (size_t)room.size, &e);
+        s->in_place[slot] = r == 0;
+        s->staged = r < 0;
+        if (r == 0 || r == -EOPNOTSUPP)
+                return;
+        pthread_mutex_lock(&s->lock);
+        s->not_in_place = e;
+        s->untold = true;
+        pthread_mutex_unlock(&s->lock);
+}
+
+static int slot_of(const struct snapshot *s, const void *image) {
+        struct lane_pool first = slot_room(s, 0);
+
+        return (int)((uint64_t)((const char *)image - (const char *)first.base) / first.size);
+}
+
 static void take(struct snapshot *s) {
         struct error why = { 0 };
         struct digest d = { 0 };
-        int r = shard_write_digest(s->shard, s->ops, s->stream, s->state, s->image, &d, &why);
+        int r;
 
+        keep_in_place(s, slot_of(s, s->image));
+        r = shard_write_digest(s->shard, s->ops, s->stream, s->state, s->image, &d, &why);
         if (r == 0) {
                 r = replica_commit(s->replica, &s->slot, d);
                 if (r < 0)
@@ -74,28 +109,14 @@ static void take(struct snapshot *s) {
         pthread_mutex_unlock(&s->lock);
 }
 
-/* Snapshots are copied from a device by itself, on their own stream, while steps are made; else this thread has to lend a hand. Not on the way to the first step: it takes a while. */
-static void keep_in_place(struct snapshot *s) {
-        struct lane_pool pool = replica_pool(s->replica);
-        struct error e = { 0 };
-        int r = s->ops->host_pin(s->dev, pool.base, (size_t)pool.size, &e);
-
-        if (r == 0)
-                s->in_place = pool.base;
-        if (r == 0 || r == -EOPNOTSUPP)
-                return;
-        pthread_mutex_lock(&s->lock);
-        s->not_in_place = e;
-        s->untold = true;
-        pthread_mutex_unlock(&s->lock);
-}
-
 static void *take_snapshots(void *arg) {
         struct snapshot *s = arg;
         uint64_t touched = 0;
         bool touching = true;
 
-        keep_in_place(s);
+        /* While the job starts. Of a rank that replaces another all wait, and it is most of a second for some gigabytes, in which the device's driver does nothing else: there each slot before its first use. */
+        for (int i = 0; s->id->epoch == 1 && i < (int)replica_header(s->replica)->n_slots; i++)
+                keep_in_place(s, i);
         pthread_mutex_lock(&s->lock);
         for (;;) {
                 while (!s->busy && !s->stop)
@@ -114,8 +135,9 @@ static void *take_snapshots(void *arg) {
                 pthread_mutex_lock(&s->lock);
         }
         pthread_mutex_unlock(&s->lock);
-        if (s->in_place)
-                (void)s->ops->host_unpin(s->dev, s->in_place);
+        for (int i = 0; i < REPLICA_SLOTS; i++)
+                if (s->in_place[i])
+                        (void)s->ops->host_unpin(s->dev, slot_room(s, i).base);
         return NULL;
 }
 

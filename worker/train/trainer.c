@@ -199,6 +199,20 @@ int trainer_sync(struct trainer *t, struct error *e) {
         return 0;
 }
 
+int trainer_rehearse(struct trainer *t, struct error *e) {
+        struct model *m = &t->model;
+        void *out;
+
+        if (t->layout.tp > 1)
+                return 0;
+        t->state_valid = false;
+        TRY(model_gradients_clear(m, e));
+        TRY(batch_load(t, 0, false, 0, e));
+        TRY(model_forward(m, 0, m->work.rx, true, 1, m->head.loss, &out, e));
+        TRY(model_backward(m, 0, e));
+        return trainer_settle(t, e);
+}
+
 /* ------------------------------------------------------------------ a step */
 
 static int gradients(struct trainer *t, struct error *e) {

@@ -62,6 +62,11 @@ struct step_result {
 int trainer_new(const struct trainer_config *c, struct trainer **ret, struct error *e); /* allocates everything; opens the data */
 struct trainer *trainer_free(struct trainer *t);
 
+/*
+ * Before the first epoch: a micro-batch forward and backward on whatever the buffers hold, so that a device has loaded its kernels and planned its products before others wait for a step.
+ * The state is undefined afterwards, as after a step that failed.  Does nothing with tp > 1, whose layers need their peers.
+ */
+int trainer_rehearse(struct trainer *t, struct error *e);
 /* Communicators of an epoch; replaces (and frees) those of an earlier one. The mesh stays the caller's and must outlive them. */
 int trainer_attach(struct trainer *t, struct comm_mesh *m, struct error *e);
 void trainer_detach(struct trainer *t);
