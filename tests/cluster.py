@@ -123,6 +123,18 @@ class Cluster:
                 best[r["step"]] = r
         return best
 
+    def check_goodput(self, job):
+        """What `fp8ctl goodput` says, which must be what is computed here from the rows of the steps that count: new steps x median time from one to the next / wall time."""
+        final = sorted(self.final(job).values(), key=lambda r: r["step"])
+        step = median([b["t"] - a["t"] for a, b in zip(final, final[1:]) if a["epoch"] == b["epoch"]])
+        outside = len(final) * step / (final[-1]["t"] - final[0]["t"] + final[0]["ms"] / 1e3)
+        g = self.json("goodput", str(job))
+        parts = sum(g[k + "_s"] for k in ("productive", "lost", "recovering", "checkpointing", "skipped", "waiting", "other"))
+        if abs(g["goodput"] - min(outside, 1)) > 0.01 * SLOWDOWN or abs(parts - g["wall_s"]) > 0.001 or g["recovering_s"] <= 0:
+            raise Failure(f"goodput: found {g}, outside {outside:.4f}, sum of parts {parts:.3f}; expected them to agree within a point and the parts to be the whole")
+        print(f"ok  goodput {g['goodput']:.3f}, outside {outside:.3f}", flush=True)
+        return g
+
     def step(self, job):
         return max((r["step"] for r in self.rows(job)), default=0)
 

@@ -12,7 +12,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from cluster import ROOT, SLOWDOWN, SMALL, Cluster, Failure, compare, median, paced, wait_for  # noqa: E402
+from cluster import ROOT, SMALL, Cluster, Failure, compare, paced, wait_for  # noqa: E402
 
 STEPS = 0
 SIZES = []
@@ -50,18 +50,6 @@ def check_why(c, job):
         raise Failure(f"why: found {found}, expected three recovered incidents of ranks 0, 3 and 7, each whole and killed by SIGKILL")
 
 
-def check_goodput(c, job):
-    """Computed here from the rows of the steps that count: new steps x median time from one to the next / wall time."""
-    final = sorted(c.final(job).values(), key=lambda r: r["step"])
-    step = median([b["t"] - a["t"] for a, b in zip(final, final[1:]) if a["epoch"] == b["epoch"]])
-    outside = len(final) * step / (final[-1]["t"] - final[0]["t"] + final[0]["ms"] / 1e3)
-    g = c.json("goodput", str(job))
-    parts = sum(g[k + "_s"] for k in ("productive", "lost", "recovering", "checkpointing", "skipped", "waiting", "other"))
-    if abs(g["goodput"] - min(outside, 1)) > 0.01 * SLOWDOWN or abs(parts - g["wall_s"]) > 0.001 or g["recovering_s"] <= 0:
-        raise Failure(f"goodput: found {g}, outside {outside:.4f}, sum of parts {parts:.3f}; expected them to agree within a point and the parts to be the whole")
-    print(f"ok  goodput {g['goodput']:.3f}, outside {outside:.3f}", flush=True)
-
-
 def case_ranks(c, want):
     job = submit(c, "ranks", *paced(60))
     for step, rank in ((7, 0), (23, 3), (40, 7)):
@@ -74,7 +62,7 @@ def case_ranks(c, want):
     if len(told) != 3 or not all("was killed by SIGKILL;" in t for t in told):
         raise Failure(f"the cause: found {told}, expected 'was killed by SIGKILL' and no other reason three times")
     check_why(c, job)
-    check_goodput(c, job)
+    c.check_goodput(job)
 
 
 def case_points(c, want):
