@@ -153,17 +153,16 @@ bool snapshot_told_slow(struct snapshot *s, char *buf, size_t size) {
         return say;
 }
 
-static int start_thread(struct snapshot *s, struct error *e) {
+/* Signals are the program's own affair, in its own threads. 0 or an errno. */
+static int start_thread(pthread_t *thread, void *(*run)(void *), void *arg) {
         sigset_t all, old;
         int r;
 
-        /* Signals are the program's own affair, in its own threads. */
         (void)sigfillset(&all);
         (void)pthread_sigmask(SIG_SETMASK, &all, &old);
-        r = pthread_create(&s->thread, NULL, take_snapshots, s);
+        r = pthread_create(thread, NULL, run, arg);
         (void)pthread_sigmask(SIG_SETMASK, &old, NULL);
-        s->started = r == 0;
-        return r ? error_errno(e, r, "snapshots: cannot start a thread") : 0;
+        return r;
 }
 
 /* ------------------------------------------------------------------ making and freeing */
@@ -201,10 +200,12 @@ int snapshot_new(const struct identity *id, const struct job_spec *spec, struct 
                 r = replica_size(fd, shard_layout_bytes(s->shard), e);
         if (r == 0)
                 r = replica_map(fd, &s->replica, e);
-        if (r == 0)
-                r = start_thread(s, e);
         if (r < 0)
                 return r;
+        r = start_thread(&s->thread, take_snapshots, s);
+        s->started = r == 0;
+        if (r)
+                return error_errno(e, r, "snapshots: cannot start a thread");
         *ret = STEAL_PTR(s);
         return 0;
 }
@@ -340,6 +341,36 @@ void snapshot_unpin(struct snapshot *s) {
 
 /* ------------------------------------------------------------------ back */
 
+struct check {
+        const void *payload;
+        size_t bytes;
+        struct digest found;
+};
+
+static void *make_digest(void *arg) {
+        struct check *c = arg;
+
+        c->found = digest_of(c->payload, c->bytes);
+        return NULL;
+}
+
+/* The digest is made while the payload is copied into the device's buffers: both read all of it. What does not match is never used: the trainer's state counts when this has succeeded. */
+static int read_verified(struct snapshot *s, const struct replica_slot *slot, const void *payload, char **ret_state, struct error *e) {
+        struct digest want = { .hi = slot->digest_hi, .lo = slot->digest_lo };
+        struct check c = { .payload = payload, .bytes = (size_t)slot->bytes };
+        pthread_t thread;
+        int r, started = start_thread(&thread, make_digest, &c);
+
+        r = shard_read(s->shard, s->ops, s->stream, payload, slot->bytes, ret_state, e);
+        if (started == 0)
+                (void)pthread_join(thread, NULL);
+        else
+                (void)make_digest(&c);
+        if (digest_equal(c.found, want))
+                return r;
+        return error_set(e, -EBADMSG, "replica segment: the snapshot of step %" PRIu64 " (%" PRIu64 " bytes) does not match its digest", slot->step, slot->bytes);
+}
+
 int snapshot_restore(struct snapshot *s, uint64_t step, uint64_t epoch, struct error *e) {
         const struct replica_slot *slot;
         const void *payload;
@@ -351,7 +382,7 @@ int snapshot_restore(struct snapshot *s, uint64_t step, uint64_t epoch, struct e
         pthread_mutex_lock(&s->lock);
         s->why = (struct error){ 0 };
         pthread_mutex_unlock(&s->lock);
-        r = replica_find(s->replica, step, 1, &slot, &payload, e);
+        r = replica_find(s->replica, step, 0, &slot, &payload, e);
         if (r < 0)
                 return r;
         if (slot->job_id != s->id->job || slot->rank != s->id->rank || strncmp(slot->layout, s->layout, sizeof(slot->layout)) != 0)
@@ -359,7 +390,7 @@ int snapshot_restore(struct snapshot *s, uint64_t step, uint64_t epoch, struct e
                                  step, slot->job_id, slot->rank, slot->layout, s->id->job, s->id->rank, s->layout);
         if (epoch && slot->epoch != epoch)
                 return error_set(e, -ESTALE, "snapshot of step %" PRIu64 ": found one of epoch %" PRIu64 ", expected epoch %" PRIu64, step, slot->epoch, epoch);
-        r = shard_read(s->shard, s->ops, s->stream, payload, slot->bytes, &state, e);
+        r = read_verified(s, slot, payload, &state, e);
         if (r < 0)
                 return r;
         return trainer_set_state_json(s->trainer, state, e);
