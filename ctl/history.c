@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/cleanup.h"
 
@@ -57,24 +58,54 @@ void history_free(struct history *h) {
         *h = (struct history){ 0 };
 }
 
-int history_metrics(struct client *cl, uint64_t job, struct metrics *m, struct error *e) {
-        Fp8ctl__V1__ReadFileRequest rq = FP8CTL__V1__READ_FILE_REQUEST__INIT;
-        bool over = false;
-
-        rq.job_id = job;
-        rq.kind = FP8CTL__V1__FILE_KIND__METRICS;
-        rq.rank = -1;
-        rq.max_bytes = READ_MAX;
+/* All that there is, from where the request stands on. 0 as well when there is nothing yet. */
+static int read_rows(struct client *cl, Fp8ctl__V1__ReadFileRequest *rq, bool *over, struct metrics *m, struct error *e) {
         for (;;) {
                 _cleanup_message_ Fp8ctl__V1__ReadFileReply *reply = NULL;
-                int r = client_read_or_wait(cl, &rq, &over, &reply, e);
+                int r = rq->node[0] ? client_read_file(cl, rq, &reply, e) : client_read_or_wait(cl, rq, over, &reply, e);
 
                 if (r < 0 || !reply)
                         return r;
                 if (metrics_feed(m, reply->data.data, reply->data.len) < 0)
                         return error_set(e, -ENOMEM, "no memory for the rows");
-                rq.offset = reply->next_offset;
+                rq->offset = reply->next_offset;
                 if (reply->data.len == 0)
                         return 0;
         }
+}
+
+int history_metrics_elsewhere(struct client *cl, uint64_t job, struct metrics *m, struct error *e) {
+        Fp8ctl__V1__ListNodesRequest all = FP8CTL__V1__LIST_NODES_REQUEST__INIT;
+        _cleanup_message_ Fp8ctl__V1__ListNodesReply *nodes = NULL;
+        int r = client_call(cl, "ListNodes", &all.base, &fp8ctl__v1__list_nodes_reply__descriptor, CALL_TIMEOUT_MS, (ProtobufCMessage **)&nodes, e);
+
+        for (size_t i = 0; r >= 0 && i < nodes->n_nodes; i++) {
+                Fp8ctl__V1__ReadFileRequest rq = FP8CTL__V1__READ_FILE_REQUEST__INIT;
+                struct error none = { 0 }; /* it never had any, or cannot be asked: what others have is told */
+
+                rq.job_id = job;
+                rq.kind = FP8CTL__V1__FILE_KIND__METRICS;
+                rq.rank = -1;
+                rq.max_bytes = READ_MAX;
+                rq.node = nodes->nodes[i]->name;
+                if (strcmp(nodes->nodes[i]->state, "lost") == 0)
+                        continue;
+                if (read_rows(cl, &rq, NULL, m, &none) == -ENOMEM || metrics_feed(m, "\n", 1) < 0) /* a line that was cut off ends there */
+                        r = error_set(e, -ENOMEM, "no memory for the rows");
+        }
+        return r < 0 ? r : 0;
+}
+
+int history_metrics(struct client *cl, uint64_t job, struct metrics *m, struct error *e) {
+        Fp8ctl__V1__ReadFileRequest rq = FP8CTL__V1__READ_FILE_REQUEST__INIT;
+        bool over = false;
+        int r = history_metrics_elsewhere(cl, job, m, e);
+
+        if (r < 0)
+                return r;
+        rq.job_id = job;
+        rq.kind = FP8CTL__V1__FILE_KIND__METRICS;
+        rq.rank = -1;
+        rq.max_bytes = READ_MAX;
+        return read_rows(cl, &rq, &over, m, e);
 }

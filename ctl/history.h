@@ -12,5 +12,7 @@ struct history {
 };
 int history_events(struct client *cl, uint64_t job, struct history *ret, struct error *e);
 void history_free(struct history *h);
-/* Its metrics rows, none before the first step. */
+/* Metrics rows that lie on nodes where the rank that writes them was before: they stay where they were written. Nodes that cannot be asked are passed over. */
+int history_metrics_elsewhere(struct client *cl, uint64_t job, struct metrics *m, struct error *e);
+/* All of its metrics rows, none before the first step. */
 int history_metrics(struct client *cl, uint64_t job, struct metrics *m, struct error *e);

@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "ctl/client.h"
 #include "ctl/handlers.h"
+#include "ctl/history.h"
 #include "ctl/print.h"
 
 #define READ_MAX (1024u * 1024)
@@ -199,6 +200,8 @@ int metrics_run(struct ctl *c, int n, char **args) {
         rq.max_bytes = READ_MAX;
         if (!m || client_new(c, &cl, &e) < 0)
                 return m ? ctl_fail(&e) : EXIT_FAILED;
+        if (history_metrics_elsewhere(cl, rq.job_id, m, &e) < 0)
+                return ctl_fail(&e);
         if (given.follow)
                 print_head(c);
         for (;;) {
@@ -217,10 +220,11 @@ int metrics_run(struct ctl *c, int n, char **args) {
                         error_set(&e, -ENOMEM, "no memory for the rows");
                         return ctl_fail(&e);
                 }
-                rq.offset = reply->next_offset;
+                /* The rank that reports has moved to a node whose file is shorter: all of that one. */
+                rq.offset = reply->next_offset < rq.offset ? 0 : reply->next_offset;
                 if (given.follow)
                         print_new(c, m);
-                if (reply->data.len == 0) {
+                if (reply->data.len == 0 && rq.offset == reply->next_offset) {
                         if (reply->ended || !given.follow)
                                 break;
                         nanosleep(&pause, NULL);

@@ -253,6 +253,17 @@ static void on_read_file(struct controller *c, uint64_t request, const ProtobufC
                 return;
         if (rank < 0)
                 rank = q->kind == FP8CTL__V1__FILE_KIND__METRICS ? (int32_t)rank_plan_reporter(j->spec->parallel.tp, j->spec->parallel.pp, j->spec->parallel.dp) : 0;
+        if (q->kind == FP8CTL__V1__FILE_KIND__METRICS && q->node && q->node[0]) {
+                struct node *n = node_find(c, q->node);
+
+                if (!n)
+                        request_refuse(c, request, ST_NOT_FOUND, "node '%.128s' is not known", q->node);
+                else if (rank < j->world && j->ranks[rank].node == n)
+                        answer_empty(c, request, q->offset, false);
+                else
+                        relay(c, request, q, n, rank, who);
+                return;
+        }
         if (rank >= j->world) {
                 request_refuse(c, request, ST_INVALID, "rank: found %d, expected 0 to %d", rank, j->world - 1);
                 return;

@@ -45,11 +45,14 @@ def main():
 
         job = submit(c, "drained", "--set", "parallel.dp=2")
         c.wait_step(job, 10)
-        where = c.describe(job)["plan"]["ranks"][-1]["node"]  # not the one whose rank reports: rows stay on the node that wrote them
+        where = c.describe(job)["plan"]["ranks"][0]["node"]  # whose rank reports: its rows stay on the node that wrote them
         c.ctl("node", "drain", where)
         wait_for("its ranks to move", lambda: where not in [r["node"] for r in c.describe(job)["plan"]["ranks"]], 30)
         wait_running(c, job, 2)
         c.ctl("node", "uncordon", where)
+        printed = [r["step"] for r in c.json("metrics", str(job))["rows"]]
+        if printed != list(range(1, len(printed) + 1)):
+            raise Failure(f"found metrics of steps {printed[:3]} to {printed[-1]}, {len(printed)} rows, expected every step from the first on")
         ended(c, "a drained node", job, False)
 
         job = submit(c, "makes-way", "--set", "parallel.dp=4", "--set", "recovery.min_dp=4")

@@ -116,6 +116,38 @@ TEST(the_newest_events_are_listed_in_order) {
         world_stop(&w);
 }
 
+static void ask_rows(struct world *w, uint64_t job, const char *node, const struct caller *who) {
+        Fp8ctl__V1__ReadFileRequest q = FP8CTL__V1__READ_FILE_REQUEST__INIT;
+
+        q.job_id = job;
+        q.kind = FP8CTL__V1__FILE_KIND__METRICS;
+        q.rank = -1;
+        q.node = (char *)(uintptr_t)node;
+        controller_request(w->c, 70, REQ_READ_FILE, &q.base, who);
+}
+
+/* Rows stay on the node whose rank wrote them: a rank that has moved is asked for there too. */
+TEST(metrics_are_read_from_nodes_where_the_reporting_rank_was) {
+        struct world w;
+        uint64_t id = world_start_job(&w, ""); /* rank 0, which reports, is on a: session 1 */
+        size_t sent = w.n_sent;
+
+        ask_rows(&w, id, "", &world_admin);
+        CU_ASSERT_EQUAL(world_told(&w, sent, FP8CTL__V1__CONTROLLER_MESSAGE__BODY_FETCH_REQUEST, 1, 0), 1);
+        ask_rows(&w, id, "b", &world_admin);
+        CU_ASSERT_EQUAL(world_told(&w, sent, FP8CTL__V1__CONTROLLER_MESSAGE__BODY_FETCH_REQUEST, 2, 0), 1);
+        w.status = -1;
+        ask_rows(&w, id, "a", &world_admin); /* those come without a name */
+        CU_ASSERT_EQUAL(w.status, 0);
+        ask_rows(&w, id, "c", &world_admin);
+        CU_ASSERT_EQUAL(w.status, ST_NOT_FOUND);
+        CU_ASSERT_PTR_NOT_NULL(strstr(w.error, "node 'c' is not known"));
+        ask_rows(&w, id, "b", &world_ben);
+        CU_ASSERT_NOT_EQUAL(w.status, 0);
+        CU_ASSERT_EQUAL(w.n_sent, sent + 2);
+        world_stop(&w);
+}
+
 TEST(after_a_refused_transaction_nothing_more_is_done) {
         struct world w;
         struct controller *c = world_start(&w, false);
