@@ -530,6 +530,19 @@ void save_memory_drop(struct controller *c, struct job *j, uint64_t step, uint32
 }
 
 /* ------------------------------------------------------------------ commit */
+/* Other tries to save a step that has its commit now: the words that they wait for may have been lost, and nobody needs them. */
+static void drop_twins(struct controller *c, struct job *j, const struct save *committed) {
+        struct save *next;
+
+        for (struct save *s = j->saves; s; s = next) {
+                next = s->next;
+                if (s == committed || s->state != SAVE_PREPARING || s->epoch != committed->epoch || s->step != committed->step)
+                        continue;
+                request_committed(c, j, s->step, s->attempt);
+                drop(c, s, SAVE_E_SUPERSEDED, TWICE);
+        }
+}
+
 static void commit(struct controller *c, struct save *s) {
         struct job *j = s->job;
         char path[4200];
@@ -559,6 +572,7 @@ static void commit(struct controller *c, struct save *s) {
         event_add(c, &(struct event_of){ .job = j, .rank = -1, .ms = (double)(core_now(c) - s->began) / 1e6 }, "checkpoint_committed", "step %" PRIu64 " saved in %s, %" PRIu64 " bytes", s->step,
                   path, s->bytes);
         request_committed(c, j, s->step, s->attempt);
+        drop_twins(c, j, s);
         checkpoint_clear_unheard(c, j, checkpoint_before(j, s->step), s->step);
         if (j->cleared_epoch < s->epoch) { /* all ranks are in this one: those of earlier ones write no more */
                 j->cleared_epoch = s->epoch;

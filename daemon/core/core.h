@@ -668,7 +668,7 @@ void request_gone(struct controller *c, uint64_t request);
 void request_preflight_reply(struct controller *c, struct session *s, const Fp8ctl__V1__PreflightReply *m);
 void request_fetch_reply(struct controller *c, struct session *s, const Fp8ctl__V1__FetchReply *m);
 void request_node_gone(struct controller *c, struct node *n);
-void request_committed(struct controller *c, const struct job *j, uint64_t step, uint32_t attempt);
+void request_committed(struct controller *c, const struct job *j, uint64_t step, uint32_t attempt); /* attempt 0: whoever waits for a save of the job */
 void request_save_over(struct controller *c, const struct job *j, uint32_t attempt, const char *why); /* attempt 0: all of the job */
 void request_events_new(struct controller *c);
 void request_tick(struct controller *c, uint64_t now);

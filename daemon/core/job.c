@@ -540,6 +540,8 @@ void job_finish(struct controller *c, struct job *j, enum job_event how, const c
         if (how != JOB_E_REQUEUE)
                 j->ended_ms = c->io.wall_ms(c->io.arg);
         event_add(c, &(struct event_of){ .job = j, .rank = -1, .severity = said[how].severity }, said[how].kind, "%s: %s", j->name, j->reason);
+        if (how == JOB_E_FINISH && checkpoint_has(j, j->step))
+                request_committed(c, j, j->step, 0);
         request_save_over(c, j, 0, how == JOB_E_FINISH ? "the job completed before the save was done" : j->reason);
         c->schedule_wanted = true;
 }

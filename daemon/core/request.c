@@ -172,7 +172,7 @@ void request_committed(struct controller *c, const struct job *j, uint64_t step,
                 Fp8ctl__V1__SaveJobReply r = FP8CTL__V1__SAVE_JOB_REPLY__INIT;
 
                 next = p->next;
-                if (p->kind != PENDING_SAVE || p->job != j->id || (p->attempt != attempt && step <= p->save_step))
+                if (p->kind != PENDING_SAVE || p->job != j->id || (attempt && p->attempt != attempt && step <= p->save_step))
                         continue;
                 r.step = step;
                 request_answer(c, p->request, &r.base);

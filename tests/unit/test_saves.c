@@ -312,6 +312,57 @@ TEST(another_save_of_a_committed_step_is_answered_and_cleared) {
         world_stop(&w);
 }
 
+/* The order to save went to a node that was heard again before the other one (found by the 250th SIGKILL of a controller: the job's end waited for five minutes). */
+TEST(a_save_of_the_last_step_that_some_ranks_were_asked_for_does_not_hold_up_the_end) {
+        struct world w;
+        Fp8ctl__V1__SaveJobRequest q = FP8CTL__V1__SAVE_JOB_REQUEST__INIT;
+        Fp8ctl__V1__SaveJobReply *reply;
+        Fp8ctl__V1__Job *j;
+        uint64_t id = world_start_job(&w, "");
+
+        world_progress(&w, 100);
+        q.id = id;
+        w.status = -1;
+        controller_request(w.c, 50, REQ_SAVE_JOB, &q.base, &world_admin);
+        CU_ASSERT_EQUAL(w.status, -1);
+        world_prepared(&w, 0, 100, 2);
+        world_prepared(&w, 1, 100, 2);
+        all_prepared(&w, 100, 1);
+        for (uint32_t r = 0; r < 4; r++)
+                world_done(&w, r, 100, false);
+        world_pump(&w);
+        CU_ASSERT(is_committed(&w, id, 100));
+        CU_ASSERT_EQUAL_FATAL(w.status, 0);
+        reply = fp8ctl__v1__save_job_reply__unpack(NULL, w.reply_len, w.reply);
+        CU_ASSERT_PTR_NOT_NULL_FATAL(reply);
+        CU_ASSERT_EQUAL(reply->step, 100);
+        fp8ctl__v1__save_job_reply__free_unpacked(reply, NULL);
+        j = world_job(&w, id);
+        CU_ASSERT_PTR_NOT_NULL_FATAL(j);
+        CU_ASSERT_EQUAL(j->state, FP8CTL__V1__JOB_STATE__COMPLETED);
+        fp8ctl__v1__job__free_unpacked(j, NULL);
+        world_stop(&w);
+}
+
+/* ... or it went to nobody. */
+TEST(a_save_that_no_rank_was_asked_for_is_answered_by_the_last_one) {
+        struct world w;
+        Fp8ctl__V1__SaveJobRequest q = FP8CTL__V1__SAVE_JOB_REQUEST__INIT;
+        uint64_t id = world_start_job(&w, "");
+
+        world_progress(&w, 100);
+        q.id = id;
+        w.status = -1;
+        controller_request(w.c, 50, REQ_SAVE_JOB, &q.base, &world_admin);
+        all_prepared(&w, 100, 1);
+        for (uint32_t r = 0; r < 4; r++)
+                world_done(&w, r, 100, false);
+        world_pump(&w);
+        CU_ASSERT(is_committed(&w, id, 100));
+        CU_ASSERT_EQUAL(w.status, 0);
+        world_stop(&w);
+}
+
 /* A save on demand and a job's last one, both of the step it stopped at: the first manifest to be written is the commit, the other folder goes. */
 TEST(two_saves_of_a_step_whose_manifests_are_written_at_once_make_one_commit) {
         struct world w;
